@@ -1,0 +1,33 @@
+# The targets: demo, test, test-slow, bench, lint. Each sets up what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-slow bench lint clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: $(STAMP)  ## fit a VAE to the embedded digits and write its report
+	$(BIN)/zoo fit vae --data digits
+
+test: $(STAMP)  ## the default suite, about ten minutes on two cores
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the long ones as well (real images, seeds, H100 figures where there is one)
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## ratios against named peers, interleaved in one run
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m benchmarks
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""How a Pyro pair is fitted and judged."""

@@ -1,0 +1,145 @@
+"""Optimisers as pure functions, so that a step can be traced with its update inside.
+
+Each has `init(params)`, a dictionary of lists of tensors, and `update(params, grads, state, lr)`
+which returns new parameters and new state. Learning rate and step count are tensors: a schedule
+never retraces. Their numbers are those of the `torch.optim` (and `pyro.optim`) classes named alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+State = dict[str, list[Tensor]]
+Tensors = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """What all optimisers share: a learning rate that `fit` may schedule."""
+
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr: expected a positive learning rate, got {self.lr}.")
+
+    slots = ()
+
+    def init(self, params: Tensors) -> State:
+        """Zero state: a step count and one tensor per slot and parameter."""
+        state: State = {s: [torch.zeros_like(p) for p in params] for s in self.slots}
+        if params:
+            state["count"] = [torch.zeros((), device=params[0].device, dtype=torch.float32)]
+        return state
+
+    def update(
+        self, params: Tensors, grads: Tensors, state: State, lr: Tensor
+    ) -> tuple[list[Tensor], State]:
+        """New parameters and new state."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Adam(Optimiser):
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1); `weight_decay` adds λθ to the gradient."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    slots = ("mean", "square")
+
+    def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
+        """New parameters and new state."""
+        b1, b2 = self.betas
+        count = state["count"][0] + 1
+        # m̂ / (√v̂ + ε), with both corrections folded into the step size and ε
+        debias1 = 1 - torch.pow(b1, count)
+        debias2 = torch.sqrt(1 - torch.pow(b2, count))
+        new, means, squares = [], [], []
+        for p, g, m, v in zip(params, grads, state["mean"], state["square"]):
+            g = self._gradient(p, g, lr)
+            m = m + (1 - b1) * (g - m)
+            v = b2 * v + (1 - b2) * g * g
+            rate = (lr / debias1).to(p.dtype)
+            new.append(self._decayed(p, lr) - rate * m / (v.sqrt() / debias2.to(p.dtype) + self.eps))
+            means.append(m)
+            squares.append(v)
+        return new, {"mean": means, "square": squares, "count": [count]}
+
+    def _gradient(self, p: Tensor, g: Tensor, lr: Tensor) -> Tensor:
+        return g + self.weight_decay * p if self.weight_decay else g
+
+    def _decayed(self, p: Tensor, lr: Tensor) -> Tensor:
+        return p
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
+
+    weight_decay: float = 0.01
+
+    def _gradient(self, p: Tensor, g: Tensor, lr: Tensor) -> Tensor:
+        return g
+
+    def _decayed(self, p: Tensor, lr: Tensor) -> Tensor:
+        return p * (1 - lr * self.weight_decay).to(p.dtype)
+
+
+@dataclass(frozen=True)
+class ClippedAdam(Adam):
+    """Adam with every gradient entry clipped to [-clip, clip] and lr decayed by `lrd` a step.
+
+    As `pyro.optim.ClippedAdam`.
+    """
+
+    clip: float = 10.0
+    lrd: float = 1.0
+
+    def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
+        """New parameters and new state."""
+        if self.lrd != 1.0:
+            lr = lr * torch.pow(self.lrd, state["count"][0] + 1)
+        return super().update(params, [g.clamp(-self.clip, self.clip) for g in grads], state, lr)
+
+
+@dataclass(frozen=True)
+class SGD(Optimiser):
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD` (no dampening)."""
+
+    lr: float = 1e-3
+    momentum: float = 0.0
+    nesterov: bool = False
+    slots = ("velocity",)
+
+    def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
+        """New parameters and new state."""
+        velocity = [self.momentum * v + g for v, g in zip(state["velocity"], grads)]
+        step = velocity
+        if self.nesterov:
+            step = [g + self.momentum * v for g, v in zip(grads, velocity)]
+        new = [p - lr.to(p.dtype) * s for p, s in zip(params, step)]
+        return new, {"velocity": velocity, "count": [state["count"][0] + 1]}
+
+
+@dataclass(frozen=True)
+class RMSprop(Optimiser):
+    """RMSprop (Tieleman & Hinton 2012), as `torch.optim.RMSprop` without momentum."""
+
+    lr: float = 1e-2
+    alpha: float = 0.99
+    eps: float = 1e-8
+    slots = ("square",)
+
+    def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
+        """New parameters and new state."""
+        square = [self.alpha * v + (1 - self.alpha) * g * g for v, g in zip(state["square"], grads)]
+        new = [
+            p - lr.to(p.dtype) * g / (v.sqrt() + self.eps)
+            for p, g, v in zip(params, grads, square)
+        ]
+        return new, {"square": square, "count": [state["count"][0] + 1]}

@@ -1,0 +1,149 @@
+"""Heads p(x | z): what a decoder's output means. An argument of a model, never a copy of one."""
+
+from __future__ import annotations
+
+import difflib
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+
+class Likelihood(nn.Module):
+    """A family p(x | h) over x (..., D), given a decoder's output h (..., outputs·D).
+
+    Subclasses say how many numbers the decoder gives per data dimension (`outputs`), which
+    distribution they make (`forward`, event dimension 1), what a picture of it is (`mean`), and
+    which data it can explain (`validate`).
+    """
+
+    outputs: int = 1
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """The distribution of x given the decoder's output: event shape (D,)."""
+        raise NotImplementedError
+
+    def mean(self, h: Tensor) -> Tensor:
+        """E[x | h], (..., D)."""
+        return self(h).mean
+
+    def validate(self, x: Tensor) -> None:
+        """Raise ValueError when `x` lies outside the support."""
+        if not torch.isfinite(x).all():
+            n = int((~torch.isfinite(x)).sum())
+            raise ValueError(f"x: {n} values are NaN or infinite. Drop or impute them first.")
+
+
+class Bernoulli(Likelihood):
+    """x_d ~ Bernoulli(sigmoid(h_d)), for values in [0, 1].
+
+    Values strictly between 0 and 1 are read as x log p + (1 - x) log(1 - p), which is a loss and
+    not a density: binarise (`pixels="dynamic"`, `"static"` or `"threshold"`) for nats.
+    """
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """Independent Bernoulli distributions with logits h."""
+        return dist.Bernoulli(logits=h, validate_args=False).to_event(1)
+
+    def validate(self, x: Tensor) -> None:
+        """Raise ValueError unless 0 <= x <= 1."""
+        super().validate(x)
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError(
+                f"x: a Bernoulli likelihood needs values in [0, 1], got [{x.min():.3g}, "
+                f"{x.max():.3g}]. Rescale the data or choose likelihood='gaussian'."
+            )
+
+
+class Gaussian(Likelihood):
+    """x_d ~ N(h_d, s²).
+
+    Args:
+        scale: `"unit"` fixes s = 1; `"learned"` learns one s for all dimensions and data;
+            `"diagonal"` takes s_d from the decoder (outputs = 2).
+    """
+
+    def __init__(self, scale: str = "learned"):
+        super().__init__()
+        if scale not in ("unit", "learned", "diagonal"):
+            raise ValueError(f"scale: expected unit, learned or diagonal, got {scale!r}.")
+        self.scale = scale
+        self.outputs = 2 if scale == "diagonal" else 1
+        self.log_scale = nn.Parameter(torch.zeros(())) if scale == "learned" else None
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """Independent normal distributions around h."""
+        if self.scale == "diagonal":
+            h, log_scale = h.chunk(2, dim=-1)
+            return dist.Normal(h, log_scale.clamp(-10.0, 10.0).exp()).to_event(1)
+        scale = torch.ones_like(h) if self.log_scale is None else self.log_scale.exp().expand_as(h)
+        return dist.Normal(h, scale).to_event(1)
+
+
+class Laplace(Likelihood):
+    """x_d ~ Laplace(h_d, b) with one learned scale b."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """Independent Laplace distributions around h."""
+        return dist.Laplace(h, self.log_scale.exp().expand_as(h)).to_event(1)
+
+
+class Categorical(Likelihood):
+    """x_d in {0, ..., levels - 1}, with logits from the decoder, level-major: (..., levels·D)."""
+
+    def __init__(self, levels: int = 256):
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"levels: expected at least 2, got {levels}.")
+        self.outputs = levels
+
+    def _logits(self, h: Tensor) -> Tensor:
+        return h.reshape(*h.shape[:-1], self.outputs, -1).transpose(-1, -2)  # (..., D, levels)
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """Independent categorical distributions."""
+        return dist.Categorical(logits=self._logits(h)).to_event(1)
+
+    def mean(self, h: Tensor) -> Tensor:
+        """The mean level, (..., D)."""
+        levels = torch.arange(self.outputs, dtype=h.dtype, device=h.device)
+        return self._logits(h).softmax(-1) @ levels
+
+    def validate(self, x: Tensor) -> None:
+        """Raise ValueError unless x holds whole numbers 0 .. levels - 1."""
+        super().validate(x)
+        if x.min() < 0 or x.max() > self.outputs - 1 or not torch.equal(x, x.round()):
+            raise ValueError(
+                f"x: a categorical likelihood with {self.outputs} levels needs whole numbers in "
+                f"[0, {self.outputs - 1}], got [{x.min():.3g}, {x.max():.3g}]."
+            )
+
+
+LIKELIHOODS = {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "gaussian-unit": lambda: Gaussian("unit"),
+    "gaussian-diagonal": lambda: Gaussian("diagonal"),
+    "laplace": Laplace,
+    "categorical": Categorical,
+}
+
+
+def likelihood(spec: str | Likelihood) -> Likelihood:
+    """The likelihood called `spec`, or `spec` itself when it is one already.
+
+    Raises:
+        ValueError: there is no such likelihood; the nearest name is suggested.
+    """
+    if isinstance(spec, Likelihood):
+        return spec
+    if spec not in LIKELIHOODS:
+        near = difflib.get_close_matches(str(spec), LIKELIHOODS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"likelihood: expected one of {list(LIKELIHOODS)}, got {spec!r}.{hint}")
+    return LIKELIHOODS[spec]()
