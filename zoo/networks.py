@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -43,7 +44,7 @@ class MLP(nn.Sequential):
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, act: str = "tanh"):
         widths = [inputs, *hidden, outputs]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:])):
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
             linear = nn.Linear(a, b)
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -66,6 +67,82 @@ class MaskedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
         return nn.functional.linear(input, self.weight * self.mask, self.bias)
+
+
+class AutoregressiveMLP(nn.Module):
+    """Masked affine layers: the outputs for variable i see only the inputs before i in the order.
+
+    A hidden unit has a degree m, spread evenly over 0 .. D - 2, and sees ranks <= m; the outputs
+    for a variable of rank r see units of degree < r (MADE, Germain et al. 2015, arXiv:1502.03509,
+    eqs. 12-13, where the degrees are drawn at random).
+
+    Args:
+        inputs: D, the number of variables.
+        hidden: widths of the hidden layers.
+        outputs: numbers per variable.
+        order: as for `ranks`, and `seed` for a random one.
+        act: name of the activation (`ACTIVATIONS`).
+        context: width of an optional second input that every output sees.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        order: str | Sequence[int] = "natural",
+        seed: int = 0,
+        act: str = "relu",
+        context: int = 0,
+    ):
+        super().__init__()
+        self.outputs, self.act = outputs, activation(act)
+        rank = ranks(order, inputs, seed)
+        degrees = [rank]
+        # Evenly, and the last unit always sees all but the last variable.
+        degrees += [(torch.arange(1, n + 1) * (inputs - 1) - 1) // n for n in hidden]
+        masks = [b[:, None] >= a for a, b in itertools.pairwise(degrees)]
+        masks.append((rank[:, None] > degrees[-1]).repeat(outputs, 1))
+        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        first = len(masks[0])
+        self.context = nn.Linear(context, first, bias=False) if context else None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., outputs, D)."""
+        h = self.layers[0](x)
+        if self.context is not None:
+            h = h + self.context(context)
+        for layer in list(self.layers)[1:]:
+            h = layer(self.act(h))
+        return h.unflatten(-1, (self.outputs, -1))
+
+
+def ranks(order: str | Sequence[int], data_dim: int, seed: int = 0) -> Tensor:
+    """The place 0 .. D - 1 of each variable in an order.
+
+    Args:
+        order: `"natural"`, `"reversed"`, `"random"` (drawn from `seed`), or the variables' indices,
+            first variable first.
+        data_dim: D.
+
+    Raises:
+        ValueError: another name, or indices that are not a permutation of 0 .. D - 1.
+    """
+    natural = torch.arange(data_dim)
+    if isinstance(order, str):
+        if order not in ("natural", "reversed", "random"):
+            raise ValueError(
+                f"order: expected natural, reversed, random or a permutation of 0 .. "
+                f"{data_dim - 1}, got {order!r}."
+            )
+        draw = torch.randperm(data_dim, generator=torch.Generator().manual_seed(seed))
+        return {"natural": natural, "reversed": natural.flip(0), "random": draw}[order]
+    if sorted(order) != natural.tolist():
+        raise ValueError(
+            f"order: expected each of 0 .. {data_dim - 1} once, got {list(order)}. It lists the "
+            "variables' indices, the first one first."
+        )
+    return torch.as_tensor(list(order)).argsort()
 
 
 class ConvEncoder(nn.Module):
@@ -133,3 +210,35 @@ def mean_and_scale(h: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean, log_scale = h.chunk(2, dim=-1)
     return mean, torch.exp(log_scale.clamp(-10.0, 10.0))
+
+
+def check_rows(x: Tensor, data_dim: int) -> None:
+    """Raise ValueError unless x holds rows (..., B, D) with D = `data_dim`. Reads no values."""
+    if x.ndim < 2 or x.shape[-1] != data_dim:
+        raise ValueError(
+            f"x: expected rows of data_dim = {data_dim} values, (B, {data_dim}), got shape "
+            f"{tuple(x.shape)}. Flatten images with x.flatten(1), or change data_dim."
+        )
+
+
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Raise ValueError unless each named size, or each width of a named sequence, is at least 1."""
+    for name, size in sizes.items():
+        for width in [size] if isinstance(size, int) else size:
+            if width < 1:
+                raise ValueError(f"{name}: expected sizes of at least 1, got {size}.")
+
+
+def check_image_shape(
+    networks: str, image_shape: Sequence[int] | None, data_dim: int
+) -> tuple[int, int, int]:
+    """The image shape for `networks="conv"`; raise ValueError where it does not give `data_dim`."""
+    if networks != "conv":
+        raise ValueError(f"networks: expected mlp or conv, got {networks!r}.")
+    if image_shape is None or len(image_shape) != 3 or math.prod(image_shape) != data_dim:
+        raise ValueError(
+            f"image_shape: convolutional networks need (channels, height, width) with "
+            f"{data_dim} values in all, got {image_shape}. A set from zoo.data has one."
+        )
+    c, h, w = image_shape
+    return c, h, w
