@@ -37,6 +37,29 @@ def check_pair(pair, x, latents, unlearned=()):
     assert torch.isfinite(torch.tensor(loss))
 
 
+def check_gradient(pair, x):
+    """The gradient against a central difference along it, in float64, with the same noise."""
+    x = x.double()
+    pair = pair.double()
+    params = [p for p in pair.parameters() if p.requires_grad]
+
+    def loss():
+        pyro.set_rng_seed(1)
+        return -log_weights(pair.model, pair.guide, x, particles=2).elbo().mean()
+
+    grads = torch.autograd.grad(loss(), params, materialize_grads=True)
+    norm = sum((g**2).sum() for g in grads).sqrt()
+    moved = []
+    for sign in (1, -1):
+        for p, g in zip(params, grads):
+            p.data += sign * 1e-5 * g / norm
+        moved.append(loss().item())
+        for p, g in zip(params, grads):
+            p.data -= sign * 1e-5 * g / norm
+    # truncation is h² times the third derivative; rounding is eps |loss| / h
+    assert abs((moved[0] - moved[1]) / 2e-5 - norm) < 1e-5 * norm
+
+
 def _loss_and_grads(module, x, particles, traced):
     pair = Pair(module.model, module.guide, (x,))
     names = list(pair.params)

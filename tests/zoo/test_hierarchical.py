@@ -3,7 +3,7 @@ import math
 import pyro
 import pytest
 import torch
-from pair_contract import check_pair
+from pair_contract import check_gradient, check_pair
 from sklearn.datasets import load_digits
 
 from inference.weights import log_weights
@@ -22,6 +22,7 @@ def digits(n=32, dtype=torch.float32):
 def test_pair_contract(cls, layers):
     sizes = {"latent_dims": (6, 4, 3)[:layers], "hidden": ((16, 12), (8,), (5,))[:layers]}
     check_pair(cls(64, **sizes), digits(), [f"z_{i}" for i in range(1, layers + 1)])
+    check_gradient(cls(64, **sizes), digits())
 
 
 @BOTH
