@@ -14,15 +14,16 @@ import difflib
 import gzip
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .toys import TOYS
+from zoo.toys import TOYS
 
 SETS: dict[str, str] = {
     "digits": "1,797 digits of 8x8 pixels, embedded in scikit-learn",
@@ -78,10 +79,10 @@ class DataSet:
 
     def to(self, device: torch.device | str) -> DataSet:
         """The same set with its tensors on `device`."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return DataSet(
-            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        tensors: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)
+        }
+        return dataclasses.replace(self, **tensors)
 
 
 def binarize(x: Tensor, generator: Generator | None = None) -> Tensor:
@@ -155,7 +156,9 @@ def _treat_pixels(data: DataSet, pixels: str, generator: Generator) -> DataSet:
             f"{high:.3g}]. Use pixels='none' or rescale the data."
         )
     if pixels == "threshold":
-        splits = {s: (getattr(data, s) > 0.5).float() for s in ("train", "valid", "test")}
+        splits: dict[str, Any] = {
+            s: (getattr(data, s) > 0.5).float() for s in ("train", "valid", "test")
+        }
     else:  # train last: valid and test are the same draws under "static" and "dynamic"
         drawn = ("test", "valid", "train") if pixels == "static" else ("test", "valid")
         splits = {s: binarize(getattr(data, s), generator) for s in drawn}
@@ -166,13 +169,13 @@ def _split(
     name: str,
     x: Tensor,
     labels: Tensor | None,
-    sizes: Iterable[int],
+    sizes: Sequence[int],
     image_shape: tuple[int, int, int] | None = None,
 ) -> DataSet:
     """Cut consecutive pieces of the given sizes."""
-    sizes = list(sizes)
-    y = (None,) * 3 if labels is None else labels.split(sizes)
-    return DataSet(name, *x.split(sizes), *y, image_shape=image_shape)
+    x1, x2, x3 = x.split(list(sizes))
+    y1, y2, y3 = (None, None, None) if labels is None else labels.split(list(sizes))
+    return DataSet(name, x1, x2, x3, y1, y2, y3, image_shape)
 
 
 def _shuffled(
@@ -252,11 +255,11 @@ def _idx_set(name: str, root: Path, download: bool) -> DataSet:
                 f"{name}: expected images (N, H, W) and labels (N,), got {x.shape} and {y.shape} "
                 f"beside {part}. Copy the published files again, or delete them and download=True."
             )
-    x = torch.from_numpy(np.concatenate([x_train, x_test])).flatten(1).float().div_(255)
-    y = torch.from_numpy(np.concatenate([y_train, y_test])).long()
+    images = torch.from_numpy(np.concatenate([x_train, x_test])).flatten(1).float().div_(255)
+    labels = torch.from_numpy(np.concatenate([y_train, y_test])).long()
     held_out = len(x_train) // 6
     sizes = (len(x_train) - held_out, held_out, len(x_test))
-    return _split(name, x, y, sizes, (1, x_train.shape[1], x_train.shape[2]))
+    return _split(name, images, labels, sizes, (1, x_train.shape[1], x_train.shape[2]))
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -1,0 +1,235 @@
+import math
+
+import pyro
+import pytest
+import torch
+from pair_contract import check_pair
+from torch import nn
+from truths import ppca, ppca_log_likelihood
+
+from inference.weights import log_weights
+from zoo.data import load
+from zoo.likelihoods import LIKELIHOODS, Gaussian
+from zoo.vae import VAE, ConditionalVAE
+
+B, D, L = 6, 5, 3
+SMALL = {"latent_dim": L, "hidden": (7,)}
+VARIANTS = {
+    "unit": {"encoder_variance": "unit"},
+    "linear": {"hidden": (), "likelihood": "gaussian"},
+    "gaussian-unit": {"likelihood": "gaussian-unit", "act": "softplus"},
+    "gaussian-diagonal": {"likelihood": "gaussian-diagonal", "act": "relu"},
+    "laplace": {"likelihood": "laplace"},
+    "instance": {"likelihood": Gaussian("learned")},
+    "conv": {"networks": "conv", "image_shape": (1, 5, 1)},
+    "conv-diagonal": {
+        "networks": "conv", "image_shape": (5, 1, 1), "likelihood": "gaussian-diagonal"
+    },
+}  # fmt: skip
+
+
+class Labelled(nn.Module):
+    """A conditional pair given its labels, as a pair of x alone."""
+
+    def __init__(self, pair, y):
+        super().__init__()
+        self.pair, self.y = pair, y
+
+    def model(self, x, size=None):
+        self.pair.model(x, self.y, size)
+
+    def guide(self, x, size=None):
+        self.pair.guide(x, self.y, size)
+
+
+def data(n=B, d=D):
+    return torch.rand(n, d).round(), torch.arange(n) % 4
+
+
+@pytest.mark.parametrize("variant", [{}, *VARIANTS.values()], ids=["default", *VARIANTS])
+def test_pair(variant):
+    check_pair(VAE(D, **{**SMALL, **variant}), data()[0], ["z"])
+
+
+@pytest.mark.parametrize("variant", ["default", "unit", "conv", "conv-diagonal"])
+def test_conditional_pair(variant):
+    x, y = data()
+    pair = ConditionalVAE(D, classes=4, **{**SMALL, **VARIANTS.get(variant, {})})
+    check_pair(Labelled(pair, y), x, ["z"])
+
+
+def test_float64():
+    x, y = data()
+    check_pair(VAE(D, **SMALL).double(), x.double(), ["z"])
+    check_pair(Labelled(ConditionalVAE(D, 4, **SMALL).double(), y), x.double(), ["z"])
+
+
+def test_log_weight_is_the_formula():
+    """log p(x, z) - log q(z | x), written out in torch."""
+    x, y = data()
+    for pair, args in [(VAE(D, **SMALL), (x,)), (ConditionalVAE(D, 4, **SMALL), (x, y))]:
+        pair = pair.double()
+        args = (x.double(), *args[1:])
+        weights = log_weights(pair.model, pair.guide, *args, particles=2)
+        z = weights.guide["z"].value
+        joined = [torch.eye(4).double()[v] for v in args[1:]]
+        h = pair.encoder(torch.cat([args[0], *joined], -1))
+        mean, scale = h[:, :L], h[:, L:].exp()
+        logits = pair.decoder(torch.cat([z, *(v.expand(2, -1, -1) for v in joined)], -1))
+        log_px = -nn.functional.softplus(torch.where(x == 1, -logits, logits)).sum(-1)
+        log_pz = -0.5 * (z**2 + math.log(2 * math.pi)).sum(-1)
+        log_qz = -0.5 * (((z - mean) / scale) ** 2 + math.log(2 * math.pi)).sum(-1)
+        expected = log_px + log_pz - (log_qz - scale.log().sum(-1))
+        torch.testing.assert_close(weights.log_weight(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_linear_vae_with_the_weights_of_probabilistic_pca_has_its_likelihood():
+    """The guide is then the exact posterior: every log weight is log p(x), for any z."""
+    x = load().train[:300].double()
+    w, mean, noise = ppca(x, L)
+    vae = VAE(64, latent_dim=L, hidden=(), likelihood="gaussian").double()
+    precision = torch.eye(L) + w.T @ w / noise  # diagonal
+    with torch.no_grad():
+        vae.decoder[0].weight.copy_(w)
+        vae.decoder[0].bias.copy_(mean)
+        vae.likelihood.log_scale.copy_(noise.log() / 2)
+        project = torch.linalg.solve(precision, w.T / noise)
+        vae.encoder[0].weight.copy_(torch.cat([project, torch.zeros(L, 64)]))
+        vae.encoder[0].bias.copy_(torch.cat([-project @ mean, -precision.diag().log() / 2]))
+    weights = log_weights(vae.model, vae.guide, x, particles=4).log_weight()  # (K, N)
+    assert (weights - weights[0]).abs().max() < 1e-9
+    assert abs(weights.mean() - ppca_log_likelihood(x, L)) < 1e-9
+
+
+def test_a_decoder_that_ignores_the_label_is_the_vae():
+    x, y = data()
+    vae, conditional = VAE(D, **SMALL), ConditionalVAE(D, 4, **SMALL)
+    state = vae.state_dict()
+    for name in ("encoder.0.weight", "decoder.0.weight"):
+        state[name] = torch.cat([state[name], torch.zeros(7, 4)], -1)
+    conditional.load_state_dict(state)
+    pyro.set_rng_seed(1)
+    expected = log_weights(vae.model, vae.guide, x, particles=3).log_weight()
+    pyro.set_rng_seed(1)
+    found = log_weights(conditional.model, conditional.guide, x, y, particles=3).log_weight()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [8, 28])
+@pytest.mark.parametrize("spec", [s for s in LIKELIHOODS if s != "categorical"])
+def test_convolutional_networks_give_images(size, spec):
+    d = size**2
+    x, y = torch.rand(B, d), torch.arange(B) % 3
+    conv = {"networks": "conv", "image_shape": (1, size, size), "likelihood": spec}
+    for pair, condition in [(VAE(d, **conv), ()), (ConditionalVAE(d, 3, **conv), (y,))]:
+        assert pair.reconstruct(x, *condition).shape == (B, d)
+        weights = log_weights(pair.model, pair.guide, x, *condition, particles=2)
+        assert torch.isfinite(weights.log_weight()).all()
+
+
+def test_encode_decode_reconstruct_sample():
+    x, _ = data()
+    vae = VAE(D, **SMALL)
+    z = vae.encode(x)
+    assert z.shape == (B, L) and not z.requires_grad
+    torch.testing.assert_close(vae.decode(z), vae.reconstruct(x))
+    assert vae.decode(torch.randn(2, 4, L)).shape == (2, 4, D)
+    draws = vae.sample(10)
+    assert draws.shape == (10, D) and set(draws.unique().tolist()) <= {0.0, 1.0}
+    assert VAE(D, likelihood="gaussian").double().sample(3).dtype == torch.float64
+
+
+def test_samples_are_the_model_s():
+    """A linear Gaussian model's draws have mean b and covariance W Wᵀ + s² I."""
+    vae = VAE(2, latent_dim=1, hidden=(), likelihood="gaussian")
+    with torch.no_grad():
+        vae.decoder[0].weight.copy_(torch.tensor([[1.0], [2.0]]))
+        vae.decoder[0].bias.copy_(torch.tensor([3.0, -1.0]))
+        vae.likelihood.log_scale.fill_(math.log(0.5))
+    n = 20_000
+    x = vae.sample(n)
+    expected = torch.tensor([[1.25, 2.0], [2.0, 4.25]])
+    assert ((x.mean(0) - torch.tensor([3.0, -1.0])).abs() < 5 * (expected.diag() / n).sqrt()).all()
+    variances = expected.diag()[:, None] * expected.diag() + expected**2  # of n cov_ij (Isserlis)
+    assert ((x.T.cov() - expected).abs() < 5 * (variances / n).sqrt()).all()
+
+
+def test_conditional_sample_and_reconstruct():
+    x, y = data()
+    pair = ConditionalVAE(D, classes=4, **SMALL)
+    with torch.no_grad():  # the label y makes pixel y black and all others white
+        for p in pair.decoder.parameters():
+            p.zero_()
+        pair.decoder[0].weight[:4, L:] = torch.eye(4)
+        pair.decoder[2].weight[:4, :4] = 2e3 * torch.eye(4)
+        pair.decoder[2].bias.fill_(-1e3)
+    assert pair.sample(3, y=2).tolist() == [[0, 0, 1, 0, 0]] * 3
+    assert pair.sample(2, y=torch.tensor([3, 0])).argmax(-1).tolist() == [3, 0]
+    assert pair.sample(6).argmax(-1).tolist() == [0, 1, 2, 3, 0, 1]
+    assert pair.decode(torch.randn(2, L), 1).argmax(-1).tolist() == [1, 1]
+    assert pair.reconstruct(x, y).argmax(-1).tolist() == y.tolist()
+    for wrong in (4, -1, torch.tensor([0, 7])):
+        with pytest.raises(ValueError, match="y: expected labels 0 to 3"):
+            pair.sample(2, y=wrong)
+    with pytest.raises(ValueError, match=r"one label or 2 of them, got shape \(3,\)"):
+        pair.sample(2, y=torch.tensor([0, 1, 2]))
+
+
+def test_published_net_has_the_published_sizes():
+    vae = VAE(784, latent_dim=50, hidden=(200, 200), act="tanh")
+    widths = [m.weight.shape[0] for m in vae.modules() if isinstance(m, nn.Linear)]
+    assert widths == [200, 200, 100, 200, 200, 784]
+
+
+@pytest.mark.parametrize("spec", ["bernoulli", "gaussian"])
+def test_data_that_the_likelihood_cannot_explain(spec):
+    x, y = data()
+    vae, conditional = VAE(D, likelihood=spec), ConditionalVAE(D, 4, likelihood=spec)
+    vae.validate(x)
+    conditional.validate(x, y)
+    for bad in [x * float("nan")] if spec == "gaussian" else [x * 16, x - 0.5, x / 0]:
+        for call in (vae.validate, vae.encode, vae.reconstruct):
+            with pytest.raises(ValueError, match=r"^x: "):
+                call(bad)
+        with pytest.raises(ValueError, match=r"^x: "):
+            conditional.reconstruct(bad, y)
+
+
+def test_mistakes_in_a_call():
+    x, y = data()
+    vae, conditional = VAE(D), ConditionalVAE(D, 4)
+    for bad in (x[0], x[:, :3], x.reshape(B, D, 1)):
+        for call in (vae.model, vae.guide, vae.validate):
+            with pytest.raises(ValueError, match=r"x: expected rows of data_dim = 5"):
+                call(bad)
+    for bad in (y[:2], y[:, None], y.float()):
+        for call in (conditional.model, conditional.guide, conditional.validate):
+            with pytest.raises(ValueError, match=r"y: expected \(6,\) integer labels"):
+                call(x, bad)
+    with pytest.raises(ValueError, match=r"labels 0 to 3, got 0 to 9.*classes=10"):
+        conditional.validate(x, torch.tensor([0, 1, 2, 3, 0, 9]))
+    with pytest.raises(ValueError, match="at least one draw"):
+        vae.sample(0)
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        ({"latent_dim": 0}, "latent_dim"),
+        ({"hidden": (200, 0)}, "hidden"),
+        ({"likelihood": "bernouli"}, "Did you mean 'bernoulli'"),
+        ({"encoder_variance": "full"}, "expected unit or diagonal"),
+        ({"networks": "cnn"}, "expected mlp or conv"),
+        ({"networks": "conv"}, "image_shape: .* 5 values"),
+        ({"networks": "conv", "image_shape": (1, 28, 28)}, "image_shape: .* 5 values"),
+        ({"act": "gelu"}, "activation: expected one of"),
+    ],
+)
+@pytest.mark.parametrize("family", [VAE, ConditionalVAE])
+def test_mistakes_in_the_sizes(family, mistake, message):
+    with pytest.raises(ValueError, match=message):
+        family(D, **mistake)
+    with pytest.raises(ValueError, match="data_dim"):
+        family(0)
+    with pytest.raises(ValueError, match="classes"):
+        ConditionalVAE(D, classes=0)

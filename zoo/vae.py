@@ -1,0 +1,291 @@
+"""Variational autoencoders with one layer of Gaussian latents, without and with a label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from zoo.likelihoods import Likelihood
+from zoo.likelihoods import likelihood as head
+from zoo.networks import MLP, ConvDecoder, ConvEncoder, mean_and_scale
+
+
+class VAE(nn.Module):
+    """Variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114, section 3).
+
+        z_i       ~ N(0, I)                                  (B, L)
+        x_i | z_i ~ likelihood(decoder(z_i))                 (B, D)
+        q(z_i | x_i) = N(mean(x_i), diag sd(x_i)²), or N(mean(x_i), I)
+
+    Sites: z, x. Plates: data. Truth: with a Gaussian likelihood and linear networks (`hidden=()`),
+    the optimum of the ELBO is the maximum likelihood of probabilistic PCA, reached by the diagonal
+    guide (Lucas et al. 2019, arXiv:1911.02469). With a unit guide, KL(q || p) = |mean(x)|² / 2.
+
+    Args:
+        data_dim: D, the number of values in a row of data.
+        latent_dim: L.
+        hidden: widths of the encoder's hidden layers, reversed for the decoder; `()` makes both
+            affine. Convolutional networks have widths of their own.
+        likelihood: what the decoder's output means (`zoo.likelihoods`).
+        encoder_variance: `"diagonal"`, given by the encoder, or `"unit"`.
+        networks: `"mlp"` or `"conv"`, which needs `image_shape`.
+        image_shape: (channels, height, width) of a row.
+        act: name of the activation (`zoo.networks.ACTIVATIONS`).
+
+    The net of Burda et al. 2016 (arXiv:1509.00519, section 5), 784-200-200-50, is
+    `VAE(784, latent_dim=50, hidden=(200, 200), act="tanh")`.
+
+    Raises:
+        ValueError: a size below 1, an unknown name, an `image_shape` that does not give D values;
+            when called, rows of x that are not D wide.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int = 8,
+        hidden: Sequence[int] = (200, 200),
+        likelihood: str | Likelihood = "bernoulli",
+        encoder_variance: str = "diagonal",
+        networks: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        act: str = "tanh",
+    ):
+        super().__init__()
+        _check_sizes(data_dim=data_dim, latent_dim=latent_dim, hidden=hidden)
+        self.data_dim, self.latent_dim = data_dim, latent_dim
+        self.likelihood = head(likelihood)
+        codes = _codes(encoder_variance) * latent_dim
+        outputs = self.likelihood.outputs
+        if networks == "mlp":
+            self.encoder: nn.Module = MLP(data_dim, hidden, codes, act)
+            self.decoder: nn.Module = MLP(latent_dim, hidden[::-1], outputs * data_dim, act)
+        else:
+            shape = _check_image_shape(networks, image_shape, data_dim)
+            self.encoder = ConvEncoder(shape, codes, act=act)
+            self.decoder = ConvDecoder(latent_dim, shape, outputs, act=act)
+
+    def model(self, x: Tensor, size: int | None = None) -> None:
+        """p(z) p(x | z) for a mini-batch x (B, D) of `size` data."""
+        pyro.module("vae", self)
+        _check_rows(x, self.data_dim)
+        with pyro.plate("data", size or x.shape[-2], subsample=x):
+            zero = x.new_zeros(self.latent_dim)
+            z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))  # (K, B, L)
+            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+    def guide(self, x: Tensor, size: int | None = None) -> None:
+        """q(z | x)."""
+        pyro.module("vae", self)
+        _check_rows(x, self.data_dim)
+        with pyro.plate("data", size or x.shape[-2], subsample=x):
+            mean, scale = _mean_and_scale(self.encoder(x), self.latent_dim)
+            pyro.sample("z", dist.Normal(mean, scale).to_event(1))
+
+    def validate(self, x: Tensor) -> None:
+        """Raise ValueError unless the rows of x (B, D) are D wide and the likelihood allows them.
+
+        Reads the values, so it belongs before a fit and not into one.
+        """
+        _check_rows(x, self.data_dim)
+        self.likelihood.validate(x)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The mean of q(z | x): (B, D) -> (B, L)."""
+        self.validate(x)
+        return self.encoder(x)[..., : self.latent_dim]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | z]: (..., L) -> (..., D)."""
+        return self.likelihood.mean(self.decoder(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z] at the mean of q(z | x): (B, D) -> (B, D)."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """`n` draws of x through z ~ N(0, I): (n, D)."""
+        return self.likelihood(self.decoder(_prior(self, n))).sample()
+
+
+class ConditionalVAE(nn.Module):
+    """Conditional VAE (Kingma et al. 2014, arXiv:1406.5298, eq. 2 with the label observed).
+
+        z_i            ~ N(0, I)                             (B, L)
+        x_i | z_i, y_i ~ likelihood(decoder(z_i, y_i))       (B, D)
+        q(z_i | x_i, y_i) = N(mean(x_i, y_i), diag sd(x_i, y_i)²)
+
+    The label y_i in {0, ..., classes - 1} is joined one-hot to the latent and to the encoder's
+    input (to convolutions as `classes` constant planes); nothing is assumed about p(y).
+
+    Sites: z, x. Plates: data. Truth: the bound is one on log p(x | y); a decoder that ignores y
+    is the VAE.
+
+    Args:
+        classes: the number of labels. All others as for `VAE`.
+
+    Raises:
+        ValueError: as for `VAE`; when called, labels that are not one per row. A label out of
+            range is found by `validate`, `encode`, `decode` and `sample`.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        classes: int = 10,
+        latent_dim: int = 8,
+        hidden: Sequence[int] = (200, 200),
+        likelihood: str | Likelihood = "bernoulli",
+        encoder_variance: str = "diagonal",
+        networks: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        act: str = "tanh",
+    ):
+        super().__init__()
+        _check_sizes(data_dim=data_dim, classes=classes, latent_dim=latent_dim, hidden=hidden)
+        self.data_dim, self.classes, self.latent_dim = data_dim, classes, latent_dim
+        self.likelihood = head(likelihood)
+        codes = _codes(encoder_variance) * latent_dim
+        outputs = self.likelihood.outputs
+        self.copies = 1  # of the one-hot label in the encoder's input
+        if networks == "mlp":
+            self.encoder: nn.Module = MLP(data_dim + classes, hidden, codes, act)
+            self.decoder: nn.Module = MLP(latent_dim + classes, hidden[::-1], outputs * data_dim, act)
+        else:
+            c, h, w = _check_image_shape(networks, image_shape, data_dim)
+            self.copies = h * w
+            self.encoder = ConvEncoder((c + classes, h, w), codes, act=act)
+            self.decoder = ConvDecoder(latent_dim + classes, (c, h, w), outputs, act=act)
+
+    def model(self, x: Tensor, y: Tensor, size: int | None = None) -> None:
+        """p(z) p(x | z, y) for a mini-batch x (B, D), y (B,) of `size` data."""
+        pyro.module("conditional_vae", self)
+        self._check(x, y)
+        with pyro.plate("data", size or x.shape[-2], subsample=x):
+            zero = x.new_zeros(self.latent_dim)
+            z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))  # (K, B, L)
+            pyro.sample("x", self.likelihood(self.decoder(self._join(z, y))), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor, size: int | None = None) -> None:
+        """q(z | x, y)."""
+        pyro.module("conditional_vae", self)
+        self._check(x, y)
+        with pyro.plate("data", size or x.shape[-2], subsample=x):
+            h = self.encoder(self._join(x, y, self.copies))
+            mean, scale = _mean_and_scale(h, self.latent_dim)
+            pyro.sample("z", dist.Normal(mean, scale).to_event(1))
+
+    def validate(self, x: Tensor, y: Tensor) -> None:
+        """Raise ValueError unless x (B, D) fits the likelihood and y (B,) holds labels."""
+        self._check(x, y)
+        self.likelihood.validate(x)
+        self._check_range(y)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean of q(z | x, y): (B, D), (B,) -> (B, L)."""
+        self.validate(x, y)
+        return self.encoder(self._join(x, y, self.copies))[..., : self.latent_dim]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, y: Tensor | int) -> Tensor:
+        """E[x | z, y]: (..., L) and labels (...), or one for all -> (..., D)."""
+        y = torch.as_tensor(y, device=z.device)
+        self._check_range(y)
+        return self.likelihood.mean(self.decoder(self._join(z, y)))
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """E[x | z, y] at the mean of q(z | x, y): (B, D), (B,) -> (B, D)."""
+        return self.decode(self.encode(x, y), y)
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | int | None = None) -> Tensor:
+        """`n` draws of x given y: (n, D).
+
+        Args:
+            y: one label for all, or labels (n,). By default 0, 1, ..., classes - 1, 0, 1, ...
+        """
+        z = _prior(self, n)
+        y = torch.arange(n) % self.classes if y is None else torch.as_tensor(y)
+        if y.ndim and y.shape != (n,):
+            raise ValueError(f"y: expected one label or {n} of them, got shape {tuple(y.shape)}.")
+        self._check_range(y)
+        return self.likelihood(self.decoder(self._join(z, y.to(z.device)))).sample()
+
+    def _join(self, v: Tensor, y: Tensor, copies: int = 1) -> Tensor:
+        """v with the one-hot label behind it, each entry `copies` times: (..., width)."""
+        labels = torch.arange(self.classes, device=y.device).repeat_interleave(copies)
+        one_hot = (y[..., None] == labels).to(v.dtype)
+        return torch.cat([v, one_hot.expand(*v.shape[:-1], -1)], -1)
+
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        _check_rows(x, self.data_dim)
+        if y.shape != x.shape[:-1] or y.is_floating_point():
+            raise ValueError(
+                f"y: expected {tuple(x.shape[:-1])} integer labels, one for each row of x, got "
+                f"{y.dtype} of shape {tuple(y.shape)}."
+            )
+
+    def _check_range(self, y: Tensor) -> None:
+        if ((y < 0) | (y >= self.classes)).any():
+            raise ValueError(
+                f"y: expected labels 0 to {self.classes - 1}, got {int(y.min())} to "
+                f"{int(y.max())}. Pass classes={int(y.max()) + 1}, or renumber the labels from 0."
+            )
+
+
+def _codes(encoder_variance: str) -> int:
+    """How many numbers an encoder gives for each latent dimension."""
+    if encoder_variance not in ("unit", "diagonal"):
+        raise ValueError(f"encoder_variance: expected unit or diagonal, got {encoder_variance!r}.")
+    return 2 if encoder_variance == "diagonal" else 1
+
+
+def _mean_and_scale(h: Tensor, latent_dim: int) -> tuple[Tensor, Tensor]:
+    """What an encoder's output says: (..., L) is a mean with unit variance, (..., 2L) both."""
+    return (h, torch.ones_like(h)) if h.shape[-1] == latent_dim else mean_and_scale(h)
+
+
+def _prior(pair: VAE | ConditionalVAE, n: int) -> Tensor:
+    """(n, L) standard normal draws, where and as the decoder's parameters are."""
+    if n < 1:
+        raise ValueError(f"n: expected at least one draw, got {n}.")
+    like = next(pair.decoder.parameters())
+    return torch.randn(n, pair.latent_dim, dtype=like.dtype, device=like.device)
+
+
+def _check_rows(x: Tensor, data_dim: int) -> None:
+    if x.ndim < 2 or x.shape[-1] != data_dim:
+        raise ValueError(
+            f"x: expected rows of data_dim = {data_dim} values, (B, {data_dim}), got shape "
+            f"{tuple(x.shape)}. Flatten images with x.flatten(1), or change data_dim."
+        )
+
+
+def _check_sizes(**sizes: int | Sequence[int]) -> None:
+    for name, size in sizes.items():
+        for width in [size] if isinstance(size, int) else size:
+            if width < 1:
+                raise ValueError(f"{name}: expected sizes of at least 1, got {size}.")
+
+
+def _check_image_shape(
+    networks: str, image_shape: Sequence[int] | None, data_dim: int
+) -> tuple[int, int, int]:
+    if networks != "conv":
+        raise ValueError(f"networks: expected mlp or conv, got {networks!r}.")
+    if image_shape is None or len(image_shape) != 3 or math.prod(image_shape) != data_dim:
+        raise ValueError(
+            f"image_shape: convolutional networks need (channels, height, width) with "
+            f"{data_dim} values in all, got {image_shape}. A set from zoo.data has one."
+        )
+    c, h, w = image_shape
+    return c, h, w
