@@ -158,7 +158,9 @@ class ConditionalVAE(nn.Module):
         self.copies = 1  # of the one-hot label in the encoder's input
         if networks == "mlp":
             self.encoder: nn.Module = MLP(data_dim + classes, hidden, codes, act)
-            self.decoder: nn.Module = MLP(latent_dim + classes, hidden[::-1], outputs * data_dim, act)
+            self.decoder: nn.Module = MLP(
+                latent_dim + classes, hidden[::-1], outputs * data_dim, act
+            )
         else:
             c, h, w = _check_image_shape(networks, image_shape, data_dim)
             self.copies = h * w

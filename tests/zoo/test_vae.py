@@ -127,6 +127,15 @@ def test_convolutional_networks_give_images(size, spec):
         assert torch.isfinite(weights.log_weight()).all()
 
 
+def test_convolutions_see_the_label_as_constant_planes():
+    conv = {"networks": "conv", "image_shape": (2, 3, 4)}
+    pair, x, y = ConditionalVAE(24, classes=3, **conv), torch.rand(2, 24), torch.tensor([2, 0])
+    planes = pair._join(x, y, pair.copies).reshape(2, 5, 3, 4)
+    assert torch.equal(planes[:, :2], x.reshape(2, 2, 3, 4))
+    expected = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    assert torch.equal(planes[:, 2:], expected[:, :, None, None].expand(2, 3, 3, 4))
+
+
 def test_encode_decode_reconstruct_sample():
     x, _ = data()
     vae = VAE(D, **SMALL)
