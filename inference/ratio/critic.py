@@ -1,0 +1,120 @@
+"""The default critic: linear and quadratic terms, and a network for what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+
+class Critic(nn.Module):
+    """A log density ratio: ℓ(x) = b + w · φ(s) + MLP(s), s = (x − mean) / sd.
+
+    φ holds the linear and the quadratic terms, so that two Gaussians are told apart exactly; the
+    network starts at zero and learns what is left.
+
+    Args:
+        data_dim: D.
+        quadratic: `"full"` (all s_i s_j), `"diagonal"` (s_i²) or `"none"`.
+        hidden: widths of the network's layers; `()` leaves it out.
+        mean, sd: what x is standardised with, (D,).
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(
+        self,
+        data_dim: int,
+        *,
+        quadratic: str = "full",
+        hidden: Sequence[int] = (64, 64, 64),
+        mean: Tensor | None = None,
+        sd: Tensor | None = None,
+    ):
+        super().__init__()
+        if quadratic not in ("full", "diagonal", "none"):
+            raise ValueError(f"quadratic: expected full, diagonal or none, got {quadratic!r}.")
+        self.quadratic = quadratic
+        self.register_buffer("mean", torch.zeros(data_dim) if mean is None else mean)
+        self.register_buffer("sd", torch.ones(data_dim) if sd is None else sd)
+        self.linear = nn.Linear(n_features(data_dim, quadratic), 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        layers: list[nn.Module] = []
+        for a, b in zip([data_dim, *hidden], hidden):
+            layers += [nn.Linear(a, b), nn.SiLU()]
+            nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
+        if layers:
+            layers.append(nn.Linear(hidden[-1], 1, bias=False))
+            nn.init.zeros_(layers[-1].weight)
+        self.network = nn.Sequential(*layers)
+
+    def features(self, s: Tensor) -> Tensor:
+        """φ(s): (..., D) -> (..., features)."""
+        if self.quadratic == "none":
+            return s
+        if self.quadratic == "diagonal":
+            return torch.cat([s, s**2], -1)
+        i, j = torch.triu_indices(s.shape[-1], s.shape[-1], device=s.device)
+        return torch.cat([s, s[..., i] * s[..., j]], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (...)."""
+        s = (x - self.mean) / self.sd
+        ell = self.linear(self.features(s))
+        return (ell + self.network(s) if len(self.network) else ell).squeeze(-1)
+
+
+def n_features(data_dim: int, quadratic: str) -> int:
+    """How many linear and quadratic terms a critic has."""
+    extra = {"full": data_dim * (data_dim + 1) // 2, "diagonal": data_dim, "none": 0}
+    return data_dim + extra[quadratic]
+
+
+def logistic_critic(x_p: Tensor, x_q: Tensor) -> Critic:
+    """The default critic, its linear and quadratic terms solved for by Newton's method.
+
+    min_w  mean_P softplus(−w · φ) + mean_Q softplus(w · φ) + |w|² / 2n,    convex; the last term, a
+    standard normal prior, keeps w finite where the samples can be separated.
+    """
+    both = torch.cat([x_p, x_q])
+    fewest, dim = min(len(x_p), len(x_q)), x_p.shape[1]
+    terms = [t for t in ("full", "diagonal") if 20 * n_features(dim, t) <= fewest]
+    sd = both.std(0)
+    critic = Critic(
+        dim,
+        quadratic=(*terms, "none")[0],
+        mean=both.mean(0),
+        sd=torch.where(sd > 0, sd, torch.ones_like(sd)),
+    ).to(both)
+
+    def derivatives(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, ridge = 0.5 * w @ w / fewest, torch.eye(len(w)).to(w) / fewest
+        gradient, curvature = w / fewest, ridge
+        for x, sign in ((x_p, 1.0), (x_q, -1.0)):
+            for piece in x.split(65_536):  # bounds the memory
+                phi = critic.features((piece - critic.mean) / critic.sd).to(w)
+                phi = torch.cat([phi, torch.ones_like(phi[:, :1])], 1)
+                ell = sign * (phi @ w)
+                wrong = (-ell).sigmoid()
+                loss = loss + softplus(-ell).sum() / len(x)
+                gradient = gradient - sign * (wrong @ phi) / len(x)
+                curvature = curvature + (phi.T * (wrong * (1 - wrong))) @ phi / len(x)
+        return loss, gradient, curvature
+
+    w = both.new_zeros(n_features(dim, critic.quadratic) + 1, dtype=torch.float64)
+    loss, gradient, curvature = derivatives(w)
+    for _ in range(50):
+        step = torch.linalg.solve(curvature, gradient)
+        if gradient @ step < 1e-10:  # twice what is left to gain, nats
+            break
+        while (new := derivatives(w - step))[0] > loss:
+            step = step / 2
+        w, (loss, gradient, curvature) = w - step, new
+    with torch.no_grad():
+        critic.linear.weight.copy_(w[:-1])
+        critic.linear.bias.copy_(w[-1])
+    return critic

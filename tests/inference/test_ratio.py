@@ -1,0 +1,275 @@
+"""Density ratios: the table against calculus, the critic against two Gaussians."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal, Normal
+
+from inference.ratio import (
+    DIVERGENCES,
+    Critic,
+    DensityRatio,
+    density_ratio,
+    divergence,
+    gradient_penalty,
+    mutual_information,
+)
+
+LOG_4 = 2 * math.log(2)
+GRID = torch.linspace(-14, 14, 56_001, dtype=torch.float64)
+
+
+def integral(values):
+    return float(torch.trapezoid(values, GRID))
+
+
+def gaussian_pair(dim, seed):
+    """N(0, I) and a Gaussian one standard deviation away with another covariance."""
+    g = torch.Generator().manual_seed(seed)
+    factor = torch.randn(dim, dim, generator=g) / dim**0.5
+    mean = torch.randn(dim, generator=g)
+    q = MultivariateNormal(mean / mean.norm(), 0.5 * torch.eye(dim) + 0.5 * factor @ factor.T)
+    return MultivariateNormal(torch.zeros(dim), torch.eye(dim)), q
+
+
+def rms_error(ratio, p, q, n=20_000):
+    x = torch.cat([p.sample((n,)), q.sample((n,))])
+    return float((ratio.log_ratio(x) - p.log_prob(x) + q.log_prob(x)).square().mean().sqrt())
+
+
+def js_by_quadrature(p, q):
+    p, q = p.log_prob(GRID), q.log_prob(GRID)
+    m = torch.logaddexp(p, q) - math.log(2)
+    return integral(0.5 * (p.exp() * (p - m) + q.exp() * (q - m)))
+
+
+# ---------------------------------------------------------------- the table
+
+
+@pytest.mark.parametrize("row", DIVERGENCES.values(), ids=lambda row: row.name)
+def test_table_is_calculus(row):
+    ell = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    u = ell.exp().requires_grad_()
+    (slope,) = torch.autograd.grad(row.f(u).sum(), u)
+    torch.testing.assert_close(row.activation(ell), slope)
+    torch.testing.assert_close(row.conjugate(row.activation(ell)), row.penalty(ell))
+    torch.testing.assert_close(row.f(torch.ones(1)), torch.zeros(1))
+    # f*(t) is the largest ut − f(u), and it is reached at u = e^ℓ
+    lines = u.detach()[None] * slope[:, None] - row.f(u.detach())[None]
+    torch.testing.assert_close(lines.max(1).values, row.penalty(ell))
+
+
+@pytest.mark.parametrize("row", DIVERGENCES.values(), ids=lambda row: row.name)
+def test_bound_is_tight_only_at_the_log_ratio(row):
+    p = Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    q = Normal(torch.full((), 0.5, dtype=torch.float64), 1.2)
+    ell = p.log_prob(GRID) - q.log_prob(GRID)
+
+    def bound(ell):
+        dp, dq = p.log_prob(GRID).exp(), q.log_prob(GRID).exp()
+        return integral(dp * row.activation(ell) - dq * row.penalty(ell))
+
+    truth = {
+        "kl": math.log(1.2) + 1.25 / 2.88 - 0.5,
+        "reverse-kl": -math.log(1.2) + (1.44 + 0.25) / 2 - 0.5,
+        "js": js_by_quadrature(p, q),
+        "pearson": 1.44 / (2.88 - 1) ** 0.5 * math.exp(0.25 / (2.88 - 1)) - 1,
+        "hellinger": 2 - 2 * (2.4 / 2.44) ** 0.5 * math.exp(-0.25 / (4 * 2.44)),
+    }[row.name]
+    assert bound(ell) == pytest.approx(truth, abs=1e-9)
+    assert bound(0.9 * ell) < truth - 1e-4
+    assert bound(ell + 0.1) < truth - 1e-4
+
+
+def test_links_keep_their_place():
+    v = torch.linspace(-3, 3, 101, dtype=torch.float64)
+    for row in DIVERGENCES.values():
+        ell = row.link(v)
+        assert (ell.diff() > 0).all() and float(row.link(v.new_zeros(()))) == 0
+    pearson = divergence("pearson")
+    torch.testing.assert_close(pearson.activation(pearson.link(v[v > 0])), 2 * v[v > 0])
+
+
+def test_gradient_penalty_of_an_affine_critic():
+    critic = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    want = (critic[0].weight.norm() - 1) ** 2
+    got = gradient_penalty(critic, torch.randn(7, 3), torch.randn(7, 3))
+    torch.testing.assert_close(got, want)
+    got.backward()
+    assert critic[0].weight.grad.abs().sum() > 0
+
+
+# ---------------------------------------------------------------- the critic
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_two_gaussians(dim):
+    p, q = gaussian_pair(dim, seed=dim)
+    ratio = density_ratio(p.sample((50_000,)), q.sample((50_000,)), steps=300)
+    assert rms_error(ratio, p, q) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("dim", range(1, 11))
+def test_two_gaussians_one_to_ten_dimensions(dim, seed):
+    """Logistic regression with k terms is off by √(k / (n w)), w the mean of D (1 − D) < ¼: with
+    k = 66 in ten dimensions, 0.05 nats need some 150,000 training points of each sample."""
+    p, q = gaussian_pair(dim, seed=100 * seed + dim)
+    torch.manual_seed(seed)
+    n = 200_000
+    ratio = density_ratio(p.sample((n,)), q.sample((n,)), seed=seed)
+    assert rms_error(ratio, p, q) < 0.05
+
+
+@pytest.mark.parametrize("mean, sd", [(1.0, 1.0), (0.0, 2.0), (2.5, 0.7)])
+def test_js_against_quadrature(mean, sd):
+    p, q = Normal(0.0, 1.0), Normal(mean, sd)
+    ratio = density_ratio(p.sample((60_000, 1)), q.sample((60_000, 1)), steps=200)
+    js = ratio.js_divergence
+    truth = js_by_quadrature(p, q)
+    assert abs(js.value - truth) < min(0.01, 4 * js.se)
+    assert ratio.objective.value == pytest.approx(2 * js.value - LOG_4)
+    if mean < 2:  # beyond, P lives where no sample of Q tells the critic anything
+        kl = float(torch.distributions.kl_divergence(p, q))
+        assert abs(ratio.kl.value - kl) < 4 * ratio.kl.se + 0.05  # and the critic's own error
+
+
+def test_equal_distributions_give_minus_log_4():
+    ratio = density_ratio(torch.randn(20_000, 3), torch.randn(20_000, 3), steps=300)
+    assert abs(ratio.objective.value + LOG_4) < 0.01
+    assert abs(ratio.objective.value + LOG_4) < 4 * ratio.objective.se + 1e-6
+
+
+def test_few_samples_do_not_invent_a_difference():
+    ratio = density_ratio(torch.randn(80, 4), torch.randn(80, 4), steps=300)
+    assert float(ratio.log_ratio(torch.randn(1000, 4)).square().mean().sqrt()) < 1.0
+    assert ratio.js_divergence.value < 3 * ratio.js_divergence.se
+
+
+def test_network_learns_what_quadratic_terms_miss():
+    """Two clusters against one Gaussian with the same mean and covariance."""
+    side = torch.randint(2, (40_000, 1)) * 2.0 - 1
+    x_p = 0.96**0.5 * side + 0.2 * torch.randn(40_000, 1)
+    x_q = torch.randn(40_000, 1)
+    grid = GRID.float()
+    p = torch.logaddexp(
+        Normal(0.96**0.5, 0.2).log_prob(grid), Normal(-(0.96**0.5), 0.2).log_prob(grid)
+    ) - math.log(2)
+    q = Normal(0.0, 1.0).log_prob(grid)
+    m = torch.logaddexp(p, q) - math.log(2)
+    truth = integral((0.5 * (p.exp() * (p - m) + q.exp() * (q - m))).double())
+    flat = density_ratio(x_p, x_q, steps=0).js_divergence
+    ratio = density_ratio(x_p, x_q, steps=1_000)
+    assert flat.value < 0.02 and ratio.kept > 0
+    assert abs(ratio.js_divergence.value - truth) < 0.01
+
+
+def test_separable_samples_stay_finite():
+    ratio = density_ratio(torch.rand(100, 1), 5 + torch.rand(100, 1), steps=100)
+    assert ratio.js_divergence.value == pytest.approx(math.log(2), abs=0.02)
+    assert torch.isfinite(ratio.log_ratio(torch.linspace(-3, 9, 50)[:, None])).all()
+
+
+def test_mutual_information_of_correlated_gaussians():
+    """−½ log(1 − ρ²) = ½ nats a pair at ρ = √(1 − e⁻¹): with d/2 pairs, d/4 nats."""
+    rho, pairs = (1 - math.exp(-1)) ** 0.5, 3
+    x = torch.randn(60_000, pairs)
+    y = rho * x + math.exp(-0.5) * torch.randn(60_000, pairs)
+    mi = mutual_information(x, y, steps=200)
+    assert abs(mi.value - pairs / 2) < min(4 * mi.se, 0.1)
+    independent = mutual_information(x, torch.randn(60_000, pairs), steps=200)
+    assert abs(independent.value) < 0.01
+
+
+# ---------------------------------------------------------------- the result
+
+
+def gaussian_result(factor):
+    """The exact log ratio of N(1, 1) to N(-1, 1), times a factor, at 20,000 points of each."""
+    x_p, x_q = 1 + torch.randn(20_000), -1 + torch.randn(20_000)
+    return DensityRatio(nn.Identity(), factor * 2 * x_p, factor * 2 * x_q, {}, 0, 0, 0.0)
+
+
+def test_calibration_finds_an_overconfident_critic():
+    honest = gaussian_result(1.0).calibration()
+    assert honest.error < 0.01
+    assert ((honest.observed - honest.predicted).abs() < 4 * honest.se + 1e-3).all()
+    assert gaussian_result(3.0).calibration().error > 0.05
+
+
+def test_calibration_counts_unequal_samples_equally():
+    result = gaussian_result(1.0)
+    result.log_q = result.log_q[:2_000]
+    assert result.calibration().error < 0.02
+
+
+def test_figure(tmp_path):
+    ratio = density_ratio(torch.randn(500, 2), 1 + torch.randn(700, 2), steps=20)
+    ratio.plot().savefig(tmp_path / "ratio.png")
+    assert (tmp_path / "ratio.png").stat().st_size > 5_000
+
+
+def test_one_seed_one_result():
+    x_p, x_q = torch.randn(300, 2), 1 + torch.randn(300, 2)
+    before = torch.get_rng_state()
+    a, b = (density_ratio(x_p, x_q, steps=40, seed=3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a.log_ratio(x_p), b.log_ratio(x_p))
+    assert not torch.equal(a.log_p, density_ratio(x_p, x_q, steps=40, seed=4).log_p)
+
+
+def test_own_critic_is_copied_and_float64_kept():
+    x_p, x_q = torch.randn(200, 2).double(), 1 + torch.randn(200, 2).double()
+    mine = Critic(2, quadratic="diagonal", hidden=(8,))
+    before = [p.clone() for p in mine.parameters()]
+    ratio = density_ratio(x_p, x_q, critic=mine, steps=30)
+    assert all(torch.equal(a, b) for a, b in zip(before, mine.parameters()))
+    assert ratio.log_ratio(x_p).dtype == torch.float64
+
+
+def test_interrupt_keeps_what_was_reached():
+    class Interrupting(Critic):
+        calls = 0
+
+        def forward(self, x):
+            Interrupting.calls += 1
+            if Interrupting.calls == 60:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    x_p, x_q = torch.randn(400, 1), 2 + torch.randn(400, 1)
+    ratio = density_ratio(x_p, x_q, critic=Interrupting(1), steps=60)
+    assert ratio.interrupted and 0 < ratio.kept < 60
+    assert ratio.js_divergence.value > 0.1
+
+
+# ---------------------------------------------------------------- mistakes
+
+GOOD = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: density_ratio(GOOD[:0], GOOD), "x_p: expected at least 20 samples"),
+        (lambda: density_ratio(GOOD, GOOD[:, :1]), "D = 2.*D = 1"),
+        (lambda: density_ratio(GOOD, GOOD[:, 0]), r"x_q: expected floats of shape \(N, D\)"),
+        (lambda: density_ratio(GOOD.long(), GOOD), "x_p: expected floats"),
+        (lambda: density_ratio(GOOD / 0 * 0, GOOD), "x_p: 200 values are NaN"),
+        (lambda: density_ratio(GOOD, GOOD.double()), "one dimension, dtype and device"),
+        (lambda: density_ratio(GOOD, GOOD, batch_size=90), "batch_size: expected 1 to 76"),
+        (lambda: density_ratio(GOOD, GOOD, held_out=1.5), "held_out"),
+        (lambda: density_ratio(GOOD, GOOD, steps=-1), "steps"),
+        (lambda: density_ratio(GOOD, GOOD, critic=nn.Linear(2, 1)), "one number a sample"),
+        (lambda: density_ratio(GOOD, GOOD, steps=5).divergence("pearsn"), "mean 'pearson'"),
+        (lambda: divergence("jensen"), "expected one of"),
+        (lambda: Critic(2, quadratic="cubic"), "quadratic"),
+        (lambda: mutual_information(GOOD, GOOD[:50]), "expected pairs"),
+    ],
+)
+def test_mistakes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
