@@ -74,7 +74,7 @@ class AutoregressiveMLP(nn.Module):
 
     A hidden unit has a degree m, spread evenly over 0 .. D - 2, and sees ranks <= m; the outputs
     for a variable of rank r see units of degree < r (MADE, Germain et al. 2015, arXiv:1502.03509,
-    eqs. 12-13, where the degrees are drawn at random).
+    section 4, where the degrees are drawn at random).
 
     Args:
         inputs: D, the number of variables.
@@ -84,6 +84,8 @@ class AutoregressiveMLP(nn.Module):
         act: name of the activation (`ACTIVATIONS`).
         context: width of an optional second input that every output sees.
     """
+
+    rank: Tensor
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class AutoregressiveMLP(nn.Module):
         super().__init__()
         self.outputs, self.act = outputs, activation(act)
         rank = ranks(order, inputs, seed)
+        self.register_buffer("rank", rank)
         degrees = [rank]
         # Evenly, and the last unit always sees all but the last variable.
         degrees += [(torch.arange(1, n + 1) * (inputs - 1) - 1) // n for n in hidden]
