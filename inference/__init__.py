@@ -1,1 +1,7 @@
-"""How a Pyro pair is fitted and judged."""
+"""How a Pyro pair is fitted and judged: any Pyro model and guide, the zoo's or yours."""
+
+from . import elbo, optim
+from .fit import fit
+from .weights import log_weights
+
+__all__ = ["elbo", "fit", "log_weights", "optim"]

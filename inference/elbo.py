@@ -15,7 +15,6 @@ import pyro.infer
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
-from torch.nn import Module
 
 from .weights import LogWeights, Term, log_weights
 
@@ -92,9 +91,8 @@ class Estimator(pyro.infer.ELBO):
             self.step += 1
         return float(loss)
 
-    def __call__(self, model: Module, guide: Module) -> Any:
-        """Pyro's ELBOModule of this estimator."""
-        return super().__call__(model, guide)
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("these estimators work on log weights: see `draw`.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(particles={self.particles})"

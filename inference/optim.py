@@ -65,7 +65,9 @@ class Adam(Optimiser):
             m = m + (1 - b1) * (g - m)
             v = b2 * v + (1 - b2) * g * g
             rate = (lr / debias1).to(p.dtype)
-            new.append(self._decayed(p, lr) - rate * m / (v.sqrt() / debias2.to(p.dtype) + self.eps))
+            new.append(
+                self._decayed(p, lr) - rate * m / (v.sqrt() / debias2.to(p.dtype) + self.eps)
+            )
             means.append(m)
             squares.append(v)
         return new, {"mean": means, "square": squares, "count": [count]}
@@ -139,7 +141,6 @@ class RMSprop(Optimiser):
         """New parameters and new state."""
         square = [self.alpha * v + (1 - self.alpha) * g * g for v, g in zip(state["square"], grads)]
         new = [
-            p - lr.to(p.dtype) * g / (v.sqrt() + self.eps)
-            for p, g, v in zip(params, grads, square)
+            p - lr.to(p.dtype) * g / (v.sqrt() + self.eps) for p, g, v in zip(params, grads, square)
         ]
         return new, {"square": square, "count": [state["count"][0] + 1]}

@@ -18,6 +18,8 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, transform_to
 
@@ -95,6 +97,8 @@ class Pair:
     @contextmanager
     def bind(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[None]:
         """Run what is inside the block with these tensors as the pair's parameters and buffers."""
+        if not torch.is_grad_enabled():  # Pyro takes what needs no gradient for frozen, and warns
+            params = {k: p.detach().requires_grad_() for k, p in params.items()}
         tensors = {**params, **buffers}
         before = [(t, k, t[k]) for places in self._slots.values() for t, k in places]
         state: Any = {
@@ -121,7 +125,9 @@ class Pair:
         support = {ours: c for ours, c in self._stored.values()}
         with torch.no_grad():
             return {
-                k: transform_to(support[k])(v).detach() if k in support else v.detach()
+                k.removesuffix("_unconstrained"): (
+                    transform_to(support[k])(v).detach() if k in support else v.detach()
+                )
                 for k, v in params.items()
             }
 
@@ -137,6 +143,8 @@ def modules_of(function: Any) -> list[nn.Module]:
     """The modules that a callable is, is bound to, or was partially applied to."""
     if isinstance(function, nn.Module):
         return [function]
+    if isinstance(function, _bound_partial):
+        return modules_of(function.func)
     if isinstance(function, functools.partial):
         found = [m for a in (*function.args, *function.keywords.values()) for m in modules_of(a)]
         return modules_of(function.func) + found
@@ -169,14 +177,32 @@ class _Together:
 
 def _copy(function: Any, memo: dict) -> Any:
     if inspect.ismethod(function):
-        return getattr(copy.deepcopy(function.__self__, memo), function.__name__)
+        return getattr(_copy(function.__self__, memo), function.__name__)
+    if isinstance(function, _bound_partial):  # what Pyro's handlers make of a function
+        return _bound_partial(_copy(function.func, memo))
     if isinstance(function, functools.partial):
         return functools.partial(
             _copy(function.func, memo),
             *(_copy(a, memo) for a in function.args),
             **{k: _copy(v, memo) for k, v in function.keywords.items()},
         )
-    return copy.deepcopy(function, memo) if isinstance(function, nn.Module) else function
+    return _copy_module(function, memo) if isinstance(function, nn.Module) else function
+
+
+def _copy_module(module: nn.Module, memo: dict) -> nn.Module:
+    """A deep copy. Pyro's autoguides drop their model when copied, the original's too: put it back."""
+    guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
+    kept = [(m.__dict__["_model"], m.__dict__["master"]) for m in guides]
+    for m in guides:  # read-only, and its tensors may be in a graph, which cannot be copied
+        memo[id(m.prototype_trace)] = m.prototype_trace
+    try:
+        twin = copy.deepcopy(module, memo)
+    finally:
+        for m, (model, master) in zip(guides, kept):
+            m.__dict__.update(_model=model, master=master)
+    for m, (model, _) in zip((m for m in twin.modules() if isinstance(m, AutoGuide)), kept):
+        m.__dict__["_model"] = model and tuple(_copy(f, memo) for f in model)
+    return twin
 
 
 def _prefixes(model: Callable, guide: Callable) -> dict[int, str]:

@@ -151,7 +151,9 @@ class LogWeights:
             for p in t.plates:
                 if p.scale != 1 and p.name not in shared:
                     outside = sorted(
-                        s.name for s in self.guide.values() if p.name not in {q.name for q in s.plates}
+                        s.name
+                        for s in self.guide.values()
+                        if p.name not in {q.name for q in s.plates}
                     )
                     raise ValueError(
                         f"{who}: latent {', '.join(outside)} lies outside the subsampled plate "
@@ -237,7 +239,11 @@ def log_weights(
     if model_values is not None:
         seen = guide_trace.copy()
         for name, site in seen.nodes.items():
-            if _is_latent(site) and torch.is_tensor(site["value"]) and site["value"].is_floating_point():
+            if (
+                _is_latent(site)
+                and torch.is_tensor(site["value"])
+                and site["value"].is_floating_point()
+            ):
                 seen.nodes[name] = {**site, "value": model_values(name, site["value"])}
     names = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
     marked = poutine.infer_config(wrap(model), functools.partial(_enumerate_unguided, names))
@@ -304,7 +310,9 @@ def stack(draws: list[LogWeights]) -> LogWeights:
         out = {}
         for name, term in getattr(first, half).items():
             parts = [getattr(d, half)[name] for d in draws]
-            out[name] = Term(**{**term.__dict__, "log_prob": torch.cat([t.log_prob for t in parts])})
+            out[name] = Term(
+                **{**term.__dict__, "log_prob": torch.cat([t.log_prob for t in parts])}
+            )
         return out
 
     def resample() -> dict[str, Term]:

@@ -1,0 +1,84 @@
+"""What a person sees while a fit runs: a bar on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+class Progress:
+    """Loss in nats, its smoothed trend, steps per second and time left.
+
+    Args:
+        steps: how many there will be.
+        unit: of the loss.
+        show: whether to show anything.
+        lines: how many plain lines to print in all when the output is not a terminal.
+    """
+
+    def __init__(self, steps: int, unit: str = "nats", show: bool = True, lines: int = 10):
+        self.steps, self.unit, self.show, self.lines = steps, unit, show, lines
+        self.smooth: float | None = None
+        self.before: float | None = None
+        self._bar: Any = None
+        self._printed = -1
+        self._begin = time.perf_counter()
+        self._first: tuple[int, float] | None = None
+
+    def __enter__(self) -> Progress:
+        self._begin = time.perf_counter()
+        if self.show and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"), BarColumn(),
+                TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[loss]}"),
+                TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task("fit", total=self.steps, loss="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def note(self, text: str) -> None:
+        """Say one line beside the bar."""
+        if not self.show:
+            return
+        if self._bar is not None:
+            self._bar.console.print(f"[dim]{text}[/dim]", highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def update(self, step: int, loss: float, held_out: float | None = None) -> None:
+        """Report a mean loss at a step."""
+        if not self.show:
+            return
+        self.before = self.smooth
+        self.smooth = loss if self.smooth is None else 0.8 * self.smooth + 0.2 * loss
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (step, now)
+        rate = (
+            (step - self._first[0]) / (now - self._first[1])
+            if step > self._first[0]
+            else step / max(now - self._begin, 1e-9)
+        )
+        arrow = "→" if self.before is None else "↓" if self.smooth < self.before else "↑"
+        text = f"loss {loss:.4g} {self.unit} {arrow} {self.smooth:.4g}, {rate:,.0f} steps/s"
+        if held_out is not None:
+            text += f", held-out ELBO {held_out:.4g}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=text)
+        elif step * self.lines // self.steps > self._printed or step >= self.steps:
+            self._printed = step * self.lines // self.steps
+            left = (self.steps - step) / max(rate, 1e-9)
+            print(
+                f"step {step}/{self.steps}: {text}, {left:.0f} s left", file=sys.stderr, flush=True
+            )
