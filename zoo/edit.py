@@ -135,7 +135,7 @@ def apply_attribute(
 
 @torch.no_grad()
 def latent_grid(pair: Autoencoder, steps: int = 16) -> Tensor:
-    """Decoded points of a square grid in a 2-D latent space, each with the same prior mass around it.
+    """Decoded points of a square grid in a 2-D latent space, each with equal prior mass around it.
 
     The coordinates are Φ⁻¹((i + ½) / steps), so that the picture shows what the prior draws.
 

@@ -1,4 +1,6 @@
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +107,14 @@ def test_a_vae_is_edited_without_gradients():
 def test_mistakes(mistake, message):
     with pytest.raises(ValueError, match=message):
         mistake(Linear(), torch.zeros(4, 2))
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("example", ["edit_fashion", "conditional_digits"])
+def test_examples_write_their_picture(example, tmp_path):
+    main = runpy.run_path(str(EXAMPLES / f"{example}.py"))["main"]
+    run = main(data="digits", steps=20, out=str(tmp_path / "picture.png"))
+    assert len(run.losses) == 20
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -256,3 +256,15 @@ def test_mistakes_in_the_sizes(family, mistake, message):
         family(0)
     with pytest.raises(ValueError, match="classes"):
         ConditionalVAE(D, classes=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda():
+    images = load(pixels="dynamic").to("cuda")
+    x, y = images.transform(images.train[:B]), images.train_labels[:B]
+    check_pair(VAE(64, **SMALL).cuda(), x, ["z"])
+    pair = ConditionalVAE(64, **SMALL).cuda()
+    check_pair(Labelled(pair, y), x, ["z"])
+    for images in (pair.sample(3, y=7), pair.reconstruct(x, y), pair.decode(pair.encode(x, y), 7)):
+        assert images.is_cuda and images.shape[-1] == 64
