@@ -16,6 +16,7 @@ from zoo.vae import ConditionalVAE
 
 def main(data: str = "digits", steps: int = 2_000, out: str = "conditional.png"):
     """Fit, write ten draws of each label and ten styles to `out`; returns the run."""
+    torch.manual_seed(0)
     images = load(data, pixels="dynamic")
     vae = ConditionalVAE(images.data_dim, classes=10, latent_dim=8)
     run = fit(vae, images, elbo=elbo.MeanField(), steps=steps, lr=2e-3)
