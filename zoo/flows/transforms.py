@@ -1,0 +1,239 @@
+"""Flow layers as Pyro transforms: bijections of R^D built from a network and a univariate function.
+
+Plain torch without a data-dependent branch or an index that depends on data, so that a training
+step with them can be traced and compiled. Event dimension 1; all batch dimensions broadcast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+from zoo.networks import MLP, AutoregressiveMLP
+
+from .univariate import Affine, RationalQuadratic
+
+
+class FlowTransform(TransformModule):
+    """A bijection x -> y of R^D with parameters, and optionally a context c (..., C).
+
+    Subclasses give `call_and_ladj` and `inv_and_ladj`, each in one pass. The transform itself keeps
+    nothing between calls: no value in it can be stale after an optimiser's step (Pyro issue 2564).
+    `given(context)` and `with_cache()` return a `OnePass`, which keeps one pair for one `log_prob`.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y (..., D) and log |det dy/dx| (...)."""
+        raise NotImplementedError
+
+    def inv_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (..., D) and log |det dy/dx| (...): the determinant of the forward direction."""
+        raise NotImplementedError
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |det dy/dx| (...)."""
+        return self.call_and_ladj(x)[1]
+
+    def given(self, context: Tensor | None = None) -> OnePass:
+        """This transform at a context, for one distribution object."""
+        return OnePass(self, context)
+
+    def with_cache(self, cache_size: int = 1) -> Transform:
+        """`self` for size 0, a `OnePass` for size 1."""
+        return self.given() if cache_size else self
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inv_and_ladj(y)[0]
+
+
+class OnePass(Transform):
+    """A view of a `FlowTransform` that computes value and log-determinant together.
+
+    `TransformedDistribution` asks for them one after the other; a draw's density even asks for the
+    inverse, which costs an autoregressive transform D passes. The view remembers its last
+    (x, y, log-determinant). The memory answers only for these very tensors, only while every
+    parameter is the same tensor with the same version, and is dropped once the log-determinant has
+    been read. Make one for each distribution object: what it keeps lives as long as that object.
+    (An optimiser that writes through `.data`, as Pyro's ClippedAdam does, bumps no version: score a
+    draw before its step, or with a new object after it.)
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, transform: FlowTransform, context: Tensor | None = None):
+        super().__init__()
+        self.transform = transform
+        self.context = context
+        self.clear_cache()
+
+    def clear_cache(self) -> None:
+        """Forget the last pair."""
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._seen: list[tuple[Tensor, int | None]] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """y (..., D)."""
+        if (last := self._fresh()) is not None and last[0] is x:
+            return last[1]
+        y, ladj = self.transform.call_and_ladj(x, self.context)
+        self._last, self._seen = (x, y, ladj), self._parameters()
+        return y
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        if (last := self._fresh()) is not None and last[1] is y:
+            return last[0]
+        x, ladj = self.transform.inv_and_ladj(y, self.context)
+        self._last, self._seen = (x, y, ladj), self._parameters()
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |det dy/dx| (...)."""
+        last = self._fresh()
+        self.clear_cache()
+        if last is not None and last[0] is x and last[1] is y:
+            return last[2]
+        return self.transform.call_and_ladj(x, self.context)[1]
+
+    def _parameters(self) -> list[tuple[Tensor, int | None]]:
+        # An optimiser bumps the version; a functional call swaps the tensor.
+        return [(p, None if p.is_inference() else p._version) for p in self.transform.parameters()]
+
+    def _fresh(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The last pair, unless a parameter has changed since."""
+        now = self._parameters()
+        same = len(now) == len(self._seen) and all(
+            p is q and i == j for (p, i), (q, j) in zip(now, self._seen)
+        )
+        return self._last if same else None
+
+
+class Coupling(FlowTransform):
+    """One part of x stays, and gives the parameters by which the other part is transformed.
+
+        x = (a, b),   y = (a, u(b; net(a)))
+
+    Both directions are one pass. a is the first half of the variables, or with `swap` the second.
+
+    Args:
+        dim: dimension D, at least 2.
+        univariate: `Affine()` (Real NVP) or `RationalQuadratic()` (neural spline flow).
+        hidden: widths of the network's hidden layers.
+        act: its activation.
+        swap: condition on the second half instead of the first.
+
+    Raises:
+        ValueError: one dimension, where there is nothing to condition on.
+
+    Source: Density estimation using Real NVP, arXiv:1605.08803, section 3.2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        univariate: Affine | RationalQuadratic,
+        hidden: Sequence[int] = (64, 64),
+        act: str = "relu",
+        swap: bool = False,
+    ):
+        super().__init__()
+        if dim < 2:
+            raise ValueError(
+                f"a coupling flow needs at least 2 dimensions, got {dim}: one part of x conditions "
+                "the other. In one dimension use NeuralSplineFlow(1, transform='autoregressive')."
+            )
+        self.univariate = univariate
+        self.swap = swap
+        self.sizes = [dim // 2, dim - dim // 2]
+        known, moved = reversed(self.sizes) if swap else self.sizes
+        self.net = MLP(known, hidden, univariate.outputs * moved, act)
+        start_at_identity(self.net[-1])
+
+    def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y (..., D) and log |det dy/dx| (...)."""
+        return self._move(self.univariate.forward, x)
+
+    def inv_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (..., D) and log |det dy/dx| (...)."""
+        return self._move(self.univariate.inverse, y)
+
+    def _move(self, function, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x.split(self.sizes, dim=-1)
+        a, b = (second, first) if self.swap else (first, second)
+        h = self.net(a).unflatten(-1, (self.univariate.outputs, b.shape[-1]))
+        b, ladj = function(b, h)
+        return torch.cat([b, a] if self.swap else [a, b], dim=-1), ladj.sum(-1)
+
+
+class Autoregressive(FlowTransform):
+    """Each variable is transformed given the ones before it.
+
+        y_i = u(x_i; net(x_j : rank_j < rank_i, c))
+
+    Forward is one pass, the inverse D passes. Used from noise to sample this is an inverse
+    autoregressive flow; its inverse, used from noise to data, is a masked autoregressive flow.
+
+    Args:
+        dim: dimension D.
+        univariate: `Affine()` or `RationalQuadratic()`.
+        hidden: widths of the network's hidden layers.
+        act: its activation.
+        order: see `zoo.networks.ranks`.
+        seed: for `order="random"`.
+        context_dim: width C of the context, 0 for none.
+
+    Source: Improving variational inference with inverse autoregressive flow, arXiv:1606.04934;
+    Masked autoregressive flow for density estimation, arXiv:1705.07057, section 3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        univariate: Affine | RationalQuadratic,
+        hidden: Sequence[int] = (64, 64),
+        act: str = "relu",
+        order: str | Sequence[int] = "natural",
+        seed: int = 0,
+        context_dim: int = 0,
+    ):
+        super().__init__()
+        self.univariate = univariate
+        self.net = AutoregressiveMLP(
+            dim, hidden, univariate.outputs, order=order, seed=seed, act=act, context=context_dim
+        )
+        start_at_identity(self.net.layers[-1])
+
+    def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y (..., D) and log |det dy/dx| (...)."""
+        y, ladj = self.univariate.forward(x, self.net(x, context))
+        return y, ladj.sum(-1)
+
+    def inv_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (..., D) and log |det dy/dx| (...).
+
+        After the n-th pass the n variables of lowest rank are exact, whatever the others are: the
+        D-th pass has all of them, their gradient and their log-determinants.
+        """
+        x = torch.zeros_like(y)
+        for _ in range(y.shape[-1]):
+            x, ladj = self.univariate.inverse(y, self.net(x, context))
+        return x, ladj.sum(-1)
+
+
+def start_at_identity(last: nn.Module) -> None:
+    """Zero the network's last layer: parameters h = 0, which both univariate functions leave be."""
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
