@@ -90,6 +90,7 @@ def fit(
         ValueError: the data or an option is out of range; the pair has an error; the loss is not
             finite at the first step (with the site), or becomes so later.
     """
+    pair = model if data is None else getattr(model, "__self__", None)
     if data is None:
         model, guide, data = _halves(model, guide)
     elbo = Trace() if elbo is None else elbo
@@ -99,6 +100,9 @@ def fit(
     where = pick_device(device)
     transform = getattr(data, "transform", None)
     args, held_out = _arguments(model, data, valid)
+    for validate in (getattr(pair, "validate", None),):  # a zoo pair knows its own range of data
+        if callable(validate):
+            validate(*args)
     args = tuple(_to(a, where) for a in args)
     held_out = None if held_out is None else tuple(_to(a, where) for a in held_out)
     if hasattr(data, "train") and batch_size is None:
@@ -115,7 +119,8 @@ def fit(
             _refuse_errors(run, batches.example())
         update = Update(
             run.pair_, elbo, _functional(optimiser), run.divide, clip,
-            _batch_transform(data, transform), run.kwargs, autocast, schedule=_schedule(schedule, steps),
+            _batch_transform(data, transform), run.kwargs, autocast,
+            schedule=_schedule(schedule, steps),
         )  # fmt: skip
         run.update = update
         if resume is None:
@@ -162,7 +167,8 @@ class Batches:
                 raise ValueError("batch_size: the data has no tensor with rows to take a batch of.")
             if not 1 <= batch_size <= self.size:
                 raise ValueError(
-                    f"batch_size: expected 1 .. {self.size} (the rows of the data), got {batch_size}."
+                    f"batch_size: expected 1 .. {self.size} (the rows of the data), "
+                    f"got {batch_size}."
                 )
         self.whole = batch_size is None or batch_size == self.size
         self.batch_size = self.size if self.whole else batch_size
@@ -276,7 +282,8 @@ class _Loop:
                         run.history.add(row)
                         at_log = done
                         self.bar.update(done, loss, row.get("valid_elbo"))
-                        if any([c(run) for c in self.callbacks]):
+                        asked = [c(run) for c in self.callbacks]  # every one is called
+                        if any(asked):
                             run.stopped = "a callback asked for it"
                             break
                         if self.patience is not None and crossed and bad >= self.patience:

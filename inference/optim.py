@@ -45,7 +45,10 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Adam(Optimiser):
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1); `weight_decay` adds λθ to the gradient."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1).
+
+    `weight_decay` λ adds λθ to the gradient.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -81,7 +84,10 @@ class Adam(Optimiser):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
+    """Adam with decoupled weight decay.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
+    """
 
     weight_decay: float = 0.01
 

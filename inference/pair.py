@@ -122,7 +122,7 @@ class Pair:
 
     def constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters in their own support (a scale is positive, a simplex sums to one)."""
-        support = {ours: c for ours, c in self._stored.values()}
+        support = dict(self._stored.values())
         with torch.no_grad():
             return {
                 k.removesuffix("_unconstrained"): (
@@ -190,7 +190,7 @@ def _copy(function: Any, memo: dict) -> Any:
 
 
 def _copy_module(module: nn.Module, memo: dict) -> nn.Module:
-    """A deep copy. Pyro's autoguides drop their model when copied, the original's too: put it back."""
+    """A deep copy. Pyro's autoguides lose their model when copied, the original's too: put back."""
     guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
     kept = [(m.__dict__["_model"], m.__dict__["master"]) for m in guides]
     for m in guides:  # read-only, and its tensors may be in a graph, which cannot be copied

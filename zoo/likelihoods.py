@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
@@ -124,7 +125,7 @@ class Categorical(Likelihood):
             )
 
 
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
     "gaussian-unit": lambda: Gaussian("unit"),
