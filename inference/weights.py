@@ -53,6 +53,31 @@ class Term:
     value: Any = None
     mask: Any = None
     enumerated: bool = False
+    deterministic: bool = False
+
+    @property
+    def latent(self) -> bool:
+        """Whether the site is a random variable that was drawn, not observed or computed."""
+        return not (self.observed or self.deterministic or self.enumerated or self.fn is None)
+
+    @property
+    def data(self) -> bool:
+        """Whether the site is an observation: not a `pyro.deterministic`, not a `pyro.factor`."""
+        return self.observed and not self.deterministic and type(self.fn).__name__ != "Unit"
+
+    def values(self, particles: int, nesting: int) -> tuple[Tensor, list[str | None]]:
+        """The value as (K, *plates, *event), and the plate's name for each axis after K."""
+        value = torch.as_tensor(self.value)
+        event = getattr(self.fn, "event_dim", 0)
+        if self.deterministic:  # pyro.deterministic calls all of its axes event
+            drawn = particles > 1 and value.dim() > nesting and len(value) == particles
+            batch = nesting + 1 if drawn else max((-p.dim for p in self.plates), default=0)
+            event = max(0, value.dim() - batch)
+        return by_plate(value, event, self.plates, particles, nesting)
+
+    def pointwise(self, particles: int, nesting: int) -> tuple[Tensor, list[str | None]]:
+        """`log_prob` as (K, *plates), and the plate's name for each axis after K."""
+        return by_plate(self.log_prob, 0, self.plates, particles, nesting)
 
     @property
     def scale(self) -> float | Tensor:
@@ -230,7 +255,7 @@ def log_weights(
     def trace_guide(given: Mapping[str, Tensor] | None = None) -> Any:
         run = wrap(guide)
         if given is not None:
-            run = _at(run, given)
+            run = at(run, given)
         with poutine.enum(first_available_dim=dim - 1):
             return poutine.trace(run).get_trace(*args, **kwargs)
 
@@ -268,6 +293,72 @@ def log_weights(
         p = _terms(model_trace, particles, nesting, sizes)
         q = _terms(guide_trace, particles, nesting, sizes)
     return LogWeights(p, q, particles, nesting, resample)
+
+
+def simulate(
+    model: Callable,
+    *args: Any,
+    values: Mapping[str, Tensor] | None = None,
+    particles: int = 1,
+    nesting: int = 0,
+    **kwargs: Any,
+) -> dict[str, Term]:
+    """Run the model under a particle plate and draw its observed sites too.
+
+    Args:
+        model: any Pyro model; what it observes in `args` is replaced by draws.
+        values: name -> value of a latent site, shaped as `Term.value`; the others are drawn.
+        particles: K.
+        nesting: number of plate dimensions of the model.
+
+    Returns:
+        name -> Term of every sample site: draws from the prior and from the prior predictive, or
+        from the predictive distribution given `values`.
+    """
+    run = at(model, values or {})
+
+    def drawn(*a: Any, **k: Any) -> Any:
+        with _Unobserved():
+            return run(*a, **k)
+
+    def plated(*a: Any, **k: Any) -> Any:
+        if particles == 1:
+            return drawn(*a, **k)
+        with pyro.plate(PARTICLES, particles, dim=-nesting - 1):
+            return drawn(*a, **k)
+
+    return _terms(poutine.trace(plated).get_trace(*args, **kwargs), particles, nesting, {})
+
+
+def by_plate(
+    tensor: Tensor, event: int, plates: Iterable[Plate], particles: int, nesting: int
+) -> tuple[Tensor, list[str | None]]:
+    """A site's tensor with one axis for each plate that the site is in, and their names.
+
+    Args:
+        tensor: batch axes that broadcast to (K, *nesting), then `event` event axes.
+
+    Returns:
+        (K, *plates, *event), and a name or None for each axis after K, outermost plate first.
+    """
+    batch = tensor.dim() - event
+    tensor = tensor.reshape((1,) * (nesting + 1 - batch) + tensor.shape)
+    plate = {p.dim: p for p in plates}
+    target = list(tensor.shape)
+    target[0] = particles
+    names: list[str | None] = []
+    drop = []
+    for dim in range(-nesting, 0):
+        axis = nesting + 1 + dim
+        if dim in plate:
+            target[axis] = plate[dim].size
+            names.append(plate[dim].name)
+        elif target[axis] == 1:
+            drop.append(axis)
+        else:
+            names.append(None)
+    tensor = tensor.expand(target)
+    return tensor.squeeze(drop) if drop else tensor, names + [None] * event
 
 
 def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> int:
@@ -346,8 +437,20 @@ def _is_free(site: Mapping[str, Any]) -> bool:
     return type(fn).__name__ != "Delta"
 
 
-def _at(fn: Callable, values: Mapping[str, Tensor]) -> Callable:
-    """`fn` with the drawn sites fixed to `values`; they stay latent."""
+class _Unobserved(poutine.messenger.Messenger):
+    """Observed sites are drawn, but for deterministic ones and factors."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        computed = msg["infer"].get("_deterministic") or type(msg["fn"]).__name__ == "Unit"
+        if msg["is_observed"] and not computed:
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+def at(fn: Callable, values: Mapping[str, Tensor]) -> Callable:
+    """`fn` with its latent sites fixed to `values`, shaped as `Term.value`; they stay latent.
+
+    `log_weights(model, at(guide, values), ...)` has log p at those values.
+    """
 
     class At(poutine.messenger.Messenger):
         def _pyro_sample(self, msg: Any) -> None:
@@ -421,6 +524,7 @@ def _term(name: str, site: Mapping[str, Any], lp: Tensor, sizes: Mapping[str, in
         name, lp, _plates(site, sizes), _user_scale(site), site["is_observed"],
         bool(site["infer"].get("is_auxiliary")), site["fn"], site["value"], site["mask"],
         site["infer"].get("_enumerate_dim") is not None,
+        bool(site["infer"].get("_deterministic")),
     )  # fmt: skip
 
 
