@@ -1,0 +1,135 @@
+"""MADE and PixelCNN: exact Jacobian masks, and probabilities that sum to one."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from pair_contract import check_pair
+from torch.func import jacrev, vmap
+
+from inference import fit
+from zoo.autoregressive import MADE, PixelCNN
+
+MODELS = {
+    "one hidden layer": lambda: MADE(9, hidden=(40,)),
+    "two hidden layers": lambda: MADE(9, hidden=(40, 30), act="tanh"),
+    "logistic": lambda: MADE(9, hidden=()),
+    "reversed": lambda: MADE(9, hidden=(40,), order="reversed"),
+    "random": lambda: MADE(9, hidden=(40,), order="random", seed=5),
+    "permutation": lambda: MADE(9, hidden=(40,), order=[3, 1, 4, 0, 5, 8, 2, 6, 7]),
+    "pixels": lambda: PixelCNN(9, channels=8, layers=3),
+    "wide pixels": lambda: PixelCNN(10, image_shape=(1, 2, 5), channels=8, layers=4),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    model = MODELS[request.param]().double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    return model
+
+
+def outcomes(n):
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=n)), dtype=torch.float64)
+
+
+def binary(*shape):
+    return torch.randint(0, 2, shape).double()
+
+
+def test_a_logit_depends_on_the_variables_before_and_on_all_of_them(model):
+    d = model.data_dim
+    points = 10 * torch.randn(30, d, dtype=torch.float64)  # a ReLU is flat at some
+    jacobian = vmap(jacrev(model.logits))(points).abs().sum(0)
+    before = model.rank[None, :] < model.rank[:, None]
+    assert (jacobian[~before] == 0).all()
+    assert (jacobian[before] != 0).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (5, 4)])
+def test_pixels_see_no_further_than_their_kernels_and_have_no_blind_spot(shape):
+    h, w = shape
+    model = PixelCNN(h * w, image_shape=(1, h, w), channels=4, layers=2).double()
+    jacobian = jacrev(model.logits)(torch.rand(h * w, dtype=torch.float64))
+    row, column = torch.arange(h * w) // w, torch.arange(h * w) % w
+    up, left = row[:, None] - row, column[:, None] - column
+    reach = 3  # 2 of the first kernel, 5 wide, and 1 of the second, 3 wide
+    seen = (up > 0) & (up <= reach) & (left.abs() <= reach)
+    seen |= (up == 0) & (left > 0) & (left <= reach)
+    assert (jacobian[~seen] == 0).all()
+    assert (jacobian[seen] != 0).all()
+
+
+def test_the_probabilities_of_all_outcomes_sum_to_one(model):
+    total = model.log_prob(outcomes(model.data_dim)).logsumexp(0)
+    assert abs(total.item()) < 1e-12
+
+
+def test_ten_variables_have_1024_outcomes():
+    model = MADE(10, hidden=(60,), order="random").double()
+    assert abs(model.log_prob(outcomes(10)).exp().sum().item() - 1) < 1e-10
+
+
+def test_draws_have_the_probabilities_of_the_model():
+    for model in (MADE(3, hidden=(12,), order=[2, 0, 1]), PixelCNN(3, (1, 1, 3), layers=2)):
+        model = model.double()
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.4 * torch.randn_like(p)
+        n = 5_000
+        draws = model.sample(n)
+        assert draws.dtype == torch.float64
+        code = (draws @ torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)).long()
+        count = torch.bincount(code, minlength=8).double()
+        expected = n * model.log_prob(outcomes(3)).exp().detach()
+        chi_squared = ((count - expected) ** 2 / expected).sum().item()
+        assert chi_squared < 24.3  # the 99.9 % point of 7 degrees of freedom
+
+
+def test_a_pair(model):
+    check_pair(model, binary(6, model.data_dim), latents=[])
+
+
+def test_batches_of_any_rank(model):
+    x = binary(2, 3, model.data_dim)
+    rows = model.log_prob(x.reshape(6, -1)).reshape(2, 3)
+    assert torch.allclose(model.log_prob(x), rows, rtol=0, atol=1e-12)
+
+
+def test_a_fit_reaches_the_entropy_of_a_chain():
+    """x_1 is a fair coin, and each next one repeats the last with probability 0.9."""
+    n, d = 2_000, 6
+    flips = (torch.rand(2, n, d) < 0.1).double()
+    flips[..., 0] = torch.randint(0, 2, (2, n))
+    train, test = (flips.cumsum(-1) % 2).float()
+    entropy = math.log(2) - (d - 1) * (0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+    for model in (MADE(d, hidden=(32,)), PixelCNN(d, (1, 2, 3), channels=8, layers=2)):
+        run = fit(model, train, steps=150, lr=2e-2, compile=False, progress=False)
+        with torch.no_grad():
+            nats = run.pair.log_prob(test)
+        assert abs(nats.mean() + entropy) < 3 * nats.std() / math.sqrt(n)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: MADE(4, order=[0, 1, 2]), "order: expected each of 0 .. 3 once"),
+        (lambda: MADE(4, order=[1, 2, 3, 4]), "order: expected each of 0 .. 3 once"),
+        (lambda: MADE(4, order="raster"), "order: expected natural, reversed, random"),
+        (lambda: MADE(4, hidden=(0,)), "hidden: expected"),
+        (lambda: MADE(4).log_prob(torch.rand(3, 4)), "pixels='static'"),
+        (lambda: MADE(4).validate(torch.full((3, 4), math.nan)), "binary"),
+        (lambda: MADE(4).model(torch.zeros(3, 5)), "data_dim = 4"),
+        (lambda: PixelCNN(9).validate(2 * torch.ones(3, 9)), r"values in \[2, 2\]"),
+        (lambda: PixelCNN(10), "only a square image"),
+        (lambda: PixelCNN(12, image_shape=(3, 2, 2)), r"expected \(1, height, width\)"),
+        (lambda: PixelCNN(9, kernel=4), "kernel: expected an odd number"),
+        (lambda: PixelCNN(9, layers=0), "layers: expected"),
+    ],
+)
+def test_bad_input_is_refused_with_the_fix(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
