@@ -20,8 +20,9 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         log_weights: (K, ...), unnormalised, over K draws.
 
     Returns:
-        The smoothed, normalised log weights (K, ...), and k̂ (...): infinite where fewer than five
-        tail weights differ, so that no tail can be fitted.
+        The smoothed, normalised log weights (K, ...), and k̂ (...): -infinity where all weights are
+        the same (the guide is the posterior), infinity where fewer than five tail weights differ
+        otherwise, so that no tail can be fitted.
 
     Raises:
         ValueError: K < 25, too few for a tail of five.
@@ -47,6 +48,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     ranked = torch.cat([ranked[:-tail], torch.where(usable, smooth, ranked[-tail:])])
     out = torch.empty_like(lw).scatter_(0, order, ranked)
     khat = torch.where(usable, shape_hat, torch.full_like(shape_hat, math.inf))
+    khat = torch.where(lw.min(0).values == 0, -math.inf, khat)
     out = out - torch.logsumexp(out, 0)
     return out.reshape(k, *shape).to(log_weights.dtype), khat.reshape(shape).to(log_weights.dtype)
 
