@@ -19,7 +19,7 @@ def check_pair(pair, x, latents, unlearned=()):
     weights = log_weights(pair.model, pair.guide, x, particles=k)
     assert set(weights.guide) == set(latents)
     assert set(latents) <= set(weights.model) and weights.model["x"].observed
-    assert weights.log_weight().shape == (k, n)
+    assert weights.log_weight().squeeze().shape == (k, n)
     assert torch.isfinite(weights.log_weight()).all()
     assert [p.name for p in weights.plates] == ["data"]
 
@@ -67,7 +67,9 @@ def _loss_and_grads(module, x, particles, traced):
     def run(params, x):
         params = [p.detach().requires_grad_() for p in params]
         with pair.bind(dict(zip(names, params)), pair.buffers):
-            weights = log_weights(module.model, module.guide, x, particles=particles, nesting=1)
+            weights = log_weights(
+                module.model, module.guide, x, particles=particles, nesting=pair.nesting
+            )
             loss = -weights.elbo().mean()
         return loss, torch.autograd.grad(loss, params, materialize_grads=True)
 
