@@ -59,7 +59,7 @@ def log_evidence(x, prior, covariance):
 @pytest.mark.parametrize("covariance", KINDS)
 def test_with_one_component_the_bound_is_the_evidence(covariance):
     x = clusters()
-    prior = weak_prior(x, 1, covariance)
+    prior = {**weak_prior(x, 1, covariance), "mean": tensor([3.0, -8.0], **f64)}
     fit = variational_bayes(x, 1, covariance=covariance, **prior)
     assert fit.elbo == pytest.approx(log_evidence(x, prior, covariance), rel=1e-11)
 
@@ -67,7 +67,7 @@ def test_with_one_component_the_bound_is_the_evidence(covariance):
 @pytest.mark.parametrize("covariance", KINDS)
 def test_predictive_density_is_a_ratio_of_evidences(covariance):
     x, new = clusters(), clusters(n=5)
-    prior = weak_prior(x, 1, covariance)
+    prior = {**weak_prior(x, 1, covariance), "mean": tensor([3.0, -8.0], **f64)}
     fit = variational_bayes(x, 1, covariance=covariance, **prior)
     before = log_evidence(x, prior, covariance)
     truth = [log_evidence(torch.cat([x, row[None]]), prior, covariance) - before for row in new]
