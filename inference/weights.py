@@ -54,6 +54,7 @@ class Term:
     mask: Any = None
     enumerated: bool = False
     deterministic: bool = False
+    observation: Any = None
 
     @property
     def latent(self) -> bool:
@@ -313,7 +314,8 @@ def simulate(
 
     Returns:
         name -> Term of every sample site: draws from the prior and from the prior predictive, or
-        from the predictive distribution given `values`.
+        from the predictive distribution given `values`. Those with an `observation`, what the
+        model had observed there, are the data.
     """
     run = at(model, values or {})
 
@@ -443,6 +445,7 @@ class _Unobserved(poutine.messenger.Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         computed = msg["infer"].get("_deterministic") or type(msg["fn"]).__name__ == "Unit"
         if msg["is_observed"] and not computed:
+            msg["infer"] = {**msg["infer"], "_observation": msg["value"]}
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
@@ -524,7 +527,7 @@ def _term(name: str, site: Mapping[str, Any], lp: Tensor, sizes: Mapping[str, in
         name, lp, _plates(site, sizes), _user_scale(site), site["is_observed"],
         bool(site["infer"].get("is_auxiliary")), site["fn"], site["value"], site["mask"],
         site["infer"].get("_enumerate_dim") is not None,
-        bool(site["infer"].get("_deterministic")),
+        bool(site["infer"].get("_deterministic")), site["infer"].get("_observation"),
     )  # fmt: skip
 
 
