@@ -5,6 +5,7 @@ exact enumeration on the same data and prior.
 """
 
 from .ascent import kmeans_plus_plus
+from .comparison import MixtureComparison, MixtureMethod, compare_mixtures
 from .gauss_wishart import GaussWishart
 from .maximum_likelihood import MaximumLikelihoodFit, Mixture, expectation_maximization
 from .variational import VariationalFit, variational_bayes, weak_prior
@@ -13,7 +14,10 @@ __all__ = [
     "GaussWishart",
     "MaximumLikelihoodFit",
     "Mixture",
+    "MixtureComparison",
+    "MixtureMethod",
     "VariationalFit",
+    "compare_mixtures",
     "expectation_maximization",
     "kmeans_plus_plus",
     "variational_bayes",

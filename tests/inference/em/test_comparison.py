@@ -1,0 +1,95 @@
+"""Three fits side by side: the same truths, one table, one figure."""
+
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from inference.em import compare_mixtures, expectation_maximization, variational_bayes
+from zoo.mixture import GaussianMixture
+
+f64 = {"dtype": torch.float64}
+QUICK = {"steps": 40, "draws": 200, "restarts": 3, "compile": False}
+
+
+def clusters(n=60, d=2):
+    centres = torch.eye(2, **f64)[:, :d] * 5
+    x = centres[torch.randint(2, (n,))] + torch.randn(n, d, **f64)
+    return x * torch.logspace(0, 2, d, **f64) + 7
+
+
+def test_with_one_component_all_agree():
+    x = clusters()
+    pair = GaussianMixture(2, 1)
+    before = {k: v.clone() for k, v in pair.state_dict().items()}
+    found = compare_mixtures(x, pair, **{**QUICK, "steps": 300}, held_out=0).methods
+    em, vb, svi = found["EM"], found["VB"], found["SVI"]
+    assert em.log_likelihood == pytest.approx(expectation_maximization(x, 1).log_likelihood)
+    # the order of the rows is shuffled, so sums round differently
+    assert vb.elbo == pytest.approx(variational_bayes(x, 1).elbo, rel=1e-10)  # the evidence
+    assert svi.elbo < vb.elbo + 4 * svi.elbo_error
+    assert svi.elbo == pytest.approx(vb.elbo, abs=0.1)
+    assert math.isnan(em.elbo) and math.isnan(em.held_out)
+    assert all(m.components_used == 1 for m in found.values())
+    # no fit beats the maximum of the likelihood
+    assert em.log_likelihood >= max(vb.log_likelihood, svi.log_likelihood)
+    for name, value in pair.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_two_clusters(covariance):
+    x = clusters(100)
+    found = compare_mixtures(x, GaussianMixture(2, 2, covariance), **{**QUICK, "steps": 200})
+    assert found.x.shape == (80, 2) and found.held_out.shape == (20, 2)
+    for m in found.methods.values():
+        assert m.components_used == 2 and m.responsibilities.shape == (80, 2)
+        assert torch.allclose(m.responsibilities.sum(-1), torch.ones(80, **f64))
+        truth = float(m.mixture.log_prob(found.x).sum())
+        assert m.log_likelihood == pytest.approx(truth, rel=1e-12)
+        assert m.seconds > 0 and math.isfinite(m.held_out) and m.held_out_error > 0
+    vb, svi = found.methods["VB"], found.methods["SVI"]
+    # the clusters are the same, up to the order of the components, within 4 posterior deviations
+    same = torch.cdist(vb.mixture.means, svi.mixture.means).argmin(-1)
+    spread = vb.mixture.covariances
+    spread = spread.diagonal(dim1=1, dim2=2) if covariance == "full" else spread
+    error = (spread / vb.responsibilities.sum(0).unsqueeze(-1)).sqrt()
+    assert ((vb.mixture.means - svi.mixture.means[same]).abs() < 4 * error).all()
+    text = str(found)
+    assert [line.split()[0] for line in text.splitlines()[1:4]] == ["EM", "VB", "SVI"]
+    assert "2 of 2" in text and "80 data fitted, 20 held out" in text and "–" in text
+
+
+def test_same_seed_same_numbers():
+    x, pair = clusters(), GaussianMixture(2, 2)
+    one, other = (compare_mixtures(x, pair, **QUICK, seed=4).methods["SVI"] for _ in range(2))
+    assert one.elbo == other.elbo and one.held_out == other.held_out
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_figure(d, tmp_path):
+    figure = compare_mixtures(clusters(d=d), GaussianMixture(d, 2), **QUICK).plot()
+    assert len(figure.axes) == 6
+    assert [a.get_title().split(":")[0] for a in figure.axes[:3]] == ["EM", "VB", "SVI"]
+    if d == 2:
+        assert len(figure.axes[0].patches) == 4  # two ellipses for each component
+    figure.savefig(tmp_path / "mixtures.png")
+    assert not plt.get_fignums()  # nothing is left open
+
+
+@pytest.mark.parametrize(
+    "x, keywords, words",
+    [
+        (torch.randn(4, 2), {}, "6 for 4 rows"),
+        (torch.randn(7, 2), {}, "per fitted datum, got 6 for 5"),
+        (torch.full((9, 2), math.nan), {}, "NaN"),
+        (torch.randn(9, 2), {"held_out": 1.0}, "held_out"),
+        (torch.randn(9, 2), {"draws": 1}, "draws"),
+        (torch.randn(9, 3), {}, r"shape \(N, 2\)"),
+    ],
+)
+def test_refuses(x, keywords, words):
+    held_out = {"held_out": 0.4} if len(x) == 7 else {}
+    with pytest.raises(ValueError, match=words):
+        compare_mixtures(x, GaussianMixture(2), **{**QUICK, **held_out, **keywords})
