@@ -12,11 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 COVARIANCES = ("full", "diagonal")
+NUMBERS_AT_ONCE = 2**24
+
+# responsibilities (A, C, N) -> parameters, new responsibilities, objectives (A,)
+Update = Callable[[Tensor], tuple[dict[str, Tensor], Tensor, Tensor]]
 
 
 def check_mixture_data(x: Tensor, components: int, covariance: str) -> Tensor:
@@ -83,7 +88,7 @@ def soft_assignment(x: Tensor, means: Tensor) -> Tensor:
     Hard assignment would give a lone datum a component of its own, with no spread. (N, D) and
     (R, C, D) -> (R, C, N).
     """
-    distance = (x - means.unsqueeze(-2)).square().sum(-1)  # (R, C, N)
+    distance = torch.cdist(means, x).square()  # (R, C, N)
     spread = distance.amin(1).mean(-1) / x.shape[-1]  # (R,)
     spread = spread.clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]
     return torch.softmax(-0.5 * distance / spread, 1)
@@ -125,9 +130,10 @@ class Restart:
 
 
 def ascend(
-    update: Callable[[Tensor], tuple[dict[str, Tensor], Tensor, Tensor]],
+    update: Update,
     responsibilities: Tensor,
     *,
+    columns: int,
     tol: float,
     slack: float,
     max_iter: int,
@@ -135,10 +141,13 @@ def ascend(
 ) -> list[Restart]:
     """Alternate until every restart's objective stands still.
 
+    As many restarts are taken together as fit 128 MiB for each temporary of C·N·D numbers.
+
     Args:
         update: responsibilities (A, C, N) -> parameters (each (A, ...)), new responsibilities and
             objectives (A,) in nats, for any number A of restarts.
         responsibilities: (R, C, N), the start.
+        columns: D of the data.
         tol: a restart has converged when an update gains less, in nats per datum.
         slack: nats per datum by which rounding may lower the objective.
         max_iter: updates at most.
@@ -149,6 +158,25 @@ def ascend(
     """
     if max_iter < 1 or tol < 0:
         raise ValueError(f"expected max_iter >= 1 and tol >= 0, got {max_iter} and {tol}.")
+    together = max(1, NUMBERS_AT_ONCE // (responsibilities[0].numel() * columns))
+    options: dict[str, Any] = {"tol": tol, "slack": slack, "max_iter": max_iter}
+    options["objective"] = objective
+    return [
+        restart
+        for part in responsibilities.split(together)
+        for restart in _ascend_together(update, part, **options)
+    ]
+
+
+def _ascend_together(
+    update: Update,
+    responsibilities: Tensor,
+    *,
+    tol: float,
+    slack: float,
+    max_iter: int,
+    objective: str,
+) -> list[Restart]:
     n = responsibilities.shape[-1]
     alive = list(range(len(responsibilities)))
     done: dict[int, Restart] = {}
@@ -161,7 +189,7 @@ def ascend(
             gain = value - history[-1] if history else math.inf
             if not math.isfinite(value) or gain < -slack * n:
                 raise ArithmeticError(
-                    f"{objective} of restart {alive[row]} went from "
+                    f"{objective} of a restart went from "
                     f"{history[-1] if history else math.nan:.10g} to {value:.10g} nats at update "
                     f"{iteration + 1}; it can only rise. Please report this with the data."
                 )

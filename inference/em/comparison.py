@@ -115,7 +115,7 @@ def compare_mixtures(
     pair: Any,
     *,
     held_out: float = 0.2,
-    restarts: int = 10,
+    restarts: int = 20,
     steps: int = 1_500,
     lr: float = 0.05,
     particles: int = 4,

@@ -78,7 +78,7 @@ def expectation_maximization(
     components: int,
     *,
     covariance: str = "full",
-    restarts: int = 10,
+    restarts: int = 20,
     start: Tensor | None = None,
     floor: float = 1e-6,
     tol: float = 1e-9,
@@ -97,7 +97,7 @@ def expectation_maximization(
         x: (N, D), in any units.
         components: C, at most N.
         covariance: `"full"` or `"diagonal"`.
-        restarts: R starts by k-means++, fitted together; memory is R·C·N·D numbers.
+        restarts: R starts by k-means++, fitted together.
         start: responsibilities (N, C) or (R, N, C) to start from instead.
         floor: least variance of a component in any direction, as a share of the data's.
         tol: nats per datum; a restart stops when an update gains less.
@@ -148,6 +148,7 @@ def expectation_maximization(
     fits = ascend(
         update,
         starting_responsibilities(z, components, restarts, start, seed),
+        columns=d,
         tol=tol,
         # eigh errs by rounding of the largest eigenvalue, which is relative to the floored one:
         slack=8 * d * torch.finfo(x.dtype).eps / floor,

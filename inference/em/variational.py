@@ -95,7 +95,7 @@ def variational_bayes(
     mean: Tensor | None = None,
     degrees: float | None = None,
     scale: Tensor | None = None,
-    restarts: int = 10,
+    restarts: int = 20,
     start: Tensor | None = None,
     tol: float = 1e-9,
     max_iter: int = 5_000,
@@ -111,7 +111,7 @@ def variational_bayes(
         covariance: `"full"` or `"diagonal"`.
         concentration, mean_precision, mean, degrees, scale: the prior α (a number or (C,)), β, m
             (D,), ν and W⁻¹ ((D, D), or (D,) when diagonal); where None, `weak_prior`'s.
-        restarts: R starts by k-means++, fitted together; memory is R·C·N·D numbers.
+        restarts: R starts by k-means++, fitted together.
         start: responsibilities (N, C) or (R, N, C) to start from instead.
         tol: nats per datum; a restart stops when an update gains less.
         max_iter: updates at most.
@@ -175,6 +175,7 @@ def variational_bayes(
     fits = ascend(
         update,
         starting_responsibilities(z, components, restarts, start, seed),
+        columns=d,
         tol=tol,
         slack=8 * d * torch.finfo(x.dtype).eps * condition,
         max_iter=max_iter,

@@ -1,6 +1,8 @@
 """A Gaussian against its closed form; the kernel density estimate against SciPy and quadrature."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -216,3 +218,10 @@ def test_keeps_dtype():
     kde = KernelDensity(torch.randn(9, 2), "leave-one-out")
     assert kde.sample((3,)).dtype == kde.log_prob(torch.randn(3, 2)).dtype == torch.float32
     assert isinstance(kde, pyro.distributions.TorchDistribution)
+
+
+def test_example(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "densities.py"))["main"]
+    errors = main(n=60, out=str(tmp_path / "densities.png"))
+    assert (tmp_path / "densities.png").stat().st_size > 0
+    assert len(errors) == 3 and max(errors.values()) < 1e-10

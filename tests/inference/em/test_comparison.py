@@ -1,6 +1,8 @@
 """Three fits side by side: the same truths, one table, one figure."""
 
 import math
+import runpy
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -93,3 +95,15 @@ def test_refuses(x, keywords, words):
     held_out = {"held_out": 0.4} if len(x) == 7 else {}
     with pytest.raises(ValueError, match=words):
         compare_mixtures(x, GaussianMixture(2), **{**QUICK, **held_out, **keywords})
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_example(real, tmp_path, monkeypatch, request):
+    if real:
+        request.getfixturevalue("zoo_data")
+    else:
+        monkeypatch.delenv("ZOO_DATA", raising=False)
+    main = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "old_faithful.py"))["main"]
+    found = main(components=3, steps=20, out=str(tmp_path / "mixtures.png"))
+    assert len(found.x) + len(found.held_out) == 272
+    assert (tmp_path / "mixtures.png").stat().st_size > 0

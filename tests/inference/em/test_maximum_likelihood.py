@@ -109,6 +109,14 @@ def test_restarts_in_one_batch_are_the_restarts_one_by_one():
     assert together.n_iter == best.n_iter
 
 
+def test_restarts_that_do_not_fit_at_once_are_fitted_in_turn(monkeypatch):
+    x = overlapping()
+    together = expectation_maximization(x, 3, restarts=5)
+    monkeypatch.setattr("inference.em.ascent.NUMBERS_AT_ONCE", 2 * 3 * x.numel())
+    in_turn = expectation_maximization(x, 3, restarts=5)
+    assert torch.allclose(together.restarts, in_turn.restarts, rtol=1e-9)
+
+
 def test_units_do_not_matter():
     x = overlapping()
     factor = tensor([1e-3, 250.0], **f64)
@@ -192,7 +200,9 @@ def test_a_falling_objective_stops_the_loop():
         return {}, r, next(values)
 
     with pytest.raises(ArithmeticError, match=r"went from 1 to 0\.5 nats at update 2"):
-        ascend(update, torch.ones(1, 1, 3), tol=0, slack=1e-12, max_iter=9, objective="it")
+        ascend(
+            update, torch.ones(1, 1, 3), columns=1, tol=0, slack=1e-12, max_iter=9, objective="it"
+        )
 
 
 @pytest.mark.parametrize(
