@@ -1,0 +1,54 @@
+"""ELBO estimators: each turns log weights into a bound in nats and a gradient.
+
+Every class here is a `pyro.infer.ELBO`: `pyro.infer.SVI(model, guide, optim, loss=elbo.IWAE(8))`
+works, and so does `inference.fit(..., elbo=elbo.IWAE(8))`. To add one, write `bound`, and
+`surrogate` where the gradient is not the bound's own; `inference.testing.check_estimator` says
+whether it is right.
+
+| estimator | value | gradient |
+|---|---|---|
+| `Trace` | ELBO | total derivative; score function at sites that need it |
+| `MeanField` | ELBO, divergences in closed form | total derivative |
+| `STL` | ELBO | path derivative |
+| `Score` | ELBO | score function at every site |
+| `Enum` | ELBO, discrete guide sites averaged exactly | total derivative |
+| `Beta` | tempered, annealed, with free bits | total derivative |
+| `IWAE`, `MIWAE`, `CIWAE`, `Renyi` | K-sample bounds | total derivative |
+| `DReG` | IWAE | doubly reparameterised for the guide |
+| `VIMCO` | IWAE | score function with leave-one-out bounds |
+| `WakeSleep`, `ThermodynamicVI` | K-sample bounds | none of a bound |
+| `ForwardKL`, `CUBO` | minus KL(p to q), minus an upper bound | guide only |
+| `MMD`, `TotalCorrelation` | another estimator's, less a named penalty | its own |
+"""
+
+from .additive import STL, Beta, Enum, MeanField, Score, Trace
+from .base import Estimator
+from .multisample import CIWAE, IWAE, MIWAE, VIMCO, DReG, Renyi
+from .penalty import MMD, TotalCorrelation
+from .pieces import analytic_kl, kl_by_site, score_function
+from .wake import CUBO, ForwardKL, ThermodynamicVI, WakeSleep
+
+__all__ = [
+    "CIWAE",
+    "CUBO",
+    "IWAE",
+    "MIWAE",
+    "MMD",
+    "STL",
+    "VIMCO",
+    "Beta",
+    "DReG",
+    "Enum",
+    "Estimator",
+    "ForwardKL",
+    "MeanField",
+    "Renyi",
+    "Score",
+    "ThermodynamicVI",
+    "TotalCorrelation",
+    "Trace",
+    "WakeSleep",
+    "analytic_kl",
+    "kl_by_site",
+    "score_function",
+]

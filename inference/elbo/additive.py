@@ -1,0 +1,273 @@
+"""Estimators whose bound is a mean over particles of a sum over sites: the ELBO and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..weights import LogWeights, Term
+from .base import Estimator
+from .pieces import analytic_kl, kl_by_site, less_the_others, reach, score_function
+
+Costs = Iterator[tuple[float | Tensor, Term]]
+
+
+class Additive(Estimator):
+    """A sum over sites of factor · E_q[term]: subclasses say which terms."""
+
+    def costs(self, weights: LogWeights) -> Costs:
+        """Factor and term of every summand; a term's `log_prob` is its value per draw."""
+        raise NotImplementedError
+
+    def bound(self, weights: LogWeights) -> Tensor:
+        """The sum, averaged over particles."""
+        return torch.stack([torch.as_tensor(c * t.total()) for c, t in self.costs(weights)]).sum()
+
+    def score(self, weights: LogWeights) -> Tensor | float:
+        """Each site's score times what it can influence, less the other particles' mean."""
+        return score_function(
+            weights, lambda site: self.baselined(weights, reach(self.costs(weights), site))
+        )
+
+    def baselined(self, weights: LogWeights, signal: Tensor) -> Tensor:
+        """The signal of one of K particles, less a baseline that its draw does not change."""
+        return less_the_others(signal) / weights.particles
+
+
+class Trace(Additive):
+    """The evidence lower bound E_q[log p(x, z) - log q(z | x)].
+
+    Source: Kingma & Welling 2014, arXiv:1312.6114, eq. 3; for sites that are not reparameterised,
+    Ranganath et al. 2014, arXiv:1401.0118, with plates as Rao-Blackwellisation and, for K > 1,
+    the other particles' mean as baseline (Kool et al. 2019, Buy 4 REINFORCE samples).
+    """
+
+    def costs(self, weights: LogWeights) -> Costs:
+        """log p of every site, minus log q."""
+        yield from weights.terms()
+
+
+class MeanField(Additive):
+    """The ELBO with the divergence from the prior in closed form where there is one.
+
+    E_q[log p(x | z)] - Σ_i E_q[KL(q(z_i | pa_i) || p(z_i | pa_i))]. Exact only where each
+    latent's prior depends on latents that the guide draws before it; this is checked.
+
+    Source: Kingma & Welling 2014, arXiv:1312.6114, appendix B.
+
+    Raises:
+        ValueError: a latent of the model that the guide lacks, or drawn in an order that makes
+            the closed form wrong.
+    """
+
+    def costs(self, weights: LogWeights) -> Costs:
+        """Log likelihoods, and minus the divergences."""
+        _refuse_unfactorised(weights)
+        for name, p in weights.model.items():
+            if name not in weights.guide or p.observed:
+                yield 1, p
+        for name, q in weights.guide.items():
+            partner = weights.model.get(name)
+            kl = None if partner is None else analytic_kl(q, partner)
+            if kl is not None:
+                yield -1, q.having(log_prob=kl)
+            else:
+                yield -1, q
+                if partner is not None and not partner.observed:
+                    yield 1, partner
+
+
+class Beta(Additive):
+    """E_q[log p(x | z)] - β KL(q(z | x) || p(z)): another point of the rate-distortion curve.
+
+    Args:
+        beta: the weight at the end; 0 is the deterministic limit's reconstruction term.
+        warmup: steps over which β rises linearly from 0; 0 keeps it constant.
+        cycles: repeat the warm-up so many times, each `warmup` steps long followed by `warmup`
+            steps at `beta` (cyclical annealing).
+        free_bits: nats per latent site and datum below which the divergence is not reduced.
+
+    Not a bound on log p(x) unless β = 1 and `free_bits` = 0; the un-tempered ELBO is logged beside.
+
+    Source: Higgins et al. 2017 (β-VAE); Bowman et al. 2016, arXiv:1511.06349 (warm-up);
+    Fu et al. 2019, arXiv:1903.10145 (cycles); Kingma et al. 2016, arXiv:1606.04934 (free bits).
+
+    Raises:
+        ValueError: β < 0, or a negative number of steps, cycles or nats; the prior of a latent
+            was summed out together with the likelihood.
+    """
+
+    def __init__(
+        self,
+        beta: float = 4.0,
+        particles: int = 1,
+        *,
+        warmup: int = 0,
+        cycles: int = 0,
+        free_bits: float = 0.0,
+        vectorized: bool = True,
+    ):
+        super().__init__(particles, vectorized=vectorized)
+        for name, number in (
+            ("beta", beta), ("warmup", warmup), ("cycles", cycles), ("free_bits", free_bits)
+        ):  # fmt: skip
+            if number < 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {number}.")
+        if cycles and not warmup:
+            raise ValueError("cycles: give the length of a cycle's rise as warmup=STEPS.")
+        self.beta, self.warmup, self.cycles, self.free_bits = beta, warmup, cycles, free_bits
+        self.is_bound = beta == 1 and free_bits == 0 and warmup == 0
+
+    def weight(self) -> float | Tensor:
+        """β at the present step."""
+        if not self.warmup:
+            return self.beta
+        step = torch.as_tensor(self.step)
+        if self.cycles:
+            within = torch.remainder(step, 2 * self.warmup)
+            step = torch.where(step < 2 * self.warmup * self.cycles, within, step)
+        return self.beta * (step / self.warmup).clamp(max=1.0)
+
+    def costs(self, weights: LogWeights) -> Costs:
+        """Log likelihoods, and -β times the parts of the divergence (0 for those that are free)."""
+        beta, free = self.weight(), {}
+        if self.free_bits:
+            floor = self.free_bits * weights.data_size
+            free = {n: (kl > floor).detach() for n, kl in kl_by_site(weights).items()}
+        for p in weights.model.values():
+            mixed = [n for n in p.sites if n in weights.guide]
+            if mixed:
+                raise ValueError(
+                    f"{self!r}: the prior of {', '.join(mixed)} was summed out together with the "
+                    "likelihood, so its divergence cannot be weighted. Draw the discrete latent in "
+                    "the guide (and mark it for enumeration), or use Trace()."
+                )
+            yield (1, p) if p.observed else (beta * free.get(p.name, 1), p)
+        for name, q in weights.guide.items():
+            owner = max((n for n in free if name == n or name.startswith(f"{n}_")),
+                        key=len, default="")  # fmt: skip
+            yield -beta * free.get(owner, 1), q
+
+    def bound(self, weights: LogWeights) -> Tensor:
+        """Expected log likelihood minus β times the divergence, free nats counted in full."""
+        value = super().bound(weights)
+        if self.free_bits:
+            floor = self.free_bits * weights.data_size
+            for kl in kl_by_site(weights).values():
+                value = value - self.weight() * torch.where(kl > floor, torch.zeros_like(kl), floor)
+        return value
+
+
+class STL(Trace):
+    """Sticking the landing: the ELBO with the guide's score taken out of its gradient.
+
+    d/dφ E_q[log w] = E_q[∂ log w/∂z · ∂z/∂φ] for a reparameterised z(ε, φ), because the rest, minus
+    the score ∂ log q_φ(z)/∂φ at a fixed z, has mean zero. What is left is zero where q is the
+    posterior, draw by draw.
+
+    Source: Roeder et al. 2017, arXiv:1703.09194, eq. 5 and 6. Biased on multi-sample bounds
+    (Tucker et al. 2019, arXiv:1810.04152, section 3); use `DReG` there.
+    """
+
+    def surrogate(self, weights: LogWeights) -> Tensor:
+        """The total derivative plus the score that it holds with a minus."""
+        constant = weights.fixed().guide.values()
+        return self.bound(weights) + sum(q.total() for q in constant) + self.score(weights)
+
+
+class Score(Additive):
+    """The ELBO with the score-function gradient at every site, reparameterised or not.
+
+    ∇_φ E_q[f] = E_q[(f - b) ∇_φ log q(z)], f = log p(x, z) - log q(z | x) summed over the site's
+    own element of its plates and what lies outside them (Rao-Blackwellised).
+
+    Args:
+        baseline: b, "others": the mean over the other particles; "data": over the other elements
+            of the shared plates; None.
+
+    Source: Ranganath et al. 2014, arXiv:1401.0118, eq. 4 and section 3.1; Mnih & Rezende 2016,
+    arXiv:1602.06725, section 2.2 (other particles).
+
+    Raises:
+        ValueError: an unknown baseline; a guide without a density at a fixed value.
+    """
+
+    def __init__(
+        self,
+        particles: int = 8,
+        *,
+        baseline: Literal["others", "data"] | None = "others",
+        vectorized: bool = True,
+    ):
+        super().__init__(particles, vectorized=vectorized)
+        if baseline not in ("others", "data", None):
+            raise ValueError(f"baseline: expected 'others', 'data' or None, got {baseline!r}.")
+        self.baseline = baseline
+
+    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
+        """Latents as constants, in the model and in the guide's density."""
+        kwargs["model_values"] = lambda name, value: value.detach()
+        return super().draw(model, guide, *args, **kwargs).at_constants(repr(self))
+
+    def costs(self, weights: LogWeights) -> Costs:
+        """log p of every site, minus log q."""
+        yield from weights.terms()
+
+    def baselined(self, weights: LogWeights, signal: Tensor) -> Tensor:
+        """The signal of one of K particles, less the baseline."""
+        if self.baseline == "others":
+            signal = less_the_others(signal)
+        elif self.baseline == "data":
+            signal = less_the_others(signal, tuple(p.dim for p in weights.plates))
+        return signal / weights.particles
+
+
+class Enum(Trace):
+    """The ELBO with the guide's discrete sites averaged exactly, over nested plates too.
+
+    E_q(k)[log p(x, k, ·) - log q(k) - ·] as a sum over the support of k; continuous sites are
+    drawn, once per value of k where they depend on it. Discrete latents that the guide lacks are
+    summed out of the model by every estimator.
+
+    Source: Obermeyer et al. 2019, Tensor variable elimination, arXiv:1902.03210.
+
+    Raises:
+        ValueError: a discrete guide site cannot be enumerated.
+    """
+
+    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
+        """The weights with every discrete guide site marked for enumeration."""
+        return super().draw(model, poutine.infer_config(guide, _enumerate), *args, **kwargs)
+
+
+def _enumerate(site: Mapping[str, Any]) -> dict[str, Any]:
+    fn = site["fn"]
+    if site["is_observed"] or not getattr(fn, "has_enumerate_support", False):
+        return {}
+    if fn.event_dim and getattr(fn, "reinterpreted_batch_ndims", 0):
+        raise ValueError(
+            f"Enum: guide site {site['name']!r} is a vector of discrete values in one site; give "
+            "each its own site or a plate dimension, or use Score() or VIMCO()."
+        )
+    return {"enumerate": "parallel"}
+
+
+def _refuse_unfactorised(weights: LogWeights) -> None:
+    """The closed form needs p(z_i | .) to depend on nothing that the guide draws after z_i."""
+    latents = [n for n, t in weights.model.items() if not (t.observed or t.deterministic)]
+    missing = [n for n in latents if n not in weights.guide]
+    if missing:
+        raise ValueError(
+            f"MeanField: the guide has no site {', '.join(missing)}; give it one, or use Trace()."
+        )
+    order = [n for n in weights.guide if n in latents]
+    if order != latents:
+        raise ValueError(
+            f"MeanField: the model draws {latents} and the guide {order}; the closed-form "
+            "divergence needs one order (the prior of a latent must not depend on a latent that "
+            "the guide draws later). Use Trace()."
+        )

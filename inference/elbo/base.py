@@ -1,0 +1,107 @@
+"""What every estimator is: a bound, and a scalar whose gradient is followed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+
+from ..weights import LogWeights, log_weights
+from .pieces import score_function
+
+
+class Estimator(pyro.infer.ELBO):
+    """A bound on log p(x) and its gradient. To add one, write `bound`.
+
+    Args:
+        particles: K, draws of the latents per datum.
+        vectorized: draw them in one run of the pair (which must broadcast), or one by one.
+
+    Attributes:
+        is_bound: whether the value is a lower bound on log p(x) in expectation.
+        follows_bound: whether the surrogate's gradient is, in expectation, that of the bound.
+        step: number of updates made so far (an int, or a tensor inside a compiled step).
+    """
+
+    is_bound: bool = True
+    follows_bound: bool = True
+
+    def __init__(self, particles: int = 1, *, vectorized: bool = True):
+        if not isinstance(particles, int) or particles < 1:
+            raise ValueError(f"particles: expected a whole number K >= 1, got {particles!r}.")
+        super().__init__(num_particles=particles, vectorize_particles=vectorized)
+        self.particles = particles
+        self.vectorized = vectorized
+        self.step: int | Tensor = 0
+
+    def bound(self, weights: LogWeights) -> Tensor:
+        """The bound in nats, summed over data and scaled by N/B: a scalar."""
+        raise NotImplementedError
+
+    def surrogate(self, weights: LogWeights) -> Tensor:
+        """A scalar whose gradient estimates the bound's. Its value means nothing.
+
+        Unless overridden, ∇ E_q[bound] = E_q[∇ bound] + E_q[bound · ∇ log q], the second part for
+        guide sites that are not reparameterised. True of every bound; subclasses know which part
+        of the bound a site can influence, and have less variance.
+        """
+        return self.bound(weights) + self.score(weights)
+
+    def score(self, weights: LogWeights) -> Tensor | float:
+        """The score-function part, for guide sites that are not reparameterised."""
+        return score_function(weights, lambda term: self.bound(weights))
+
+    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
+        """The log weights that this estimator needs."""
+        return log_weights(
+            model, guide, *args, particles=self.particles, vectorized=self.vectorized, **kwargs
+        )
+
+    def value_and_surrogate(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The bound (detached) and the surrogate from one draw."""
+        weights = self.draw(model, guide, *args, **kwargs)
+        surrogate = self.surrogate(weights)
+        with torch.no_grad():
+            return self.bound(weights), surrogate
+
+    # Pyro's names
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """-bound, as a float."""
+        with torch.no_grad():
+            return -float(self.bound(self.draw(model, guide, *args, **kwargs)))
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """-bound, as a tensor whose gradient is the estimator's."""
+        value, surrogate = self.value_and_surrogate(model, guide, *args, **kwargs)
+        return -(surrogate + (value - surrogate).detach())
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """-bound, as a float, after adding its gradient to the parameters' `.grad`."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        if not isinstance(self.step, Tensor):
+            self.step += 1
+        return float(loss)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("these estimators work on log weights: see `draw`.")
+
+    def __repr__(self) -> str:
+        parts = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                parts.append(f"{value!r}")
+            elif value != parameter.default:
+                parts.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"

@@ -1,0 +1,192 @@
+"""Estimators that move the guide by another divergence than the bound's.
+
+All take the latents as constants: the guide learns from log q(z) at drawn values, weighted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..weights import LogWeights, dream, log_q_at, plate_nesting
+from .multisample import IWAE, MultiSample
+
+
+class _AtConstants(MultiSample):
+    """K-sample estimators that differentiate log p(x, z) and log q(z) at fixed draws z."""
+
+    follows_bound = False
+
+    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
+        """Latents as constants, in the model and in the guide's density."""
+        kwargs["model_values"] = lambda name, value: value.detach()
+        return super().draw(model, guide, *args, **kwargs).at_constants(repr(self))
+
+    def normalised(self, weights: LogWeights, power: float = 1.0) -> Tensor:
+        """w_k^power / Σ_j w_j^power as constants: (K, *shared)."""
+        return torch.softmax(power * self.log_w(weights), 0).detach()
+
+
+class WakeSleep(_AtConstants):
+    """Reweighted wake-sleep: the model follows IWAE, the guide follows KL(p(z | x) || q).
+
+    With normalised weights w̄_k: θ along Σ_k w̄_k ∂ log p(x, z_k), φ along Σ_k w̄_k ∂ log q(z_k | x)
+    (wake), or along ∂ log q(z | x) for z, x drawn from the model (sleep). Needs no
+    reparameterisation. The value is IWAE's bound.
+
+    Args:
+        sleep: the share of the guide's gradient that comes from dreams, 0 to 1.
+
+    Source: Bornschein & Bengio 2015, Reweighted wake-sleep, arXiv:1406.2751, section 2; Le et al.
+    2018, Revisiting reweighted wake-sleep, arXiv:1805.10469 (the wake phase alone is best).
+
+    Raises:
+        ValueError: `sleep` outside [0, 1]; a model that cannot dream its arguments.
+    """
+
+    def __init__(self, particles: int = 8, *, sleep: float = 0.0, vectorized: bool = True):
+        if not 0 <= sleep <= 1:
+            raise ValueError(f"sleep: expected a share in [0, 1], got {sleep}.")
+        super().__init__(particles, vectorized=vectorized)
+        self.sleep = sleep
+
+    per_datum = IWAE.per_datum
+
+    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
+        """Weights at constants; with `sleep`, log q of dreamed latents given dreamed data too."""
+        weights = super().draw(model, guide, *args, **kwargs)
+        if self.sleep:
+            plain = {k: v for k, v in kwargs.items() if k not in ("nesting", "full_sizes")}
+            nesting = kwargs.get("nesting")
+            if nesting is None:
+                nesting = plate_nesting(model, guide, *args, **plain)
+            latents, dreamed = dream(model, *args, **plain)
+            unknown = [n for n, q in weights.guide.items() if q.free and n not in latents]
+            if unknown:
+                raise ValueError(
+                    f"{self!r}: guide site {', '.join(unknown)} is not a latent of the model, so a "
+                    "dream says nothing about it. Use WakeSleep(sleep=0)."
+                )
+            terms = log_q_at(guide, latents, *dreamed, nesting=nesting, **plain)
+            scale = {n: q.user_scale * math.prod(p.scale for p in q.plates)
+                     for n, q in weights.guide.items()}  # fmt: skip
+            weights.extras["dream"] = torch.stack(
+                [(q.log_prob * scale[n]).sum() for n, q in terms.items()]
+            ).sum()
+        return weights
+
+    def surrogate(self, weights: LogWeights) -> Tensor:
+        """One scalar: latents are constants, so log p moves only θ and log q only φ."""
+        w = self.normalised(weights)
+        wake = (1 - self.sleep) * weights.log_q()
+        out = weights.total((w * (weights.log_p() + wake)).sum(0))
+        return out + self.sleep * weights.extras["dream"] if self.sleep else out
+
+
+class ForwardKL(_AtConstants):
+    """-KL(p(z | x) || q(z | x)) by self-normalised importance sampling; the model stays as it is.
+
+    Σ_k w̄_k log w_k - log 1/K Σ_k w_k estimates the divergence, and Σ_k w̄_k ∂ log q(z_k | x) minus
+    its gradient. A guide that covers the posterior, where the ELBO's seeks a mode.
+
+    Source: Bornschein & Bengio 2015, arXiv:1406.2751, section 2.2 (its guide's gradient); Naesseth
+    et al. 2020, Markovian score climbing, arXiv:2003.10374, section 2 (its bias, O(1/K)).
+    """
+
+    is_bound = False
+
+    def per_datum(self, log_w: Tensor) -> Tensor:
+        """Minus the divergence."""
+        mean = torch.logsumexp(log_w, 0) - math.log(len(log_w))
+        return mean - (torch.softmax(log_w, 0) * log_w).sum(0)
+
+    def surrogate(self, weights: LogWeights) -> Tensor:
+        """Moves the guide only."""
+        return weights.total((self.normalised(weights) * weights.log_q()).sum(0))
+
+
+class CUBO(_AtConstants):
+    """Minus the χ upper bound, -1/n log E_q[w^n]; minimising the loss minimises the χ divergence.
+
+    log p(x) <= 1/n log E_q[w^n], which K draws estimate from below. The guide follows
+    (n - 1)/n Σ_k w_k^n ∂ log q(z_k | x) / Σ_j w_j^n; the model stays as it is (lowering an upper
+    bound would not fit it).
+
+    Args:
+        order: n > 1.
+
+    Source: Dieng et al. 2017, Variational inference via χ upper bound minimization,
+    arXiv:1611.00328, eq. 2 and section 2.3.
+    """
+
+    is_bound = False
+
+    def __init__(self, order: float = 2.0, particles: int = 8, *, vectorized: bool = True):
+        if not order > 1:
+            raise ValueError(f"order: expected n > 1, got {order}.")
+        super().__init__(particles, vectorized=vectorized)
+        self.order = order
+
+    def per_datum(self, log_w: Tensor) -> Tensor:
+        """Minus the upper bound."""
+        return -(torch.logsumexp(self.order * log_w, 0) - math.log(len(log_w))) / self.order
+
+    def surrogate(self, weights: LogWeights) -> Tensor:
+        """Moves the guide only."""
+        w = self.normalised(weights, self.order)
+        factor = (self.order - 1) / self.order
+        return weights.total((factor * w * weights.log_q()).sum(0))
+
+
+class ThermodynamicVI(_AtConstants):
+    """The thermodynamic variational objective: log p(x) = ∫₀¹ E_π(β)[log w] dβ as a left sum.
+
+    Σ_s (β_s+1 - β_s) E_π(β_s)[log w], π(β) ∝ q^(1-β) p^β, each mean by weights w_k^β. Since the
+    integral over the K draws themselves is IWAE's value and its integrand rises with β, the sum is
+    a lower bound draw by draw. Model and guide follow ∇ E_π[f] = E_π[∇f] + Cov_π(∇ log π̃, f).
+
+    Args:
+        partitions: how many intervals; 1 is the ELBO.
+        first: β_1; the others are spaced evenly in log β up to 1.
+
+    Source: Masrani et al. 2019, The thermodynamic variational objective, arXiv:1907.00031,
+    sections 3 to 5.
+    """
+
+    def __init__(
+        self, particles: int = 8, *, partitions: int = 5, first: float = 0.1,
+        vectorized: bool = True,
+    ):  # fmt: skip
+        if partitions < 1 or not 0 < first < 1:
+            raise ValueError(
+                f"partitions, first: expected >= 1 and in (0, 1), got {partitions} and {first}."
+            )
+        super().__init__(particles, vectorized=vectorized)
+        self.partitions, self.first = partitions, first
+        ends = [first ** (1 - s / (partitions - 1)) for s in range(partitions - 1)]
+        self.betas = [0.0, *ends, 1.0]
+
+    def per_datum(self, log_w: Tensor) -> Tensor:
+        """The sum over intervals of length times mean at the left end."""
+        means = [
+            (b - a) * (torch.softmax(a * log_w, 0) * log_w).sum(0)
+            for a, b in zip(self.betas, self.betas[1:])
+        ]
+        return torch.stack(means).sum(0)
+
+    def surrogate(self, weights: LogWeights) -> Tensor:
+        """Per interval: the mean's gradient at fixed draws, and the covariance with its density."""
+        log_w, log_q = self.log_w(weights), weights.log_q()
+        out = torch.zeros_like(log_w[0])
+        for a, b in zip(self.betas, self.betas[1:]):
+            w = torch.softmax(a * log_w, 0).detach()
+            centred = (log_w - (w * log_w).sum(0)).detach()
+            unbiased = len(log_w) / max(1, len(log_w) - 1) if a == 0 else 1.0
+            out = out + (b - a) * (
+                w * (log_w + unbiased * centred * (log_q + a * log_w))
+            ).sum(0)  # fmt: skip
+        return weights.total(out)

@@ -1,0 +1,21 @@
+"""Log weights of a pair: log p(x, z) - log q(z | x), per particle and per datum.
+
+This folder is the only place that handles Pyro traces. Everything else (bounds, gradients,
+evaluation, ArviZ) is arithmetic on what `log_weights` returns.
+"""
+
+from .run import PARTICLES, dream, log_q_at, log_weights, no_validation, plate_nesting, stack
+from .terms import LogWeights, Plate, Term
+
+__all__ = [
+    "PARTICLES",
+    "LogWeights",
+    "Plate",
+    "Term",
+    "dream",
+    "log_q_at",
+    "log_weights",
+    "no_validation",
+    "plate_nesting",
+    "stack",
+]

@@ -1,0 +1,189 @@
+"""Discrete latents exactly: those the guide lacks are summed out, those it marks are averaged.
+
+Both work on Pyro's packed tensors, whose dimensions are named by symbols: one symbol per plate
+(the particles' plate too) and one per enumerated site.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from torch import Tensor
+
+from .sites import (
+    Site,
+    is_enumerated,
+    is_free,
+    log_prob,
+    plates_of,
+    sample_sites,
+    term_of,
+    user_scale,
+)
+from .terms import Term
+
+
+class _Average:
+    """E_q over the guide's enumerated sites of a packed term."""
+
+    def __init__(self, guide_trace: Any, nesting: int, dims: Mapping[str, int], constant: bool):
+        self.nesting, self.dims = nesting, dims
+        self.sites = [s for s in sample_sites(guide_trace).values() if is_enumerated(s)]
+        self.factors = {
+            id(s): (s["packed"]["log_prob"].detach() if constant else s["packed"]["log_prob"]).exp()
+            for s in self.sites
+        }
+        self.symbols = {
+            d for s in self.sites for d in s["packed"]["log_prob"]._pyro_dims if not self.plate(d)
+        }
+
+    def plate(self, symbol: str) -> bool:
+        """Whether a symbol is a plate's."""
+        return self.dims[symbol] >= -self.nesting - 1
+
+    def depends(self, value: Tensor) -> bool:
+        """Whether a packed term varies with an enumerated guide site."""
+        return not self.symbols.isdisjoint(value._pyro_dims)  # type: ignore[attr-defined]
+
+    def __call__(self, value: Tensor, ordinal: frozenset) -> Tensor:
+        """The mean, unpacked to (K, *plates)."""
+        dims: str = value._pyro_dims  # type: ignore[attr-defined]
+        if self.depends(value):
+            upstream = [s for s in self.sites if frames(s) <= ordinal]
+            names = [s["packed"]["log_prob"]._pyro_dims for s in upstream]
+            self._refuse_uncovered(dims, names, ordinal)
+            out = "".join(sorted({d for n in (dims, *names) for d in n if self.plate(d)}))
+            equation = ",".join([dims, *names]) + "->" + out
+            value = torch.einsum(equation, value, *(self.factors[id(s)] for s in upstream))
+            value._pyro_dims = out  # type: ignore[attr-defined]
+        lp = packed.unpack(value, self.dims)
+        return lp.reshape((1,) * (self.nesting + 1 - lp.dim()) + lp.shape)
+
+    def _refuse_uncovered(self, dims: str, names: list[str], ordinal: frozenset) -> None:
+        missing = self.symbols & set(dims) - set("".join(names))
+        if missing:
+            site = next(s for s in self.sites if s["infer"]["_enumerate_symbol"] in missing)
+            inner = sorted(f.name for f in frames(site) - ordinal)
+            raise ValueError(
+                f"guide site {site['name']!r} is enumerated inside plate {', '.join(inner)}, but "
+                "something outside that plate depends on it: its exact average would run over "
+                "every combination. Draw it (no infer={'enumerate': ...}), or take it out of the "
+                "guide."
+            )
+
+
+def averaged_guide(
+    trace: Any, particles: int, nesting: int, sizes: Mapping[str, int], constant: bool = False
+) -> dict[str, Term]:
+    """The guide's terms, those that vary with an enumerated site averaged over it.
+
+    With `constant`, the probabilities of enumerated sites and the densities of computed sites are
+    constants: what is left to differentiate is the score of the drawn ones.
+    """
+    _pack(trace)
+    average = _Average(trace, nesting, trace.symbol_to_dim, constant)
+    out = {}
+    for name, site in sample_sites(trace).items():
+        lp = site["packed"]["log_prob"]
+        if constant and (is_enumerated(site) or not is_free(site)):
+            dims, lp = lp._pyro_dims, lp.detach()
+            lp._pyro_dims = dims
+        term = term_of(name, site, average(lp, frames(site)), sizes)
+        out[name] = term.having(averaged=average.depends(site["packed"]["log_prob"]))
+    return out
+
+
+def marginalised(
+    model_trace: Any, guide_trace: Any, particles: int, nesting: int, sizes: Mapping[str, int]
+) -> dict[str, Term]:
+    """The model's terms: sites that the guide lacks summed out, the rest averaged under the guide.
+
+    Raises:
+        ValueError: sites that share an enumerated latent differ in scale, or lie in a subsampled
+            plate that the latent is outside of.
+    """
+    _pack(model_trace, guide_trace.plate_to_symbol)
+    dims = {**guide_trace.symbol_to_dim, **model_trace.symbol_to_dim}
+    average = _Average(guide_trace, nesting, dims, constant=False)
+    sites = sample_sites(model_trace)
+    summed = {n: s for n, s in sites.items() if n not in guide_trace and is_enumerated(s)}
+    symbols = {s["infer"]["_enumerate_symbol"]: n for n, s in summed.items()}
+    out: dict[str, Term] = {}
+    factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
+    involved: dict[str, Site] = {}
+    for name, site in sites.items():
+        lp = site["packed"]["log_prob"]
+        if symbols.keys().isdisjoint(lp._pyro_dims):
+            out[name] = term_of(name, site, average(lp, frames(site)), sizes)
+        else:
+            factors.setdefault(frames(site), []).append(lp)
+            involved[name] = site
+            for symbol in symbols.keys() & set(lp._pyro_dims):
+                _refuse_subsampled(symbols[symbol], summed[symbols[symbol]], name, site, sizes)
+    if involved:
+        scale = _one_scale(involved)
+        frame = {f.name: f for s in involved.values() for f in s["cond_indep_stack"]}
+        label = "marginal:" + ",".join(involved)
+        contracted = contract_tensor_tree(factors, set(symbols))
+        for i, (ordinal, parts) in enumerate(contracted.items()):
+            where = {"cond_indep_stack": tuple(frame[f.name] for f in ordinal)}
+            for j, part in enumerate(parts):
+                name = label + (f"[{i},{j}]" if i + j else "")
+                out[name] = Term(
+                    name,
+                    average(part, ordinal),
+                    plates_of(where, sizes),
+                    scale,
+                    observed=True,
+                    sites=tuple(involved),
+                )
+    return out
+
+
+def frames(site: Site) -> frozenset:
+    """The plates of a site that are tensor dimensions, as Pyro's frames."""
+    return frozenset(f for f in site["cond_indep_stack"] if f.vectorized)
+
+
+def _pack(trace: Any, plate_to_symbol: Mapping[str, str] | None = None) -> None:
+    """Name the dimensions of every log density of a trace."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample":
+            if name in sample_sites(trace):
+                site["unscaled_log_prob"] = site["log_prob"] = log_prob(site)
+            else:
+                trace.nodes[name] = {**site, "type": "subsample"}
+    trace.pack_tensors(plate_to_symbol)
+
+
+def _refuse_subsampled(
+    latent: str, summed: Site, name: str, site: Site, sizes: Mapping[str, int]
+) -> None:
+    around = {f.name for f in frames(summed)}
+    for plate in plates_of(site, sizes):
+        if plate.scale != 1 and plate.name not in around:
+            raise ValueError(
+                f"site {latent!r} is summed out over all data at once, because it lies outside the "
+                f"subsampled plate {plate.name!r} of site {name!r}: a mini-batch would be biased. "
+                "Use the full data (batch_size=None), or draw the site in the guide."
+            )
+
+
+def _one_scale(involved: Mapping[str, Site]) -> float | Tensor:
+    scales = [user_scale(s) for s in involved.values()]
+    same = all(
+        s is scales[0] or (not torch.is_tensor(s) and not torch.is_tensor(scales[0])
+                           and s == scales[0])
+        for s in scales
+    )  # fmt: skip
+    if not same:
+        raise ValueError(
+            f"sites {list(involved)}: those that share an enumerated latent must have one "
+            f"poutine.scale, got {scales}."
+        )
+    return scales[0]

@@ -1,0 +1,163 @@
+"""Pyro's messages: what a site of a trace says about its log density, plates and scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from .terms import Plate, Term
+
+PARTICLES = "particles"  # the name of the outermost plate
+
+Site = Mapping[str, Any]
+
+
+def sample_sites(trace: Any) -> dict[str, Site]:
+    """The sample sites of a trace, without the draws of subsamples."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+    }
+
+
+def is_latent(site: Site) -> bool:
+    """Whether a site is a draw of the pair's own."""
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and isinstance(site["fn"], TorchDistributionMixin)
+        and type(site["fn"]).__name__ != "_Subsample"
+    )
+
+
+def is_free(site: Site) -> bool:
+    """Whether a site's value is drawn, not computed from other sites as a Delta is."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__ not in ("Delta", "Unit")
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether a site's value is its whole support, along a dimension of its own."""
+    return site["infer"].get("_enumerate_dim") is not None
+
+
+def at(fn: Callable, values: Mapping[str, Tensor]) -> Callable:
+    """`fn` with the drawn sites fixed to `values`; they stay latent."""
+
+    class At(poutine.messenger.Messenger):
+        def _pyro_sample(self, msg: Any) -> None:
+            if msg["name"] in values and not msg["is_observed"]:
+                msg["value"] = values[msg["name"]]
+                msg["done"] = True
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with At():
+            return fn(*args, **kwargs)
+
+    return run
+
+
+def enumerate_unguided(guided: set[str], site: Site) -> dict[str, Any]:
+    """Mark a discrete latent that the guide does not draw: it is summed out."""
+    if (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and site["name"] not in guided
+        and getattr(site["fn"], "has_enumerate_support", False)
+    ):
+        return {"enumerate": "parallel"}
+    return {}
+
+
+def log_prob(site: Site) -> Tensor:
+    """A site's log density, masked, not scaled."""
+    lp = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    mask = site["mask"]
+    if mask is None or mask is True:
+        return lp
+    if mask is False:
+        return torch.zeros_like(lp)
+    lp, mask = torch.broadcast_tensors(lp, mask)
+    return torch.where(mask, lp, lp.new_zeros(()))
+
+
+def plates_of(site: Site, sizes: Mapping[str, int]) -> tuple[Plate, ...]:
+    """The tensor dimensions along which a site is independent, particles left out."""
+    out = []
+    for f in site["cond_indep_stack"]:
+        if f.vectorized and f.name != PARTICLES:
+            full = f.full_size if f.full_size is not None else f.size
+            if full == f.size:
+                full = sizes.get(f.name, full)
+            out.append(Plate(f.name, f.dim, f.size, full / f.size))
+    return tuple(out)
+
+
+def user_scale(site: Site) -> float | Tensor:
+    """The site's scale without N/B of its plates (that of plates which are loops stays in)."""
+    scale = site["scale"]
+    for f in site["cond_indep_stack"]:
+        if f.vectorized and f.full_size is not None and f.full_size != f.size:
+            scale = scale / (f.full_size / f.size)
+    return 1.0 if isinstance(scale, float) and abs(scale - 1) < 1e-12 else scale
+
+
+def looped_scale(site: Site) -> float:
+    """N/B of the enclosing plates that are Python loops."""
+    return math.prod(
+        f.full_size / f.size
+        for f in site["cond_indep_stack"]
+        if not f.vectorized and f.full_size is not None
+    )
+
+
+def term_of(name: str, site: Site, lp: Tensor, sizes: Mapping[str, int]) -> Term:
+    """The term of a site whose log density is `lp`."""
+    return Term(
+        name,
+        lp,
+        plates_of(site, sizes),
+        user_scale(site),
+        observed=site["is_observed"],
+        auxiliary=bool(site["infer"].get("is_auxiliary")),
+        fn=site["fn"],
+        value=site["value"],
+        mask=site["mask"],
+        enumerated=is_enumerated(site),
+        free=is_free(site),
+        reparameterized=bool(getattr(site["fn"], "has_rsample", False)),
+        deterministic=bool(site["infer"].get("_deterministic")),
+        looped=looped_scale(site),
+    )
+
+
+def terms_of(trace: Any, particles: int, nesting: int, sizes: Mapping[str, int]) -> dict[str, Term]:
+    """Every sample site of a trace without enumeration."""
+    return {
+        name: term_of(name, site, shaped(name, log_prob(site), particles, nesting), sizes)
+        for name, site in sample_sites(trace).items()
+    }
+
+
+def shaped(name: str, lp: Tensor, particles: int, nesting: int) -> Tensor:
+    """(K, *plates), with ones for the plates that a site is not in.
+
+    Raises:
+        ValueError: the log density has dimensions that no plate accounts for.
+    """
+    if lp.dim() > nesting + 1 or (lp.dim() == nesting + 1 and lp.shape[0] not in (1, particles)):
+        raise ValueError(
+            f"site {name!r}: its log density has shape {tuple(lp.shape)}, but the pair has "
+            f"{nesting} plate dimensions and {particles} particles. Declare event dimensions with "
+            ".to_event(), or draw the particles one by one (vectorized=False)."
+        )
+    return lp.reshape((1,) * (nesting + 1 - lp.dim()) + lp.shape)

@@ -1,0 +1,232 @@
+"""What one run of guide and model says, site by site, and how it is summed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plate:
+    """An independence of a site: `dim` counts from the right, `scale` is N/B when subsampled."""
+
+    name: str
+    dim: int
+    size: int
+    scale: float
+
+
+@dataclass
+class Term:
+    """One site's log density in one half of the pair.
+
+    Attributes:
+        log_prob: (K, *plates), masked but not scaled.
+        plates: the plates that the site is in; they carry N/B.
+        user_scale: what `poutine.scale` asked for (and N/B of plates that are loops).
+        observed: whether the value is data; also true of a factor that enumeration left.
+        auxiliary: whether the site exists in the guide only.
+        fn, value, mask: Pyro's.
+        enumerated: a guide site that is averaged over its support, not drawn.
+        averaged: its log density was averaged over an enumerated guide site.
+        free: its value is drawn, and not computed from other sites as a Delta's is.
+        reparameterized: a gradient reaches the parameters of its distribution through its value.
+        deterministic: a value that the model only records; its density is one.
+        sites: for a factor that enumeration left, the sites that went into it.
+        looped: N/B of the enclosing plates that are Python loops.
+        parts: for a term of several runs, one term per run.
+    """
+
+    name: str
+    log_prob: Tensor
+    plates: tuple[Plate, ...] = ()
+    user_scale: float | Tensor = 1.0
+    observed: bool = False
+    auxiliary: bool = False
+    fn: Any = None
+    value: Any = None
+    mask: Any = None
+    enumerated: bool = False
+    averaged: bool = False
+    free: bool = True
+    reparameterized: bool = True
+    deterministic: bool = False
+    sites: tuple[str, ...] = ()
+    looped: float = 1.0
+    parts: tuple[Term, ...] = field(default=(), repr=False)
+
+    @property
+    def scale(self) -> float | Tensor:
+        """The user's scale times N/B of every plate."""
+        return self.user_scale * math.prod(p.scale for p in self.plates)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the site's gradient needs the score function: drawn, but not differentiably."""
+        return self.free and not (self.observed or self.enumerated or self.reparameterized)
+
+    def sum_to(self, plates: Iterable[Plate], nesting: int = 0) -> Tensor:
+        """`user_scale * log_prob`, summed (with N/B) over all plates but these: (K, *plates)."""
+        keep = {p.name for p in plates}
+        out = self.log_prob * self.user_scale
+        for p in self.plates:
+            if p.name not in keep:
+                out = out.sum(p.dim, keepdim=True) * p.scale
+        return out
+
+    def total(self, value: Tensor | None = None) -> Tensor:
+        """Summed over all plates, scaled, averaged over particles: a scalar."""
+        value = self.log_prob if value is None else value
+        return (value * self.scale).sum() / value.shape[0]
+
+    def having(self, **changes: Any) -> Term:
+        """A copy with some attributes changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass
+class LogWeights:
+    """What one run of guide and model says, site by site.
+
+    Attributes:
+        model: name -> Term, log p of every sample site (marginalised discrete ones are gone, their
+            factor is called "marginal:" and their names).
+        guide: name -> Term, log q of every sample site.
+        particles: K.
+        nesting: number of plate dimensions, so that every `log_prob` has 1 + nesting dimensions.
+        extras: name -> a named term that an estimator adds to its bound, nats, a scalar.
+    """
+
+    model: dict[str, Term]
+    guide: dict[str, Term]
+    particles: int
+    nesting: int
+    resample: Callable[[], dict[str, Term]] | None = field(default=None, repr=False)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def terms(self) -> Iterator[tuple[int, Term]]:
+        """Every term with its sign: + for the model, - for the guide."""
+        for t in self.model.values():
+            yield 1, t
+        for t in self.guide.values():
+            yield -1, t
+
+    @property
+    def plates(self) -> tuple[Plate, ...]:
+        """The plates that every site shares: between their elements, weights are independent."""
+        shared: dict[str, Plate] | None = None
+        for _, t in self.terms():
+            if t.deterministic:
+                continue
+            mine = {p.name: p for p in t.plates}
+            shared = mine if shared is None else {k: v for k, v in shared.items() if k in mine}
+        return tuple((shared or {}).values())
+
+    @property
+    def scale(self) -> float:
+        """N/B of the shared plates."""
+        return math.prod(p.scale for p in self.plates)
+
+    @property
+    def data_size(self) -> float:
+        """N: the number of elements of the shared plates, those not in the batch included."""
+        return math.prod(p.size * p.scale for p in self.plates)
+
+    def log_p(self) -> Tensor:
+        """log p(x, z) per particle and element of the shared plates: (K, *shared), unscaled."""
+        return self._sum(self.model)
+
+    def log_q(self) -> Tensor:
+        """log q(z | x) per particle and element of the shared plates: (K, *shared), unscaled."""
+        return self._sum(self.guide)
+
+    def log_weight(self) -> Tensor:
+        """log p(x, z) - log q(z | x): (K, *shared), unscaled by N/B of the shared plates."""
+        return self.log_p() - self.log_q()
+
+    def total(self, per_datum: Tensor) -> Tensor:
+        """Sum over the shared plates, times N/B: (K, *shared) -> (K,), (*shared) -> ()."""
+        lead = per_datum.dim() - self.nesting
+        return per_datum.flatten(lead).sum(-1) * self.scale if self.nesting else per_datum
+
+    def elbo(self) -> Tensor:
+        """log p - log q per particle, summed over data and scaled: (K,)."""
+        return self.total(self.log_weight())
+
+    def _sum(self, terms: Mapping[str, Term]) -> Tensor:
+        shared = self.plates
+        parts = [t.sum_to(shared) for t in terms.values()]
+        shape = (self.particles, *(1,) * self.nesting)
+        if not parts:
+            like = next((t.log_prob for _, t in self.terms()), torch.zeros(()))
+            return like.new_zeros(shape)
+        return functools.reduce(torch.add, parts).expand(
+            torch.broadcast_shapes(*(p.shape for p in parts), shape)
+        )
+
+    def refuse_subsampled_joint(self, who: str) -> None:
+        """Raise ValueError where a multi-sample bound would put N/B inside its logarithm."""
+        shared = {p.name for p in self.plates}
+        for _, t in self.terms():
+            if t.looped != 1:
+                raise ValueError(
+                    f"{who}: site {t.name!r} lies in a subsampled plate that is a Python loop, so "
+                    "the weights are joint over its elements and the bound of a mini-batch is "
+                    "biased. Write the plate as `with pyro.plate(...)`, or use Trace()."
+                )
+            for p in t.plates:
+                if p.scale != 1 and p.name not in shared:
+                    outside = sorted(
+                        s.name
+                        for s in (*self.guide.values(), *self.model.values())
+                        if p.name not in {q.name for q in s.plates}
+                    )
+                    raise ValueError(
+                        f"{who}: {', '.join(dict.fromkeys(outside))} lies outside the subsampled "
+                        f"plate {p.name!r}, so the weights are joint over all data and the bound "
+                        "of a mini-batch is biased. Use the full data (batch_size=None) or Trace()."
+                    )
+
+    def fixed(self) -> LogWeights:
+        """The same weights with log q taken at the drawn values as constants.
+
+        Its gradient is the score of the guide: subtracting it from the total derivative leaves
+        the path derivative (Roeder et al. 2017, arXiv:1703.09194, eq. 5). Sites that are computed
+        from others, or averaged exactly, have no score: their terms are constants.
+        """
+        if self.resample is None:
+            raise ValueError("these log weights were not made by log_weights: no guide to re-run.")
+        return dataclasses.replace(self, guide=self.resample())
+
+    def at_constants(self, who: str) -> LogWeights:
+        """`fixed`, for estimators that need log q(z) as a function of the parameters at a fixed z.
+
+        No site of the result counts as reparameterised: all need the score function.
+
+        Raises:
+            ValueError: a guide site is computed from parameters, so that its density at a fixed
+                value cannot be had; or it was averaged exactly.
+        """
+        weights = self.fixed()
+        for term in weights.guide.values():
+            if term.enumerated or term.averaged:
+                raise ValueError(
+                    f"{who}: guide site {term.name!r} is averaged exactly (enumerated), and this "
+                    "estimator needs draws. Remove its infer={'enumerate': ...}, or take the site "
+                    "out of the guide, and it is summed out of the model."
+                )
+            if not term.free and torch.is_tensor(term.value) and term.value.requires_grad:
+                raise ValueError(
+                    f"{who}: guide site {term.name!r} is a Delta whose value depends on parameters "
+                    "directly, so the guide has no density at a fixed value. Draw the site itself "
+                    "(a TransformedDistribution), or use Trace() or IWAE()."
+                )
+        guide = {n: t.having(reparameterized=False) for n, t in weights.guide.items()}
+        return dataclasses.replace(weights, guide=guide)
