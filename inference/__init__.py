@@ -3,6 +3,7 @@
 from . import elbo, optim
 from .evaluate import evaluate
 from .fit import fit
+from .many import fit_many
 from .weights import log_weights
 
-__all__ = ["elbo", "evaluate", "fit", "log_weights", "optim"]
+__all__ = ["elbo", "evaluate", "fit", "fit_many", "log_weights", "optim"]

@@ -24,6 +24,7 @@ from .weights import log_weights, no_validation
 
 BATCH = 128  # for data sets, when no batch size is given
 WORTH_COMPILING = 30.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
+SMALL, WORTH_UNROLLING = 2_000, 50_000  # parameters, steps: eight updates in one graph
 
 
 def fit(
@@ -305,7 +306,7 @@ class _Loop:
         if self.compile is False or (self.compile == "auto" and each * left < WORTH_COMPILING):
             return eager, 1
         numbers = sum(p.numel() for p in run.variables.params.values())
-        repeats = self.repeats or (16 if numbers < 2_000 and left > 2_000 else 1)
+        repeats = self.repeats or (8 if numbers < SMALL and left > WORTH_UNROLLING else 1)
         step = CompiledStep(self.update, run.variables, self.lr, repeats)
         self.bar.note("compiling the step")
         try:

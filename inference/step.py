@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .elbo import Estimator
 from .optim import Optimiser, State
 from .pair import Pair
-from .trace import TraceFailure, compiled, traced
+from .trace import Recorded, TraceFailure, compiled, hoisted, traced
 from .weights import no_validation
 
+FEW = 1_024  # normals in one update below which they are drawn at once: the calls would cost more
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
 
 
@@ -121,9 +123,10 @@ class Update:
             if self.vary is None:
                 loss, surrogate = self.loss(leaves, variables.buffers, variables.count, batch)
             else:
-                loss, surrogate = torch.vmap(
-                    self.loss, in_dims=(0, 0, None, self.vary), randomness="different"
-                )(leaves, variables.buffers, variables.count, batch)
+                with _DrawnAnew():
+                    loss, surrogate = torch.vmap(
+                        self.loss, in_dims=(0, 0, None, self.vary), randomness="different"
+                    )(leaves, variables.buffers, variables.count, batch)
                 surrogate = surrogate.sum()
             if not surrogate.requires_grad:
                 raise ValueError(
@@ -153,6 +156,23 @@ class Update:
         norm = torch.stack(squares).sum(0).sqrt()
         factor = (self.clip / (norm + 1e-12)).clamp(max=1.0)
         return [g * factor.reshape(factor.shape + (1,) * (g.dim() - factor.dim())) for g in grads]
+
+
+class _DrawnAnew(TorchFunctionMode):
+    """What `vmap` refuses, said otherwise: random numbers as new tensors, not filled in place."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == Tensor.data.__get__:  # Pyro's enumeration looks at shapes through it
+            return args[0].detach()
+        if func is Tensor.normal_ and len(args) == 1 and not kwargs:
+            return torch.randn_like(args[0])
+        if func is Tensor.uniform_ and not kwargs:
+            low, high = args[1:] or (0.0, 1.0)
+            return low + (high - low) * torch.rand_like(args[0])
+        if func is Tensor.exponential_ and len(args) == 1:
+            return -torch.log1p(-torch.rand_like(args[0]))
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -244,14 +264,19 @@ class CompiledStep:
 
         graph = traced(function, inputs)
         self.nodes = len(graph.graph.nodes)
+        noisy = hoisted(graph, FEW if self.repeats == 1 else None)
+        noise = None
+        if noisy is not None:
+            graph, noise = noisy
+            inputs = [*inputs, noise]
         run = compiled(graph, inputs, own=len(self._flat))
         if self.prove:
-            self._prove(run, batch, shared)
-        self._ready[key] = run
+            self._prove(run, batch, shared, noise)
+        self._ready[key] = run if noise is None else _with_noise(run, noise)
         self.seconds += time.perf_counter() - start
-        return run
+        return self._ready[key]
 
-    def _prove(self, run: Callable, batch: tuple, shared: bool) -> None:
+    def _prove(self, run: Callable, batch: tuple, shared: bool, noise: Tensor | None) -> None:
         """Run both steps from the same state on the same noise; compare losses and gradients."""
         tensors = [b for b in batch if torch.is_tensor(b)]
         results = []
@@ -263,9 +288,11 @@ class CompiledStep:
             with torch.random.fork_rng(devices=_cuda(tensors)), torch.no_grad():
                 torch.manual_seed(20)
                 if which == "eager":
-                    loss = _repeat(self.update, variables, self.lr, batch, self.repeats, shared)
+                    with Recorded() if noise is not None else contextlib.nullcontext() as tape:
+                        loss = _repeat(self.update, variables, self.lr, batch, self.repeats, shared)
                 else:
-                    loss = run([*variables.flat(), self.lr, *tensors])
+                    extra = [] if noise is None else [tape.noise]
+                    loss = run([*variables.flat(), self.lr, *tensors, *extra])
             slot = self.update.optimiser.slots[0]
             results.append((loss.flatten()[0], variables.optim[slot]))
         (eager_loss, eager), (loss, slots) = results
@@ -286,6 +313,16 @@ class CompiledStep:
                     f"the compiled step's gradient of {name!r} differs from the eager one's by "
                     f"{gap:.3g} (norm {size:.3g}), on the same noise"
                 )
+
+
+def _with_noise(run: Callable, noise: Tensor) -> Callable:
+    """One draw of fresh noise for all updates of a call."""
+
+    def call(inputs: list[Tensor]) -> Tensor:
+        noise.normal_()
+        return run([*inputs, noise])
+
+    return call
 
 
 def explain(pair: Pair | Update, batch: tuple) -> str:

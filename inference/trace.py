@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 _HELP = {
@@ -73,9 +76,100 @@ def traced(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> GraphMo
         raise  # a mistake in the pair, not in the tracing
     except Exception as error:
         raise _failure(error, last.name) from error
+    _inline_numbers(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _inline_numbers(graph: GraphModule) -> None:
+    """Write `torch.tensor(0.5)` as a number: as a stored tensor it would be one more input."""
+    for node in list(graph.graph.nodes):
+        if node.target is not torch.ops.aten.lift_fresh_copy.default:
+            continue
+        source = node.args[0]
+        value = getattr(graph, source.target, None) if source.op == "get_attr" else None
+        if value is None or value.dim() or isinstance(value, FakeTensor):
+            continue
+        with graph.graph.inserting_before(node):
+            number = graph.graph.call_function(
+                torch.ops.aten.full.default,
+                ([], value.item()),
+                {"dtype": value.dtype, "device": value.device},
+            )
+            number.meta = node.meta
+        node.replace_all_uses_with(number)
+        graph.graph.erase_node(node)
+
+
+NORMAL = (torch.ops.aten.normal_.default, torch.ops.aten.randn.default)
+
+
+def hoisted(graph: GraphModule, most: int | None = None) -> tuple[GraphModule, Tensor] | None:
+    """The same graph with its normal noise as a last input: one draw instead of one per site.
+
+    The numbers that one draw gives differ from those of several with the same seed, so this is
+    done only where at most `most` numbers are drawn (None: always).
+
+    Returns the graph and an example of the noise (1-D), or None where the graph draws anything
+    but standard normals of one type: then the order of the draws must stay as it is.
+    """
+    noisy = [n for n in graph.graph.nodes if n.op == "call_function" and _random(n.target)]
+    if not noisy or any(n.target not in NORMAL or n.kwargs.get("generator") for n in noisy):
+        return None
+    if any(
+        tuple(n.args[1:]) not in ((), (0, 1), (0.0, 1.0)) for n in noisy if n.target is NORMAL[0]
+    ):
+        return None
+    values = [n.meta["val"] for n in noisy]
+    if len({(v.dtype, v.device) for v in values}) != 1:
+        return None
+    total = sum(v.numel() for v in values)
+    if most is not None and total > most:
+        return None
+    nodes = list(graph.graph.nodes)
+    last = [n for n in nodes if n.op == "placeholder"][-1]
+    with graph.graph.inserting_after(last):
+        noise = graph.graph.placeholder("noise")
+    start = 0
+    for node, value in zip(noisy, values):
+        with graph.graph.inserting_before(node):
+            part = graph.graph.call_function(
+                torch.ops.aten.slice.Tensor, (noise, 0, start, start + value.numel())
+            )
+            shaped = graph.graph.call_function(
+                torch.ops.aten.reshape.default, (part, list(value.shape))
+            )
+        node.replace_all_uses_with(shaped)
+        graph.graph.erase_node(node)
+        start += value.numel()
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph, torch.randn(total, dtype=values[0].dtype, device=values[0].device)
+
+
+def _random(target: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+class Recorded(TorchDispatchMode):
+    """Keeps every standard normal that is drawn inside, in order, as one vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation; keep what a random one returns."""
+        out = func(*args, **(kwargs or {}))
+        if func in NORMAL:
+            self.draws.append(out.detach().clone().reshape(-1))
+        return out
+
+    @property
+    def noise(self) -> Tensor:
+        """All draws, one after another."""
+        return torch.cat(self.draws)
 
 
 def compiled(
