@@ -77,7 +77,7 @@ class BinaryAutoregressive(nn.Module):
 class MADE(BinaryAutoregressive):
     """Masked autoencoder for distribution estimation, with one fixed order and one fixed mask.
 
-        h_i = b_i + V_i σ(c + W x),   W and V masked so that h_i sees only what comes before x_i
+        h = b + V σ(c + W x) + A x,   W, V and A masked so that h_i sees what comes before x_i
 
     Sites, plates, truth as for `BinaryAutoregressive`.
 
@@ -86,7 +86,8 @@ class MADE(BinaryAutoregressive):
         hidden: widths of the hidden layers.
         order: `"natural"`, `"reversed"`, `"random"`, or the variables' indices, first one first.
         seed: draws the random order.
-        act: name of the activation (`zoo.networks.ACTIVATIONS`).
+        act: name of the activation σ (`zoo.networks.ACTIVATIONS`).
+        direct: with the weights A from inputs straight to outputs, or without them.
 
     Raises:
         ValueError: an order that is not a permutation, a size below 1.
@@ -102,9 +103,10 @@ class MADE(BinaryAutoregressive):
         order: str | Sequence[int] = "natural",
         seed: int = 0,
         act: str = "relu",
+        direct: bool = True,
     ):
         check_sizes(data_dim=data_dim, hidden=hidden)
-        net = AutoregressiveMLP(data_dim, hidden, 1, order=order, seed=seed, act=act)
+        net = AutoregressiveMLP(data_dim, hidden, 1, order=order, seed=seed, act=act, direct=direct)
         super().__init__(data_dim, net.rank)
         self.net = net
 

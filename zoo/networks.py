@@ -83,6 +83,7 @@ class AutoregressiveMLP(nn.Module):
         order: as for `ranks`, and `seed` for a random one.
         act: name of the activation (`ACTIVATIONS`).
         context: width of an optional second input that every output sees.
+        direct: add masked weights from the inputs straight to the outputs.
     """
 
     rank: Tensor
@@ -96,6 +97,7 @@ class AutoregressiveMLP(nn.Module):
         seed: int = 0,
         act: str = "relu",
         context: int = 0,
+        direct: bool = False,
     ):
         super().__init__()
         self.outputs, self.act = outputs, activation(act)
@@ -109,6 +111,8 @@ class AutoregressiveMLP(nn.Module):
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
         first = len(masks[0])
         self.context = nn.Linear(context, first, bias=False) if context else None
+        skip = (rank[:, None] > rank).repeat(outputs, 1)
+        self.direct = MaskedLinear(skip, bias=False) if direct else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(..., D) -> (..., outputs, D)."""
@@ -117,6 +121,8 @@ class AutoregressiveMLP(nn.Module):
             h = h + self.context(context)
         for layer in list(self.layers)[1:]:
             h = layer(self.act(h))
+        if self.direct is not None:
+            h = h + self.direct(x)
         return h.unflatten(-1, (self.outputs, -1))
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from zoo.autoregressive import MADE, PixelCNN
 MODELS = {
     "one hidden layer": lambda: MADE(9, hidden=(40,)),
     "two hidden layers": lambda: MADE(9, hidden=(40, 30), act="tanh"),
-    "logistic": lambda: MADE(9, hidden=()),
+    "no direct weights": lambda: MADE(9, hidden=(40,), direct=False),
+    "logistic": lambda: MADE(9, hidden=(), direct=False),
     "reversed": lambda: MADE(9, hidden=(40,), order="reversed"),
     "random": lambda: MADE(9, hidden=(40,), order="random", seed=5),
     "permutation": lambda: MADE(9, hidden=(40,), order=[3, 1, 4, 0, 5, 8, 2, 6, 7]),
@@ -93,6 +96,13 @@ def test_a_pair(model):
     check_pair(model, binary(6, model.data_dim), latents=[])
 
 
+def test_an_order_lists_the_first_variable_first():
+    order = [3, 1, 4, 0, 2]
+    assert MADE(5, order=order).rank.argsort().tolist() == order
+    twins = [MADE(50, order="random", seed=seed).rank for seed in (1, 1, 2)]
+    assert torch.equal(twins[0], twins[1]) and not torch.equal(twins[0], twins[2])
+
+
 def test_batches_of_any_rank(model):
     x = binary(2, 3, model.data_dim)
     rows = model.log_prob(x.reshape(6, -1)).reshape(2, 3)
@@ -133,3 +143,10 @@ def test_a_fit_reaches_the_entropy_of_a_chain():
 def test_bad_input_is_refused_with_the_fix(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_example_runs(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "made_mnist.py"))["main"]
+    nats, error = main(data="digits", steps=20, out=str(tmp_path / "picture.png"))
+    assert -64 * math.log(2) - 5 < nats < 0 and error > 0  # no worse than coins by much
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

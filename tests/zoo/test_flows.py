@@ -2,6 +2,8 @@
 
 import copy
 import math
+import runpy
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -300,7 +302,7 @@ class Ridge(nn.Module):
 
 def test_an_iaf_guide_is_a_pair():
     pair = far_from_identity(Ridge(), sd=0.2)
-    check_pair(pair, torch.full((1, 1), 0.7, dtype=torch.float64), latents=["z"])
+    check_pair(pair, torch.tensor([[0.7], [-0.2]], dtype=torch.float64), latents=["z"])
 
 
 def test_an_iaf_guide_closes_the_gap_that_a_mean_field_leaves():
@@ -358,3 +360,20 @@ def test_context_is_broadcast_over_particles():
 def test_bad_input_is_refused_with_the_fix(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_example_of_two_densities_runs(tmp_path):
+    main = runpy.run_path(str(EXAMPLES / "flow_moons.py"))["main"]
+    runs = main(steps=10, out=str(tmp_path / "picture.png"))
+    assert [len(run.losses) for run in runs] == [10, 10]
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_example_of_a_flow_guide_runs(tmp_path):
+    main = runpy.run_path(str(EXAMPLES / "flow_guide.py"))["main"]
+    gaps = main(steps=100, out=str(tmp_path / "picture.png"))
+    assert all(gap > -3 * error for gap, error in gaps.values())  # no bound above the evidence
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
