@@ -18,6 +18,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+Size = torch.Size | list[int] | tuple[int, ...]
+
 
 def _check(x: Tensor, data_dim: int | str = "D") -> None:
     """Raise ValueError unless x is finite, (N, D), with at least two rows."""
@@ -161,7 +163,7 @@ class KernelDensity(TorchDistribution):
         self.tril = tril
         self.white = torch.linalg.solve_triangular(tril, data.mT, upper=False).mT  # (N, D)
         self.bandwidth = self._bandwidth(bandwidth)
-        super().__init__((), (d,), validate_args=validate_args)
+        super().__init__(torch.Size(), torch.Size((d,)), validate_args=validate_args)
 
     def _bandwidth(self, rule: str | float) -> float:
         n, d = self.data.shape
@@ -226,7 +228,7 @@ class KernelDensity(TorchDistribution):
         log_p = log_sum - log_scale - self.tril.diagonal().log().sum()
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """A datum at random plus kernel noise, (*sample_shape, *batch_shape, D)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
@@ -234,7 +236,7 @@ class KernelDensity(TorchDistribution):
             noise = torch.randn(shape, dtype=self.data.dtype, device=self.data.device)
             return self.data[which] + self.bandwidth * (noise @ self.tril.mT)
 
-    def expand(self, batch_shape: torch.Size, _instance: KernelDensity | None = None):
+    def expand(self, batch_shape: Size, _instance: KernelDensity | None = None):
         """The same density for every element of `batch_shape`."""
         new = self._get_checked_instance(KernelDensity, _instance)
         new.data, new.tril, new.white = self.data, self.tril, self.white

@@ -18,27 +18,27 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
-from torch.distributions.transforms import AbsTransform, AffineTransform, Transform
+from torch.distributions.transforms import AffineTransform, Transform
 
 
 class NegativeLog(Transform):
-    """x = -log z, positive numbers to real ones."""
+    """-log, from positive numbers to real ones. (In transforms, as in torch, y = f(x).)"""
 
     domain = constraints.positive
     codomain = constraints.real
     bijective = True
     sign = -1
 
-    def _call(self, z: Tensor) -> Tensor:
+    def _call(self, x: Tensor) -> Tensor:
         # torch draws uniforms from [0, 1): without a floor one in 2^24 draws would be infinite
-        return -z.clamp_min(torch.finfo(z.dtype).tiny).log()
+        return -x.clamp_min(torch.finfo(x.dtype).tiny).log()
 
-    def _inverse(self, x: Tensor) -> Tensor:
-        return torch.exp(-x)
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.exp(-y)
 
-    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
-        """log |dx/dz| = -log z = x."""
-        return x
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |dy/dx| = -log x = y."""
+        return y
 
 
 def negative_log(base: TorchDistribution) -> dist.TransformedDistribution:
@@ -52,7 +52,7 @@ def negative_log(base: TorchDistribution) -> dist.TransformedDistribution:
 
 
 class Square(Transform):
-    """x = z², two to one on the whole line; one to one on the half lines (`side` 1 or -1)."""
+    """x², two to one on the whole line; one to one on the half lines (`side` 1 or -1)."""
 
     domain = constraints.real
     codomain = constraints.nonnegative
@@ -62,15 +62,25 @@ class Square(Transform):
         self.side = side
         self.bijective = side != 0
 
-    def _call(self, z: Tensor) -> Tensor:
-        return z.square()
+    def _call(self, x: Tensor) -> Tensor:
+        return x.square()
 
-    def _inverse(self, x: Tensor) -> Tensor:
-        return self.side * x.sqrt()
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.side * y.sqrt()
 
-    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
-        """log |dx/dz| = log |2z|."""
-        return (2 * z).abs().log()
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |dy/dx| = log |2x|."""
+        return (2 * x).abs().log()
+
+
+class Absolute(Transform):
+    """|x|, two to one on the whole line."""
+
+    domain = constraints.real
+    codomain = constraints.nonnegative
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.abs()
 
 
 class Folded(dist.TransformedDistribution):
@@ -134,12 +144,6 @@ def square(base: TorchDistribution) -> Folded:
     return Folded(base, Square(), [Square(1), Square(-1)])
 
 
-class Absolute(AbsTransform):
-    """x = |z|, with 0 in the support."""
-
-    codomain = constraints.nonnegative
-
-
 def absolute(base: TorchDistribution) -> Folded:
     """The distribution of x = |z|.
 
@@ -174,13 +178,13 @@ def _solve(f: Callable[[Tensor], Tensor], y: Tensor, low: Tensor, high: Tensor) 
 
 
 class Quantile(Transform):
-    """x = Q(u), the inverse of a cumulative distribution function F.
+    """Q, the inverse of a cumulative distribution function F, from (0, 1) to `support`.
 
     Args:
         cdf: F, increasing on `support`, elementwise, in torch operations.
         icdf: Q. One of the two may be left out and is then found by bisection, with implicit
-            gradients; a density from Q alone is as exact as u is far from 1.
-        support: where x lives.
+            gradients; a density from Q alone loses digits as F nears 1.
+        support: where the values of Q lie.
     """
 
     domain = constraints.unit_interval
@@ -204,29 +208,35 @@ class Quantile(Transform):
         finfo = torch.finfo(u.dtype)
         return u.clamp(finfo.tiny, 1 - finfo.eps / 2)
 
-    def _call(self, u: Tensor) -> Tensor:
-        u = self._inside(u)
+    def _call(self, x: Tensor) -> Tensor:
+        u = self._inside(x)
         if self.icdf is not None:
             return self.icdf(u)
-        # x = sinh(s) runs through every float while s runs through a short interval
+        cdf = self.cdf
+        assert cdf is not None
+        # y = sinh(s) runs through every float while s runs through a short interval
         end = u.new_tensor(torch.finfo(u.dtype).max / 4).asinh()
-        x = _solve(lambda s: self.cdf(self._within(s.sinh())), u, -end, end).sinh()
-        return self._within(x)
+        s = _solve(lambda s: cdf(self._within(s.sinh())), u, -end, end)
+        return self._within(s.sinh())
 
-    def _within(self, x: Tensor) -> Tensor:
-        return x.clamp(
+    def _within(self, y: Tensor) -> Tensor:
+        return y.clamp(
             getattr(self.codomain, "lower_bound", -torch.inf),
             getattr(self.codomain, "upper_bound", torch.inf),
         )
 
-    def _inverse(self, x: Tensor) -> Tensor:
+    def _inverse(self, y: Tensor) -> Tensor:
         if self.cdf is not None:
-            return self._inside(self.cdf(x))
-        return self._inside(_solve(self.icdf, x, x.new_zeros(()), x.new_ones(())))
+            return self._inside(self.cdf(y))
+        assert self.icdf is not None
+        return self._inside(_solve(self.icdf, y, y.new_zeros(()), y.new_ones(())))
 
-    def log_abs_det_jacobian(self, u: Tensor, x: Tensor) -> Tensor:
-        """log |dx/du| = -log F'(x) = log Q'(u)."""
-        return -_slope(self.cdf, x).log() if self.cdf is not None else _slope(self.icdf, u).log()
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |dy/dx| = -log F'(y) = log Q'(x)."""
+        if self.cdf is not None:
+            return -_slope(self.cdf, y).log()
+        assert self.icdf is not None
+        return _slope(self.icdf, x).log()
 
 
 def inverse_cdf(
@@ -259,7 +269,7 @@ def inverse_cdf(
 
 
 class Linear(Transform):
-    """x = A z + b on vectors, A (D, D) invertible, b (D,)."""
+    """A x + b on vectors, A (D, D) invertible, b (D,)."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -269,15 +279,15 @@ class Linear(Transform):
         super().__init__()
         self.matrix, self.bias = matrix, bias
 
-    def _call(self, z: Tensor) -> Tensor:
-        return z @ self.matrix.mT + self.bias
+    def _call(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.mT + self.bias
 
-    def _inverse(self, x: Tensor) -> Tensor:
-        return torch.linalg.solve(self.matrix, (x - self.bias).unsqueeze(-1)).squeeze(-1)
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.linalg.solve(self.matrix, (y - self.bias).unsqueeze(-1)).squeeze(-1)
 
-    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log |det A|, (...)."""
-        return torch.linalg.slogdet(self.matrix).logabsdet.expand(x.shape[:-1])
+        return torch.linalg.slogdet(self.matrix).logabsdet.expand(y.shape[:-1])
 
 
 def linear(

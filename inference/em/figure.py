@@ -63,17 +63,20 @@ def _colours(means: Tensor, r: Tensor) -> np.ndarray:
 
 
 def _ellipses(axis: Axes, x: Tensor, mixture: Mixture, r: Tensor, colours: np.ndarray) -> None:
-    axis.scatter(*x[:, :2].T.numpy(), c=(r.numpy() @ colours).clip(0, 1), s=9, linewidths=0)
+    axis.scatter(
+        x[:, 0].numpy(), x[:, 1].numpy(), c=(r.numpy() @ colours).clip(0, 1), s=9, linewidths=0
+    )
     full = mixture.covariances if mixture.covariance == "full" else mixture.covariances.diag_embed()
     for c, covariance in enumerate(full[:, :2, :2]):
         if r[:, c].sum() < 1:
             continue
+        centre = tuple(mixture.means[c, :2].tolist())
         variances, vectors = torch.linalg.eigh(covariance)
         angle = math.degrees(math.atan2(float(vectors[1, 1]), float(vectors[0, 1])))
         for deviations in (1, 2):
             width, height = (2 * deviations * variances.flip(0).sqrt()).tolist()
             axis.add_patch(
-                Ellipse(mixture.means[c, :2].tolist(), width, height, angle=angle, fill=False,
+                Ellipse(centre, width, height, angle=angle, fill=False,
                         edgecolor=colours[c], linewidth=2.0 / deviations)
             )  # fmt: skip
 

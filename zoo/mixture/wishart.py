@@ -1,4 +1,4 @@
-"""Wishart and Gaussian distributions by the Cholesky factor of the precision. Shared, no model.
+"""Wishart and Gaussian distributions by the Cholesky factor of the precision.
 
 Both are reparameterised, broadcast, and factorise nothing, so that they can be traced and compiled.
 """
@@ -14,12 +14,20 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import Transform
 
+Size = torch.Size | list[int] | tuple[int, ...]
 
-class CholeskyFactor(type(constraints.lower_cholesky)):
+
+class CholeskyFactor(constraints.Constraint):
     """Lower triangular matrices with a positive diagonal, with a bijection for autoguides and HMC.
 
     torch's own `lower_cholesky` has a map from square matrices, which is not one to one.
     """
+
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each matrix is such a factor, (..., D, D) -> (...)."""
+        return constraints.lower_cholesky.check(value)
 
 
 cholesky_factor = CholeskyFactor()
@@ -96,7 +104,7 @@ class WishartCholesky(TorchDistribution):
         rows = torch.arange(self.event_shape[0], dtype=self.df.dtype, device=self.df.device)
         return (self.df.unsqueeze(-1) - rows) / 2
 
-    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
         """Draw L, (*sample_shape, *batch, D, D)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         half = self._half_df().expand(shape[:-1])
@@ -126,7 +134,7 @@ class WishartCholesky(TorchDistribution):
         scale = self.scale_tril.diagonal(dim1=-2, dim2=-1)
         return log_chi + log_normal - (rows * scale.log()).sum(-1)
 
-    def expand(self, batch_shape: torch.Size, _instance: WishartCholesky | None = None):
+    def expand(self, batch_shape: Size, _instance: WishartCholesky | None = None):
         """The same with a larger batch shape."""
         new = self._get_checked_instance(WishartCholesky, _instance)
         batch_shape = torch.Size(batch_shape)
@@ -171,7 +179,7 @@ class PrecisionNormal(TorchDistribution):
         covariance = torch.cholesky_inverse(self.precision_tril)
         return covariance.diagonal(dim1=-2, dim2=-1).expand(self.batch_shape + self.event_shape)
 
-    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
         """Draw x = loc + L⁻ᵀ noise, (*sample_shape, *batch, D)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device).unsqueeze(-1)
@@ -192,7 +200,7 @@ class PrecisionNormal(TorchDistribution):
         log_p = log_det - 0.5 * (white.square().sum(-1) + d * math.log(2 * math.pi))
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
-    def expand(self, batch_shape: torch.Size, _instance: PrecisionNormal | None = None):
+    def expand(self, batch_shape: Size, _instance: PrecisionNormal | None = None):
         """The same with a larger batch shape."""
         new = self._get_checked_instance(PrecisionNormal, _instance)
         new.loc, new.precision_tril = self.loc, self.precision_tril

@@ -8,7 +8,7 @@ import torch
 from torch import tensor
 from torch.distributions import MultivariateNormal, Wishart, biject_to
 
-from zoo.wishart import PrecisionNormal, WishartCholesky
+from zoo.mixture.wishart import PrecisionNormal, WishartCholesky
 
 f64 = {"dtype": torch.float64}
 DF = tensor([3.5, 9.0], **f64)

@@ -1,8 +1,8 @@
-"""Gaussian mixtures: Bayesian, and by maximum likelihood. The assignment k is summed out exactly.
+"""The Bayesian mixture, with the conjugate prior of Bishop (2006).
 
-`GaussianMixture` has the conjugate prior of Bishop, Pattern Recognition and Machine Learning
-(2006), ch. 10.2, so that stochastic and coordinate-ascent variational inference bound the same
-evidence and can be put side by side (`inference.em.compare_mixtures`).
+Stochastic and coordinate-ascent variational inference then bound the same evidence and can be put
+side by side (`inference.em.compare_mixtures`). Equations: Bishop, Pattern Recognition and Machine
+Learning, ch. 10.2.
 """
 
 from __future__ import annotations
@@ -11,94 +11,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from .wishart import PrecisionNormal, WishartCholesky
+from .components import Mixture
+from .wishart import WishartCholesky
 
 
-class _Mixture(nn.Module):
-    """What both mixtures share: the data plate, and what is read off the fitted components."""
-
-    def __init__(self, data_dim: int, components: int, covariance: str):
-        super().__init__()
-        if data_dim < 1 or components < 1:
-            raise ValueError(
-                "data_dim, components: expected at least 1 of each, got "
-                f"{data_dim} and {components}."
-            )
-        if covariance not in ("full", "diagonal"):
-            raise ValueError(f"covariance: expected full or diagonal, got {covariance!r}.")
-        self.data_dim, self.components, self.covariance = data_dim, components, covariance
-        self.full = covariance == "full"
-
-    def distribution(self) -> TorchDistribution:
-        """The mixture, event shape (D,)."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def responsibilities(self, x: Tensor) -> Tensor:
-        """p(k | x) under `distribution()`, (..., D) -> (..., C)."""
-        mixture = self.distribution()
-        log_joint = mixture.component_distribution.log_prob(x.unsqueeze(-2))
-        return (log_joint + mixture.mixture_distribution.logits).softmax(-1)
-
-    def _gaussian(self, loc: Tensor, precision: Tensor) -> TorchDistribution:
-        """N(loc, Λ⁻¹), from Λ's Cholesky factor (..., D, D) or its diagonal (..., D)."""
-        if self.full:
-            return PrecisionNormal(loc, precision)
-        return dist.Normal(loc, precision.rsqrt()).to_event(1)
-
-    def _scale(self, by: Tensor, precision: Tensor) -> Tensor:
-        """by (C,) times Λ, in the same form."""
-        return by.sqrt()[:, None, None] * precision if self.full else by.unsqueeze(-1) * precision
-
-    def _observe(
-        self, x: Tensor, size: int | None, weights: Tensor, means: Tensor, precision: Tensor
-    ) -> None:
-        """k ~ Categorical(weights), x ~ N(means[k], precision[k]⁻¹) for each row of x (B, D)."""
-        size = size or x.shape[-2]
-        if x.shape[-1] != self.data_dim:
-            raise ValueError(
-                f"x: expected {self.data_dim} columns (data_dim), got shape {tuple(x.shape)}."
-            )
-        if size < self.components:
-            raise ValueError(
-                f"components: expected at most one per datum, got {self.components} for {size} "
-                "rows. Ask for fewer components or give more data."
-            )
-        matrix = (slice(None),) * (2 if self.full else 1)
-        with pyro.plate("data", size, subsample=x):
-            k = pyro.sample("k", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            mine = self._gaussian(Vindex(means)[..., k, :], Vindex(precision)[(..., k, *matrix)])
-            pyro.sample("x", mine, obs=x)
-
-    def _start(self, x: Tensor, means: Tensor | None) -> Tensor:
-        """`means` (C, D), or C rows of x (N, D) at random; x is checked."""
-        if x.ndim != 2 or x.shape[-1] != self.data_dim:
-            raise ValueError(f"x: expected shape (N, {self.data_dim}), got {tuple(x.shape)}.")
-        if not torch.isfinite(x).all():
-            n = int((~torch.isfinite(x)).sum())
-            raise ValueError(f"x: {n} values are NaN or infinite. Drop or impute them first.")
-        if len(x) < max(2, self.components):
-            raise ValueError(
-                f"components: expected at most one per datum, got {self.components} for {len(x)} "
-                "rows. Ask for fewer components or give more data."
-            )
-        constant = (x == x[0]).all(0).nonzero().flatten().tolist()
-        if constant:
-            raise ValueError(f"x: columns {constant} are constant. Drop them.")
-        if means is None:
-            return x[torch.randperm(len(x), device=x.device)[: self.components]]
-        if means.shape != (self.components, self.data_dim):
-            raise ValueError(
-                f"means: expected shape {(self.components, self.data_dim)}, got "
-                f"{tuple(means.shape)}."
-            )
-        return means
-
-
-class GaussianMixture(_Mixture):
+class GaussianMixture(Mixture):
     """Bayesian mixture of Gaussians (Bishop 2006, eq. 10.36-10.40).
 
         weights     ~ Dirichlet(α, ..., α)                             (C,)
@@ -261,6 +180,32 @@ class GaussianMixture(_Mixture):
             "scale": 1 / factor.square() if not self.full else torch.cholesky_inverse(factor),
         }
 
+    @torch.no_grad()
+    def assign(
+        self,
+        concentration: Tensor,
+        mean_precision: Tensor,
+        mean: Tensor,
+        degrees: Tensor,
+        scale: Tensor,
+    ) -> GaussianMixture:
+        """Set q to these parameters, named and shaped as in `posterior`; return self."""
+        counts = (concentration - self.concentration, mean_precision - self.mean_precision,
+                  degrees - self.degrees)  # fmt: skip
+        floor = torch.finfo(self.log_counts.dtype).tiny  # a component without data
+        self.log_counts.copy_(torch.stack(counts).clamp_min(floor).log())
+        self.loc.copy_((mean - self.prior_mean) / self._spread())
+        if self.lower is not None:
+            factor = torch.linalg.cholesky(scale.double().inverse()).to(self.loc.dtype)
+            free = torch.linalg.solve_triangular(self.prior_factor, factor, upper=False)
+            free = free * degrees.to(free).sqrt()[:, None, None]
+            self.log_factor.copy_(free.diagonal(dim1=-2, dim2=-1).log())
+            self.lower.copy_(free.tril(-1))
+        else:
+            free = scale.rsqrt() / self.prior_factor * degrees.sqrt().unsqueeze(-1)
+            self.log_factor.copy_(free.log())
+        return self
+
     def distribution(self) -> TorchDistribution:
         """The mixture at the posterior mean of weights, means and precisions."""
         concentration, _, mean, degrees, factor = self._q()
@@ -277,78 +222,3 @@ class GaussianMixture(_Mixture):
         precision = self._wishart(degrees[k], factor[k]).sample()
         mean = self._gaussian(mean[k], self._scale(mean_precision[k], precision)).sample()
         return self._gaussian(mean, precision).sample()
-
-
-class MaximumLikelihoodMixture(_Mixture):
-    """Mixture of Gaussians whose weights, means and precisions are parameters.
-
-        k_i       ~ Categorical(weights)                               (B,)
-        x_i | k_i ~ N(μ_k, Λ_k⁻¹)                                      (B, D)
-        guide: nothing to guess, k is summed out
-
-    Sites: k (marked for exact enumeration), x. Plates: data. Truth: the ELBO is the log-likelihood,
-    the objective of EM, and has EM's stationary points; it has no maximum (a component that closes
-    in on one datum), so it is for data many times the components.
-
-    Args:
-        data_dim: D.
-        components: C.
-        covariance: `"full"` or `"diagonal"`.
-
-    Raises:
-        ValueError: C < 1, an unknown covariance.
-    """
-
-    def __init__(self, data_dim: int, components: int = 6, covariance: str = "full"):
-        super().__init__(data_dim, components, covariance)
-        self.register_buffer("centre", torch.zeros(data_dim))
-        self.register_buffer("spread", torch.ones(data_dim))
-        self.logits = nn.Parameter(torch.zeros(components))
-        self.loc = nn.Parameter(torch.randn(components, data_dim))
-        self.log_factor = nn.Parameter(torch.zeros(components, data_dim))
-        square = torch.zeros(components, data_dim, data_dim)
-        self.lower = nn.Parameter(square) if covariance == "full" else None
-
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights (C,), means (C, D), and Cholesky factors (C, D, D) or precisions (C, D)."""
-        means = self.centre + self.loc * self.spread
-        root = self.log_factor.exp()
-        if self.lower is None:
-            return self.logits.softmax(-1), means, (root / self.spread).square()
-        free = self.lower.tril(-1) + root.diag_embed()
-        return self.logits.softmax(-1), means, free / self.spread.unsqueeze(-1)
-
-    def model(self, x: Tensor, size: int | None = None) -> None:
-        """Observe x (B, D)."""
-        pyro.module("mixture", self)
-        self._observe(x, size, *self._parts())
-
-    def guide(self, x: Tensor, size: int | None = None) -> None:
-        """No latents but k."""
-        pyro.module("mixture", self)
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, means: Tensor | None = None) -> MaximumLikelihoodMixture:
-        """Take units from x and start at `means` (C, D), or at C rows of x; return self.
-
-        Raises:
-            ValueError: wrong shape, NaN, fewer rows than components, a constant column.
-        """
-        means = self._start(x, means)
-        self.centre.copy_(x.mean(0))
-        self.spread.copy_(x.std(0) / self.components ** (1 / self.data_dim))
-        self.loc.copy_((means - self.centre) / self.spread)
-        for free in (self.logits, self.log_factor, self.lower):
-            if free is not None:
-                free.zero_()
-        return self
-
-    def distribution(self) -> TorchDistribution:
-        """The mixture."""
-        weights, means, precision = self._parts()
-        return dist.MixtureSameFamily(dist.Categorical(weights), self._gaussian(means, precision))
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """Draw x, (n, D)."""
-        return self.distribution().sample((n,))

@@ -35,26 +35,18 @@ def bayesian(x, components, covariance="full"):
     return GaussianMixture(x.shape[1], components, covariance).double().initialise(x)
 
 
-@torch.no_grad()
-def put(pair, q):
-    """Set the guide of a GaussianMixture to a GaussWishart."""
-    counts = (q.concentration, q.mean_precision, q.degrees)
-    prior = (pair.concentration, pair.mean_precision, pair.degrees)
-    for row, after, before in zip(pair.log_counts, counts, prior):
-        row.copy_((after - before).log())
-    spread = pair.prior_scale.diagonal() if pair.full else pair.prior_scale
-    pair.loc.copy_((q.mean - pair.prior_mean) / spread.sqrt())
-    degrees = q.degrees[:, None, None] if pair.full else q.degrees[:, None]
-    if pair.full:
-        factor = torch.linalg.cholesky(q.scale.inverse() * degrees)
-        free = pair.prior_factor.inverse() @ factor
-        pair.lower.copy_(free.tril(-1))
-        pair.log_factor.copy_(free.diagonal(dim1=1, dim2=2).log())
-    else:
-        pair.log_factor.copy_((degrees / q.scale).sqrt().log() - pair.prior_factor.log())
+@pytest.mark.parametrize("covariance", KINDS)
+def test_assigned_is_read_back(covariance):
+    x = clusters()
+    q = variational_bayes(x, 3, covariance=covariance).posterior
+    pair = bayesian(x, 3, covariance).assign(**vars(q))
     for name, got in pair.posterior().items():
         assert torch.allclose(got, getattr(q, name), rtol=1e-8, atol=1e-8), name
-    return pair
+    em = expectation_maximization(x, 3, covariance=covariance)
+    pair = MaximumLikelihoodMixture(2, 3, covariance).double().initialise(x)
+    pair.assign(em.weights, em.means, em.covariances)
+    with torch.no_grad():
+        assert torch.allclose(pair.distribution().log_prob(x), em.log_prob(x), rtol=1e-10)
 
 
 @pytest.mark.parametrize("covariance", KINDS)
@@ -62,7 +54,7 @@ def test_with_one_component_every_weight_is_the_evidence(covariance):
     x = clusters()
     pair = bayesian(x, 1, covariance)
     truth = variational_bayes(x, 1, covariance=covariance, **pair.prior())
-    put(pair, truth.posterior)
+    pair.assign(**vars(truth.posterior))
     weights = log_weights(pair.model, pair.guide, x, particles=5).elbo()
     assert torch.allclose(weights, tensor(truth.elbo, **f64), rtol=1e-10)
 
@@ -72,7 +64,7 @@ def test_summing_k_out_beats_factorising_it(covariance):
     x = clusters()
     pair = bayesian(x, 3, covariance)
     vb = variational_bayes(x, 3, covariance=covariance, **pair.prior())
-    put(pair, vb.posterior)
+    pair.assign(**vars(vb.posterior))
     with torch.no_grad():
         draws = log_weights(pair.model, pair.guide, x, particles=4_000).elbo()
     error = draws.std() / math.sqrt(len(draws))
@@ -115,15 +107,8 @@ def test_maximum_likelihood_pair_is_its_density(covariance):
 def test_where_em_ends_the_likelihood_has_no_slope(covariance):
     x = clusters()
     em = expectation_maximization(x, 3, covariance=covariance, tol=1e-15, max_iter=10_000)
-    pair = MaximumLikelihoodMixture(2, 3, covariance).double().initialise(x, em.means)
-    with torch.no_grad():
-        pair.logits.copy_(em.weights.log())
-        if covariance == "full":
-            free = torch.linalg.cholesky(em.covariances.inverse()) * pair.spread.unsqueeze(-1)
-            pair.lower.copy_(free.tril(-1))
-            pair.log_factor.copy_(free.diagonal(dim1=1, dim2=2).log())
-        else:
-            pair.log_factor.copy_((pair.spread / em.covariances.sqrt()).log())
+    pair = MaximumLikelihoodMixture(2, 3, covariance).double().initialise(x)
+    pair.assign(em.weights, em.means, em.covariances)
     objective = log_weights(pair.model, pair.guide, x).elbo()
     assert objective.item() == pytest.approx(em.log_likelihood, rel=1e-12)
     slopes = torch.autograd.grad(objective.sum(), list(pair.parameters()))
