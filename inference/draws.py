@@ -1,0 +1,247 @@
+"""What a fitted pair says in a chunk of draws, as arrays with named axes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .evaluate import resolve
+from .many import Many
+from .run import Run
+from .weights import LogWeights, Term, log_weights, no_validation, plate_nesting
+from .weights.simulate import by_plate, is_computed, is_data, is_latent, pointwise, simulate, values
+from .weights.sites import at
+
+GROUPS = (
+    "posterior", "unconstrained_posterior", "log_likelihood", "log_prior", "posterior_predictive",
+    "prior", "prior_predictive", "sample_stats",
+)  # fmt: skip
+RESERVED = ("chain", "draw", "sample")  # axes that mean something to ArviZ
+
+
+@dataclass
+class Variable:
+    """An array, the names of its axes, and labels along some of them."""
+
+    array: np.ndarray
+    dims: tuple[str, ...]
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+Block = dict[str, dict[str, Variable]]  # group -> name -> variable, axes (draw, *plates, *event)
+
+
+@dataclass
+class Chain:
+    """One fitted pair with the data it is asked about.
+
+    Attributes:
+        model, guide, args, kwargs: what is run, inside `ready()`.
+        nesting: number of plate dimensions.
+        vectorized: whether the pair broadcasts under a particle plate.
+        run: the fit it comes from, or None.
+    """
+
+    model: Callable
+    guide: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    bind: Callable[[], Any]
+    device: torch.device
+    nesting: int
+    vectorized: bool = True
+    run: Run | None = None
+
+    def weights(self, draws: int, given: Mapping[str, Tensor] | None = None) -> LogWeights:
+        """Log weights of so many draws under a particle plate.
+
+        Args:
+            given: name -> value of a latent (as in `Term.value`), in place of the guide's draws.
+        """
+        guide = at(self.guide, given) if given else self.guide
+        return log_weights(
+            self.model, guide, *self.args, particles=draws, nesting=self.nesting, **self.kwargs
+        )
+
+    def simulate(
+        self, draws: int, given: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Term], dict[str, Any]]:
+        """The model's sites, the observed ones drawn too, and what it had observed."""
+        return simulate(
+            self.model, *self.args, values=given, particles=draws, nesting=self.nesting,
+            **self.kwargs,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def ready(self, seed: int) -> Iterator[None]:
+        """No gradients, no checks, the chain's parameters, and a random state of its own."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), no_validation(), self.bind():
+            torch.manual_seed(seed)
+            yield
+
+
+def chains(run: Any, data: tuple, vectorized: bool | None = None) -> list[Chain]:
+    """The restarts that a user gave: a run or many, a pair, or a model and its guide.
+
+    Raises:
+        TypeError: something else, or a data set with splits.
+        ValueError: an empty list.
+    """
+    if isinstance(run, Many):
+        run = list(run)
+    if isinstance(run, (list, tuple)):
+        if len(run) == 2 and not any(isinstance(f, Run) for f in run):
+            return chains(run[0], (run[1], *data), vectorized)
+        if not run:
+            raise ValueError("expected at least one run, got an empty list.")
+        return [c for r in run for c in chains(r, data, vectorized)]
+    for d in data:
+        if hasattr(d, "train") and hasattr(d, "test"):
+            raise TypeError("data: a set with splits was given; say which, as in digits.test.")
+    model, guide, args, bind, device = resolve(run, data)
+    fit = run if isinstance(run, Run) else None
+    kwargs = {"size": len(args[0])} if fit and fit.kwargs else {}
+    nesting = fit.pair_.nesting if fit else plate_nesting(model, guide, *args, **kwargs)
+    if vectorized is None:
+        vectorized = fit.estimator.vectorized if fit else True
+    return [Chain(model, guide, args, kwargs, bind, device, nesting, vectorized, fit)]
+
+
+def block(
+    chain: Chain,
+    draws: int,
+    groups: Sequence[str] = GROUPS,
+    given: Mapping[str, Tensor] | None = None,
+) -> Block:
+    """Draws from the guide (or the `given` values) and all that the pair says about them.
+
+    To be called inside `chain.ready(seed)`.
+    """
+    if chain.vectorized or draws == 1:
+        return _said(chain, chain.weights(draws, given), groups)
+    one_by_one = replace(chain, vectorized=True)
+    parts = [
+        block(one_by_one, 1, groups, given and {n: v[i] for n, v in given.items()})
+        for i in range(draws)
+    ]
+    return {
+        g: {
+            n: Variable(np.concatenate([p[g][n].array for p in parts]), v.dims)
+            for n, v in parts[0][g].items()
+        }
+        for g in groups
+    }
+
+
+def _said(chain: Chain, weights: LogWeights, groups: Sequence[str]) -> Block:
+    k, nesting = weights.particles, weights.nesting
+    latent = {n: t for n, t in weights.model.items() if is_latent(t)}
+    computed = {n: t for n, t in weights.model.items() if is_computed(t)}
+    out: Block = {g: {} for g in groups}
+
+    def put(group: str, name: str, tensor: Tensor, axes: Sequence[str | None]) -> None:
+        if group in out:
+            out[group][name] = Variable(_numpy(tensor), _dims(name, axes))
+
+    for name, term in {**latent, **computed}.items():
+        put("posterior", name, *values(term, k, nesting))
+    for name, term in latent.items():
+        put("log_prior", name, *pointwise(term, k, nesting))
+        if "unconstrained_posterior" in out and term.value.is_floating_point():
+            put("unconstrained_posterior", name, *values(unconstrained(term), k, nesting))
+    for name, term in _likelihood(chain, weights).items():
+        put("log_likelihood", name, *pointwise(term, k, nesting))
+    put("sample_stats", "log_p", weights.total(weights.log_p()), [])
+    put("sample_stats", "log_q", weights.total(weights.log_q()), [])
+    log_weight = by_plate(weights.log_weight(), 0, weights.plates, k, nesting)
+    put("sample_stats", "log_weight", *log_weight)
+    if "posterior_predictive" in out:
+        terms, data = chain.simulate(k, {n: t.value for n, t in latent.items()})
+        for name in data:
+            put("posterior_predictive", name, *values(_counted(terms[name]), k, nesting))
+    if "prior" in out or "prior_predictive" in out:
+        terms, data = chain.simulate(k)
+        for name in data:
+            put("prior_predictive", name, *values(_counted(terms[name]), k, nesting))
+        for name in (*latent, *computed):
+            put("prior", name, *values(terms[name], k, nesting))
+    return out
+
+
+def _likelihood(chain: Chain, weights: LogWeights) -> dict[str, Term]:
+    """log p of the observations, those summed over discrete latents under their own names."""
+    out = {n: t for n, t in weights.model.items() if is_data(t)}
+    summed = {n: t for n, t in out.items() if t.fn is None}
+    if summed:
+        data = chain.simulate(1)[1]
+        for label, term in summed.items():
+            names = [n for n in term.sites if n in data]
+            if len(names) == 1 and names[0] not in out:
+                out[names[0]] = out.pop(label)
+    return out
+
+
+def unconstrained(term: Term) -> Term:
+    """The site with its value on the real line, where its support is continuous."""
+    value = biject_to(term.fn.support).inv(term.value)
+    lost = term.value.dim() - value.dim()  # a matrix can become a vector
+    return term.having(value=value, fn=_Line(term.fn.event_dim - lost))
+
+
+@dataclass
+class _Line:
+    event_dim: int
+
+
+def observations(chain: Chain) -> tuple[dict[str, Variable], dict[str, Variable]]:
+    """What the pair observes, and the other tensors among its arguments, by name."""
+    terms, data = chain.simulate(1)
+    observed = {}
+    for name, value in data.items():
+        tensor, axes = values(_counted(terms[name].having(value=value)), 1, chain.nesting)
+        observed[name] = Variable(_numpy(tensor)[0], _dims(name, axes))
+    plates = {p.size: p.name for t in terms.values() for p in t.plates}
+    constant = {}
+    for name, a in zip(inspect.signature(chain.model).parameters, chain.args):
+        if torch.is_tensor(a) and not any(_same(a, v) for v in data.values()):
+            axes = [plates.get(n) if i == 0 else None for i, n in enumerate(a.shape)]
+            constant[name] = Variable(_numpy(a), _dims(name, axes))
+    return observed, constant
+
+
+def _same(a: Tensor, b: Any) -> bool:
+    return torch.is_tensor(b) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+def _counted(term: Term) -> Term:
+    """Whole numbers as integers, so that what reads them knows that they are counts."""
+    try:
+        support = term.fn.support
+        discrete = support.is_discrete
+    except NotImplementedError:
+        return term
+    value = torch.as_tensor(term.value)
+    if not discrete or not value.is_floating_point() or not (value == value.round()).all():
+        return term
+    return term.having(value=value.to(torch.int64))
+
+
+def _dims(name: str, axes: Sequence[str | None]) -> tuple[str, ...]:
+    """Plate names, and for the other axes the site's: `z_dim`, or `z_dim_0`, `z_dim_1`, …"""
+    unnamed = sum(a is None for a in axes)
+    own = iter([f"{name}_dim"] if unnamed == 1 else [f"{name}_dim_{i}" for i in range(unnamed)])
+    names = [next(own) if a is None else a for a in axes]
+    return tuple(f"{n}_plate" if n in RESERVED else n for n in names)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
