@@ -18,7 +18,7 @@ from .optim import Adam, Optimiser
 from .pair import Pair, own_copy
 from .progress import Progress
 from .run import History, Run
-from .step import CompiledStep, EagerStep, Update, Variables
+from .step import CompiledStep, EagerStep, Update, Variables, at_step
 from .trace import TraceFailure
 from .weights import log_weights, no_validation
 
@@ -389,7 +389,8 @@ def held_out_values(
 ) -> dict[str, float]:
     """The estimator's bound, the ELBO, and the divergence per latent, on held-out rows.
 
-    All in the unit of the run's history; nothing is changed, not even the random state.
+    All in the unit of the run's history; nothing is changed, not even the random state. An annealed
+    estimator is taken at the end of its schedule, so that values of different steps compare.
     """
     from .elbo import kl_by_site
 
@@ -398,9 +399,13 @@ def held_out_values(
     sums: dict[str, float] = {}
     pair, v = run.pair_, run.variables
     kwargs = dict.fromkeys(run.kwargs, rows)
+    annealed = torch.tensor(1e9, device=v.count.device)  # a schedule's value at its end
     with torch.random.fork_rng(devices=[]), torch.no_grad(), no_validation():
         torch.manual_seed(run.seed + 1)
-        with pair.bind(v.params, {k: b.clone() for k, b in v.buffers.items()}):
+        with (
+            at_step(estimator, annealed),
+            pair.bind(v.params, {k: b.clone() for k, b in v.buffers.items()}),
+        ):
             if run.divide == 1.0:
                 chunk = rows
             for i in range(0, rows, chunk):

@@ -21,7 +21,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions import constraints, transform_to
 
 from .weights import plate_nesting
 
@@ -97,8 +97,7 @@ class Pair:
     @contextmanager
     def bind(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[None]:
         """Run what is inside the block with these tensors as the pair's parameters and buffers."""
-        if not torch.is_grad_enabled():  # Pyro takes what needs no gradient for frozen, and warns
-            params = {k: p.detach().requires_grad_() for k, p in params.items()}
+        params = {k: _learnable(p) for k, p in params.items()}
         tensors = {**params, **buffers}
         before = [(t, k, t[k]) for places in self._slots.values() for t, k in places]
         state: Any = {
@@ -229,6 +228,8 @@ def _owner(tensor: Tensor, name: str) -> tuple[nn.Module, str]:
     raise ValueError(f"parameter {name!r}: the module that owns it no longer exists.")
 
 
-def unconstrain(value: Tensor, constraint: constraints.Constraint) -> Tensor:
-    """The unconstrained tensor that `constraint` maps to `value`."""
-    return biject_to(constraint).inv(value)
+def _learnable(p: Tensor) -> Tensor:
+    """Pyro takes a parameter that needs no gradient for a frozen one, and warns."""
+    if p.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(p):
+        return p
+    return p.detach().requires_grad_()

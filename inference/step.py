@@ -107,7 +107,7 @@ class Update:
         with (
             no_validation(),
             self.pair.bind(params, buffers),
-            _at_step(self.estimator, count),
+            at_step(self.estimator, count),
             torch.autocast(device, torch.bfloat16, enabled=self.autocast),
         ):
             value, surrogate = self.estimator.value_and_surrogate(
@@ -176,7 +176,8 @@ class _DrawnAnew(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _at_step(estimator: Estimator, count: Tensor) -> Iterator[None]:
+def at_step(estimator: Estimator, count: Tensor) -> Iterator[None]:
+    """The estimator as it is after so many updates."""
     before = estimator.step
     estimator.step = count
     try:

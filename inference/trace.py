@@ -7,6 +7,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 _HELP = {
     "_local_scalar_dense": "a tensor's value is read on the host (.item(), bool(), float(), an if "
     "on a tensor): keep it a tensor (torch.where, torch.clamp)",
+    "DataDependent": "a tensor's value is read on the host (.item(), bool(), float(), an if on a "
+    "tensor): keep it a tensor (torch.where, torch.clamp)",
     "nonzero": "the shape of a result depends on values (boolean-mask indexing, nonzero): use "
     "torch.where",
     "masked_select": "the shape of a result depends on values: use torch.where",
@@ -267,11 +269,12 @@ def _failure(error: BaseException, site: str) -> TraceFailure:
 
 def _users_line(error: BaseException) -> str:
     """The innermost line of the traceback outside torch and outside this layer."""
-    inner = ("/torch/", "/inference/", "/pyro/poutine/")
+    here = str(Path(__file__).parent)
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
-        if not any(part in f.filename for part in inner)
+        if not f.filename.startswith((here, "<", str(Path(torch.__file__).parent)))
+        and "/pyro/" not in f.filename
     ]
     if not frames:
         return ""

@@ -1,0 +1,58 @@
+import pyro.optim
+import pytest
+import torch
+
+from inference import optim
+
+
+def run(optimiser, steps=20):
+    """Parameters after some updates on fixed gradients, ours and nothing else's."""
+    generator = torch.Generator().manual_seed(1)
+    params = [torch.randn(4, 3, generator=generator), torch.randn((), generator=generator)]
+    state = optimiser.init(params)
+    for _ in range(steps):
+        grads = [torch.randn(p.shape, generator=generator) for p in params]
+        params, state = optimiser.update(params, grads, state, torch.tensor(optimiser.lr))
+    return params
+
+
+def run_torch(make, steps=20):
+    generator = torch.Generator().manual_seed(1)
+    params = [torch.randn(4, 3, generator=generator), torch.randn((), generator=generator)]
+    params = [p.requires_grad_() for p in params]
+    optimiser = make(params)
+    for _ in range(steps):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimiser.step()
+    return params
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (optim.Adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
+        (optim.Adam(0.01, weight_decay=0.1), lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1)),
+        (optim.AdamW(0.01), lambda p: torch.optim.AdamW(p, 0.01)),
+        (optim.SGD(0.01), lambda p: torch.optim.SGD(p, 0.01)),
+        (optim.SGD(0.01, momentum=0.9), lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)),
+        (
+            optim.SGD(0.01, momentum=0.9, nesterov=True),
+            lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True),
+        ),
+        (optim.RMSprop(0.01), lambda p: torch.optim.RMSprop(p, 0.01)),
+        (
+            optim.ClippedAdam(0.01, clip=0.5, lrd=0.9),
+            lambda p: pyro.optim.clipped_adam.ClippedAdam(p, 0.01, clip_norm=0.5, lrd=0.9),
+        ),
+    ],
+    ids=lambda o: repr(o) if isinstance(o, optim.Optimiser) else "",
+)
+def test_equals_torch(ours, theirs):
+    for mine, other in zip(run(ours), run_torch(theirs)):
+        torch.testing.assert_close(mine, other.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rate_must_be_positive():
+    with pytest.raises(ValueError, match="positive"):
+        optim.Adam(-1.0)
