@@ -8,7 +8,12 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from inference.em import compare_mixtures, expectation_maximization, variational_bayes
+from inference.em import (
+    GaussWishart,
+    compare_mixtures,
+    expectation_maximization,
+    variational_bayes,
+)
 from zoo.mixture import GaussianMixture
 
 f64 = {"dtype": torch.float64}
@@ -51,7 +56,15 @@ def test_two_clusters(covariance):
         truth = float(m.mixture.log_prob(found.x).sum())
         assert m.log_likelihood == pytest.approx(truth, rel=1e-12)
         assert m.seconds > 0 and math.isfinite(m.held_out) and m.held_out_error > 0
-    vb, svi = found.methods["VB"], found.methods["SVI"]
+    em, vb, svi = found.methods.values()
+    predictive = {
+        "EM": em.mixture,
+        "VB": vb.result.posterior,
+        "SVI": GaussWishart(**svi.result.pair.posterior()),
+    }
+    for name, law in predictive.items():
+        truth = float(law.log_prob(found.held_out).mean())
+        assert found.methods[name].held_out == pytest.approx(truth, rel=1e-9)
     # the clusters are the same, up to the order of the components, within 4 posterior deviations
     same = torch.cdist(vb.mixture.means, svi.mixture.means).argmin(-1)
     spread = vb.mixture.covariances

@@ -11,7 +11,12 @@ from sklearn.mixture import BayesianGaussianMixture
 from torch import tensor
 from torch.distributions import Dirichlet, MultivariateNormal, StudentT, Wishart
 
-from inference.em import GaussWishart, variational_bayes, weak_prior
+from inference.em import (
+    GaussWishart,
+    expectation_maximization,
+    variational_bayes,
+    weak_prior,
+)
 
 f64 = {"dtype": torch.float64}
 KINDS = ["full", "diagonal"]
@@ -245,3 +250,20 @@ def test_units_do_not_matter():
 def test_refuses(keywords, words):
     with pytest.raises(ValueError, match=words):
         variational_bayes(torch.randn(30, 2), **{"components": 2, **keywords})
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("covariance", KINDS)
+@pytest.mark.parametrize("method", [variational_bayes, expectation_maximization])
+def test_same_on_cuda(method, covariance):
+    x = clusters()
+    start = torch.rand(len(x), 3, **f64)
+    start = start / start.sum(-1, keepdim=True)
+    here = method(x, 3, covariance=covariance, start=start)
+    there = method(x.cuda(), 3, covariance=covariance, start=start.cuda())
+    assert there.means.is_cuda and there.responsibilities.is_cuda
+    # both stop where an update gains 1e-9 nats per datum
+    assert torch.allclose(here.means, there.means.cpu(), rtol=1e-3)
+    assert torch.allclose(here.history[-1], there.history[-1].cpu(), atol=1e-5)
+    assert method(x.cuda(), 3, covariance=covariance, restarts=4).restarts.shape == (4,)

@@ -152,6 +152,17 @@ def test_traced_is_eager(covariance):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [GaussianMixture, MaximumLikelihoodMixture])
+@pytest.mark.parametrize("covariance", KINDS)
+def test_trains_through_the_compiled_step(kind, covariance):
+    x = clusters().float()
+    pair = kind(2, 3, covariance).initialise(x)
+    run = fit(pair, x, steps=60, lr=0.05, compile=True, progress=False)
+    assert run.compiled and run.eager_because is None
+    assert np.mean(run.losses[-10:]) < run.losses[0]
+
+
 @pytest.mark.parametrize("covariance", KINDS)
 def test_plain_pyro_trains_it_with_its_own_guide_too(covariance):
     x = clusters(60).float()
