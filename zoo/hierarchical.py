@@ -87,17 +87,34 @@ class _Hierarchy(nn.Module):
         Raises:
             ValueError: there is no such layer.
         """
-        if not 1 <= layer <= len(self.latent_dims):
-            raise ValueError(f"layer: expected 1 to {len(self.latent_dims)}, got {layer}.")
+        self._check_layer(layer)
         check_rows(x, self.data_dim)
         means: dict[int, Tensor] = {}
         self._infer(x, lambda i, mean, scale: means.setdefault(i, mean))
         return means[layer]
 
     @torch.no_grad()
+    def decode(self, z: Tensor, layer: int = 1) -> Tensor:
+        """E[x | z_1], with z_1 the mean, layer by layer, below a given z_`layer`.
+
+        Args:
+            z: (..., L_layer).
+            layer: 1, nearest the data, to L.
+
+        Returns:
+            (..., D).
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        self._check_layer(layer)
+        for decoder in reversed(self.decoders[1:layer]):
+            z, _ = mean_and_scale(decoder(z))
+        return self.likelihood.mean(self.decoders[0](z))
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x | z_1] at the guide's mean of z_1: (..., D) -> (..., D)."""
-        return self.likelihood.mean(self.decoders[0](self.encode(x)))
+        return self.decode(self.encode(x))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
@@ -107,6 +124,10 @@ class _Hierarchy(nn.Module):
         for decoder in reversed(self.decoders[1:]):
             z = dist.Normal(*mean_and_scale(decoder(z))).sample()
         return self.likelihood(self.decoders[0](z)).sample()
+
+    def _check_layer(self, layer: int) -> None:
+        if not 1 <= layer <= len(self.latent_dims):
+            raise ValueError(f"layer: expected 1 to {len(self.latent_dims)}, got {layer}.")
 
 
 class HierarchicalVAE(_Hierarchy):

@@ -1,4 +1,6 @@
 import math
+import runpy
+from pathlib import Path
 
 import pyro
 import pytest
@@ -194,3 +196,10 @@ def test_shapes_of_codes_and_reconstructions():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_example_writes_its_picture(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "autoencoders.py"))["main"]
+    error = main(steps=10, out=str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    assert len(error) == 10 and all(math.isfinite(e) for e in error.values())

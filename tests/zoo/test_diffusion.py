@@ -1,4 +1,6 @@
 import math
+import runpy
+from pathlib import Path
 
 import pyro
 import pytest
@@ -268,3 +270,10 @@ def test_bad_input(cls):
         pair.sample(0)
     with pytest.raises(ValueError, match="expected 1 to 3"):
         Diffusion(2, 4, draws=4)
+
+
+def test_example_writes_its_picture(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "diffusion_2d.py"))["main"]
+    run = main(steps=10, out=str(tmp_path / "out.png"), draws=1)
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    assert run.pair.sample(5).shape == (5, 2)

@@ -1,4 +1,6 @@
 import math
+import runpy
+from pathlib import Path
 
 import pyro
 import pytest
@@ -116,8 +118,12 @@ def test_shapes_of_samples_codes_and_reconstructions(cls):
     assert pair.encode(x).shape == (32, 6) and pair.encode(x, layer=2).shape == (32, 4)
     assert pair.reconstruct(x).shape == x.shape
     assert pair.reconstruct(x.expand(3, 32, 64)).shape == (3, 32, 64)
-    with pytest.raises(ValueError, match="layer: expected 1 to 2, got 3"):
-        pair.encode(x, layer=3)
+    assert torch.equal(pair.reconstruct(x), pair.decode(pair.encode(x)))
+    below = pair.decoders[1](torch.ones(3, 4))[:, :6]
+    assert torch.equal(pair.decode(torch.ones(3, 4), layer=2), pair.decode(below))
+    for call in (lambda: pair.encode(x, layer=3), lambda: pair.decode(torch.ones(3, 4), layer=0)):
+        with pytest.raises(ValueError, match="layer: expected 1 to 2, got"):
+            call()
 
 
 @BOTH
@@ -148,3 +154,12 @@ def test_bad_input():
                 call(digits())
         with pytest.raises(ValueError, match="values in"):
             pair.validate(torch.full((2, 784), 2.0))
+
+
+def test_example_writes_its_picture(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "hierarchy_digits.py"))[
+        "main"
+    ]
+    judged = main(steps=20, out=str(tmp_path / "out.png"), particles=10)
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    assert set(judged["Markov"].kl) == {"z_1", "z_2"}

@@ -1,5 +1,7 @@
 import itertools
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +171,10 @@ def test_shapes_of_samples_codes_and_reconstructions():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_example_writes_its_picture(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "vq_digits.py"))["main"]
+    run = main(steps=10, out=str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    assert run.pair.codes == 32
