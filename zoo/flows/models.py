@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -40,7 +41,7 @@ class Flow(nn.Module):
 
     def distribution(self) -> TransformedDistribution:
         """p(x), event shape (D,). A new object, which shares nothing with those before it."""
-        steps = [t.given().inv for t in reversed(list(self.transforms))]
+        steps = [t.given().inv for t in reversed(cast(list[FlowTransform], self.transforms))]
         return TransformedDistribution(standard_normal(self, self.data_dim), steps)
 
     def model(self, x: Tensor, size: int | None = None) -> None:
@@ -240,7 +241,9 @@ class IAF(nn.Module):
             )
         if base is None:
             base = standard_normal(self, self.latent_dim)
-        return TransformedDistribution(base, [t.given(context) for t in self.transforms])
+        return TransformedDistribution(
+            base, [t.given(context) for t in cast(list[FlowTransform], self.transforms)]
+        )
 
 
 def standard_normal(module: nn.Module, dim: int) -> TorchDistribution:
