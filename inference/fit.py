@@ -103,7 +103,9 @@ def fit(
     args, held_out = _arguments(model, data, valid)
     for validate in (getattr(pair, "validate", None),):  # a zoo pair knows its own range of data
         if callable(validate):
-            validate(*args)
+            change = _batch_transform(data, transform)
+            with torch.random.fork_rng(devices=[]):
+                validate(*(args if change is None else change(args)))  # as a step will see them
     args = tuple(_to(a, where) for a in args)
     held_out = None if held_out is None else tuple(_to(a, where) for a in held_out)
     if hasattr(data, "train") and batch_size is None:
