@@ -1,0 +1,25 @@
+"""Figures and the page of a fit, from whatever a model offers.
+
+`pictures(subject)` and `metrics(subject)` look for the methods that a model has; a new model needs
+no code here as long as it has some of `sample`, `reconstruct`, `encode`, `decode`, `log_prob`.
+"""
+
+from .draw import image_grid as draw_images
+from .metrics import Metric, as_json, metrics
+from .page import Report, html, write
+from .pictures import PICTURES, Picture, pictures
+from .subject import Subject
+
+__all__ = [
+    "PICTURES",
+    "Metric",
+    "Picture",
+    "Report",
+    "Subject",
+    "as_json",
+    "draw_images",
+    "html",
+    "metrics",
+    "pictures",
+    "write",
+]

@@ -1,0 +1,360 @@
+"""Drawings from arrays. Each function returns a drawing: a function from a theme to a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
+
+from .theme import ACCENT, CLASSES, CYCLE, NARROW, WIDTH, Theme
+
+Drawing = Callable[[Theme], Figure]
+Array = np.ndarray
+
+
+def _figure(width: float = NARROW, height: float = 3.5) -> Figure:
+    return Figure(figsize=(width, height))
+
+
+def curves(
+    step: Array, lines: Mapping[str, Array], ylabel: str, mark: int | None = None
+) -> Drawing:
+    """Lines over the steps of a fit.
+
+    Args:
+        step: (T,).
+        lines: label -> (T,), NaN where there is no value.
+        ylabel: what they are, with the unit.
+        mark: a step to point at.
+    """
+
+    def draw(theme: Theme) -> Figure:
+        figure = _figure()
+        ax = figure.subplots()
+        for label, y in lines.items():
+            there = np.isfinite(y)
+            few = there.sum() <= 40
+            ax.plot(step[there], y[there], label=label, marker="o" if few else None, ms=3)
+        # The first tenth may tower over all the rest: show where the curve ends up.
+        late = np.concatenate([y[len(y) // 10 :] for y in lines.values()])
+        late = late[np.isfinite(late)]
+        if len(late) > 3:
+            low, high = late.min(), late.max()
+            pad = 0.08 * (high - low) or 1.0
+            ax.set_ylim(low - pad, high + pad)
+        if mark is not None:
+            ax.axvline(mark, color=theme.faint, lw=1, ls=":", label=f"kept: step {mark:,}")
+        ax.set(xlabel="step", ylabel=ylabel)
+        ax.margins(x=0.02)
+        if len(lines) > 1 or mark is not None:
+            ax.legend()
+        return figure
+
+    return draw
+
+
+def image_grid(images: Array, columns: int = 8, labels: Sequence[str] | None = None) -> Drawing:
+    """Images side by side.
+
+    Args:
+        images: (n, C, H, W) in [0, 1].
+        columns: how many in a row.
+        labels: one word for each row.
+    """
+
+    def draw(theme: Theme) -> Figure:
+        rows = math.ceil(len(images) / columns)
+        width = NARROW if columns <= 8 else WIDTH
+        figure = _figure(width, width * rows / columns)
+        ax = figure.subplots()
+        _show(ax, _mosaic(images, columns))
+        if labels:
+            h = images.shape[-2] + 1
+            ax.set_yticks([h * i + h / 2 for i in range(rows)], labels[:rows])
+            ax.tick_params(axis="y", length=0)
+        return figure
+
+    return draw
+
+
+def image_pairs(x: Array, reconstructed: Array, columns: int = 8) -> Drawing:
+    """Data above their reconstructions, (n, C, H, W) each."""
+
+    def draw(theme: Theme) -> Figure:
+        pairs = [
+            np.concatenate([x[i : i + columns], reconstructed[i : i + columns]])
+            for i in range(0, len(x), columns)
+        ]
+        rows = 2 * len(pairs)
+        figure = _figure(NARROW, NARROW * rows / columns)
+        ax = figure.subplots()
+        _show(ax, _mosaic(np.concatenate(pairs), columns))
+        h = x.shape[-2] + 1
+        ax.set_yticks([h * i + h / 2 for i in range(rows)], ["x", "x̂"] * len(pairs))
+        ax.tick_params(axis="y", length=0)
+        return figure
+
+    return draw
+
+
+def scatter(
+    panels: Mapping[str, tuple[Array, Array | None]],
+    axes: tuple[str, str] = ("x₁", "x₂"),
+    names: Sequence[str] | None = None,
+    shared: bool = True,
+) -> Drawing:
+    """Points in the plane, one panel for each title: (n, 2) and a class for each point, or None."""
+
+    def draw(theme: Theme) -> Figure:
+        n = len(panels)
+        figure = _figure(NARROW if n == 1 else WIDTH, NARROW if n == 1 else WIDTH / n)
+        row = figure.subplots(1, n, squeeze=False, sharex=shared, sharey=shared)[0]
+        for ax, (title, (points, labels)) in zip(row, panels.items()):
+            size = _dot(len(points))
+            if labels is None:
+                ax.scatter(*points.T, s=size, lw=0, alpha=0.6, color=ACCENT)
+            else:
+                for i, label in enumerate(np.unique(labels)):
+                    there = labels == label
+                    colour = CLASSES[i % len(CLASSES)]
+                    word = names[int(label)] if names else f"{label:g}"
+                    ax.scatter(*points[there].T, s=size, lw=0, alpha=0.8, color=colour, label=word)
+                if len(np.unique(labels)) <= 12:
+                    ax.legend(
+                        markerscale=2.0,
+                        ncols=1,
+                        loc="center left",
+                        bbox_to_anchor=(1.0, 0.5),
+                        handletextpad=0.1,
+                        borderpad=0.0,
+                    )
+            ax.set(xlabel=axes[0], ylabel=axes[1], title=title)
+            if shared:
+                ax.set_aspect("equal", adjustable="box" if n > 1 else "datalim")
+        return figure
+
+    return draw
+
+
+def histograms(columns: Mapping[str, Mapping[str, Array]]) -> Drawing:
+    """Histograms of several samples, one panel for each column: column -> sample -> (n,)."""
+
+    def draw(theme: Theme) -> Figure:
+        n = len(columns)
+        across = min(n, 3)
+        down = math.ceil(n / across)
+        figure = _figure(WIDTH if n > 1 else NARROW, 2.6 * down + 0.4)
+        row = figure.subplots(down, across, squeeze=False).ravel()
+        for ax in row[n:]:
+            ax.set_visible(False)
+        for ax, (title, samples) in zip(row, columns.items()):
+            every = np.concatenate(list(samples.values()))
+            low, high = np.quantile(every, [0.002, 0.998])
+            bins = np.linspace(low, high if high > low else low + 1, 41)
+            for label, values in samples.items():
+                ax.hist(values, bins, density=True, alpha=0.55, label=label)
+            ax.set(xlabel=title, yticks=[])
+        row[0].legend()
+        return figure
+
+    return draw
+
+
+def bars(groups: Mapping[str, Array], ylabel: str, xlabel: str = "dimension, sorted") -> Drawing:
+    """Sorted bars, one panel for each group: name -> (L,)."""
+
+    def draw(theme: Theme) -> Figure:
+        n = len(groups)
+        figure = _figure(NARROW if n == 1 else WIDTH)
+        row = figure.subplots(1, n, squeeze=False, sharey=True)[0]
+        for i, (ax, (name, values)) in enumerate(zip(row, groups.items())):
+            order = np.argsort(-values)
+            ax.bar(np.arange(len(values)), values[order], color=CYCLE[i % len(CYCLE)], width=0.8)
+            few = len(values) <= 16
+            ax.set(
+                xlabel=xlabel if few else f"{xlabel} ({len(values)})", title=name if n > 1 else ""
+            )
+            ax.set_xticks(np.arange(len(values)) if few else [], order + 1 if few else [])
+            ax.grid(axis="x", visible=False)
+        row[0].set_ylabel(ylabel)
+        return figure
+
+    return draw
+
+
+def amounts(values: Mapping[str, float], xlabel: str) -> Drawing:
+    """One horizontal bar for each name."""
+
+    def draw(theme: Theme) -> Figure:
+        figure = _figure(NARROW, 0.9 + 0.42 * len(values))
+        ax = figure.subplots()
+        names = list(values)
+        ax.barh(names[::-1], [values[n] for n in names[::-1]], color=ACCENT, height=0.6)
+        ax.set_xlabel(xlabel)
+        ax.grid(axis="y", visible=False)
+        return figure
+
+    return draw
+
+
+def khat_plot(khat: Array) -> Drawing:
+    """Pareto k-hat per datum, (N,), with the lines at 0.5 and 0.7."""
+
+    def draw(theme: Theme) -> Figure:
+        figure = _figure()
+        ax = figure.subplots()
+        k = khat[np.isfinite(khat)]
+        for low, high, colour, word in (
+            (-np.inf, 0.5, ACCENT, "good"),
+            (0.5, 0.7, CYCLE[1], "fair"),
+            (0.7, np.inf, CYCLE[6], "not to be trusted"),
+        ):
+            there = (k > low) & (k <= high)
+            label = f"{word}: {there.sum():,}"
+            ax.scatter(np.flatnonzero(there), k[there], s=_dot(len(k)), lw=0, alpha=0.85,
+                       color=colour, label=label)  # fmt: skip
+        for line in (0.5, 0.7):
+            ax.axhline(line, color=theme.faint, lw=1, ls="--")
+        ax.set(xlabel="datum", ylabel="Pareto k-hat")
+        low, high = min([0.0, *k]), max([0.8, *k])
+        ax.set_ylim(low - 0.05, high + 0.05)
+        figure.legend(loc="outside upper center", ncols=3, markerscale=2.0, handletextpad=0.1)
+        return figure
+
+    return draw
+
+
+def density_map(
+    grid: tuple[Array, Array], density: Array, points: Array, ellipses: Sequence[Ellipse] = ()
+) -> Drawing:
+    """A density over the plane, and data beside it.
+
+    Args:
+        grid: x (W,) and y (H,).
+        density: (H, W).
+        points: (n, 2).
+        ellipses: drawn over both.
+    """
+
+    def draw(theme: Theme) -> Figure:
+        figure = _figure(WIDTH, WIDTH / 2)
+        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+        left.pcolormesh(*grid, density, cmap=theme.density, shading="auto", rasterized=True)
+        right.scatter(
+            *points.T,
+            s=_dot(len(points)),
+            lw=0,
+            alpha=0.6,
+            color=ACCENT,
+        )
+        for ax, title in ((left, "density of the model"), (right, "data")):
+            ax.set(xlabel="x₁", ylabel="x₂" if ax is left else "", title=title)
+            ax.set(xlim=(grid[0][0], grid[0][-1]), ylim=(grid[1][0], grid[1][-1]))
+            ax.grid(visible=False)
+            outline(ax, ellipses, theme)
+        return figure
+
+    return draw
+
+
+Ellipse = tuple[float, Array, Array]  # weight, mean (2,), covariance (2, 2)
+
+
+def outline(ax: Axes, ellipses: Sequence[Ellipse], theme: Theme) -> None:
+    """Two standard deviations of each component; the wider the line, the more weight."""
+    for weight, mean, covariance in ellipses:
+        variance, axes = np.linalg.eigh(covariance)
+        size = 4 * np.sqrt(np.maximum(variance, 0))
+        angle = math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
+        ax.add_collection(
+            EllipseCollection(
+                [size[1]],
+                [size[0]],
+                [angle],
+                units="xy",
+                offsets=mean[None],
+                facecolors="none",
+                offset_transform=ax.transData,
+                edgecolors=theme.ink,
+                lw=0.5 + 2 * float(weight) ** 0.5,
+            )
+        )
+
+
+def responsibilities(points: Array, shares: Array, ellipses: Sequence[Ellipse]) -> Drawing:
+    """Points coloured by the components that may have made them: (n, 2) and (n, C)."""
+
+    def draw(theme: Theme) -> Figure:
+        figure = _figure(NARROW, 4.6)
+        ax = figure.subplots()
+        colours = np.array([_rgb(CLASSES[c % len(CLASSES)]) for c in range(shares.shape[1])])
+        ax.scatter(
+            *points.T,
+            c=np.clip(shares @ colours, 0, 1),
+            lw=0,
+            alpha=0.8,
+            s=_dot(len(points)),
+        )
+        outline(ax, ellipses, theme)
+        ax.set(xlabel="x₁", ylabel="x₂")
+        return figure
+
+    return draw
+
+
+def stages(snapshots: Mapping[str, Array], images: bool) -> Drawing:
+    """A process at several times, side by side: title -> (n, 2) points or (n, C, H, W) images."""
+
+    def draw(theme: Theme) -> Figure:
+        n = len(snapshots)
+        figure = _figure(WIDTH, WIDTH / n + 0.5)
+        row = figure.subplots(1, n, squeeze=False, sharex=not images, sharey=not images)[0]
+        for ax, (title, x) in zip(row, snapshots.items()):
+            if images:
+                _show(ax, _mosaic(np.clip(x, 0, 1), math.isqrt(len(x))))
+            else:
+                ax.scatter(*x.T, s=2, lw=0, alpha=0.6, color=ACCENT)
+                ax.set_aspect("equal", adjustable="box")
+            ax.set_title(title)
+        return figure
+
+    return draw
+
+
+def _dot(n: int) -> float:
+    """The area of a point among n, in points squared."""
+    return float(np.clip(9000 / max(1, n), 3, 16))
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def _mosaic(images: Array, columns: int) -> Array:
+    """(n, C, H, W) -> one image (H', W') or (H', W', 3), with a line of NaN between tiles."""
+    n, c, h, w = images.shape
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, c), np.nan)
+    for i, image in enumerate(images):
+        top, left = i // columns * (h + 1) + 1, i % columns * (w + 1) + 1
+        sheet[top : top + h, left : left + w] = image.transpose(1, 2, 0)
+    return sheet[..., :3] if c >= 3 else sheet[..., 0]
+
+
+def _show(ax: Axes, sheet: Array) -> None:
+    shown = np.nan_to_num(sheet, nan=0.0) if sheet.ndim == 3 else np.ma.masked_invalid(sheet)
+    ax.imshow(
+        np.clip(shown, 0, 1) if sheet.ndim == 3 else shown,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        aspect="equal",
+    )
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)

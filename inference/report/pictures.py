@@ -1,0 +1,352 @@
+"""Which pictures suit a model: each looks for what it needs, and is left out where that lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import draw
+from .draw import Drawing, Ellipse
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing with words: `name` is the file's, `wide` asks for the page's full width."""
+
+    name: str
+    title: str
+    caption: str
+    drawing: Drawing
+    wide: bool = False
+
+
+def pictures(subject: Subject) -> list[Picture]:
+    """Every picture that the subject allows, in the order in which a page shows them."""
+    made = (make(subject) for make in PICTURES)
+    return [picture for picture in made if picture is not None]
+
+
+def loss(s: Subject) -> Picture | None:
+    """The loss, and the held-out bound with its sign turned."""
+    if len(s.history) < 2:
+        return None
+    columns = [c for c in s.history.columns if c not in ("step", "seconds")]
+    lines = {
+        c.replace("_", " "): s.history[c] for c in columns if not c.startswith(("valid_", "kl_"))
+    }
+    lines |= {
+        f"held-out −{c.removeprefix('valid_').replace('elbo', 'ELBO')}": -s.history[c]
+        for c in columns
+        if c.startswith("valid_")
+    }
+    text = "Mean over each interval of steps; lower is better."
+    if s.kept is not None:
+        text += " The parameters kept are those of the best held-out value."
+    if any("divergence" in c for c in columns):
+        text = "Both players and the divergence that the critic sees. No curve here is a bound."
+    return Picture("loss", "Loss", text, draw.curves(s.history["step"], lines, s.unit, s.kept))
+
+
+def samples(s: Subject) -> Picture | None:
+    """Draws: images, points beside data, or columns."""
+    if not s.offers("sample"):
+        return None
+    if s.shape is not None:
+        return _image_samples(s)
+    if s.width == 2:
+        x, _ = s.held_out()
+        panels = {"data": (x.numpy(), None), "draws": (s.call("sample", len(x)).numpy(), None)}
+        text = f"{len(x):,} held-out points and as many draws from the model."
+        return Picture("samples", "Draws", text, draw.scatter(panels), wide=True)
+    x, _ = s.held_out()
+    drawn = s.call("sample", len(x))
+    columns = {
+        f"column {d + 1}": {"data": x[:, d].numpy(), "draws": drawn[:, d].numpy()}
+        for d in range(min(s.width, 6))
+    }
+    text = f"Held-out data and draws from the model, the first {len(columns)} of {s.width} columns."
+    return Picture("samples", "Draws", text, draw.histograms(columns), wide=True)
+
+
+def _image_samples(s: Subject) -> Picture:
+    columns, labels, names = 8, None, None
+    if s.conditional:
+        _, y = s.held_out()
+        classes = int(getattr(s.model, "classes", 10 if y is None else int(y.max()) + 1))
+        classes = min(classes, 10)
+        labels = torch.arange(classes).repeat_interleave(columns)
+        names = [str(c) for c in range(classes)]
+    n = 64 if labels is None else len(labels)
+    both = s.prior(n, labels)
+    text = f"{n} draws of x" + (", one label in each row." if names else ".")
+    if both is not None:
+        text = f"Means E[x | z] for {n} draws of the latent from its prior" + (
+            ", one label in each row." if names else "."
+        )
+        x = both[1]
+    else:
+        x = s.call("sample", n, labels=labels)
+    return Picture(
+        "samples",
+        "Samples from the prior" if both is not None else "Draws",
+        text,
+        draw.image_grid(s.images(x), columns, names),
+    )
+
+
+def prior_draws(s: Subject) -> Picture | None:
+    """Where the likelihood is noisy, what draws of x really look like."""
+    if s.shape is None or s.conditional:
+        return None
+    both = s.prior(64)
+    if both is None or torch.allclose(*both):
+        return None
+    text = "Draws of x for the same latents as in “Samples from the prior”: with the noise that "
+    text += "the likelihood has."
+    return Picture("draws", "Draws of x", text, draw.image_grid(s.images(both[0])))
+
+
+def reconstructions(s: Subject) -> Picture | None:
+    """Held-out data and what the model makes of their latents."""
+    if not s.offers("reconstruct"):
+        return None
+    x, y = s.held_out()
+    if s.shape is not None:
+        x, y = x[:32], None if y is None else y[:32]
+        again = s.call("reconstruct", x, labels=y)
+        text = "Held-out data x, and x̂ = E[x | z] at the mean of the guide."
+        return Picture(
+            "reconstructions",
+            "Reconstructions",
+            text,
+            draw.image_pairs(s.images(x), s.images(again)),
+        )
+    again = s.call("reconstruct", x, labels=y)
+    if s.width == 2:
+        panels = {"x": (x.numpy(), None), "x̂": (again.numpy(), None)}
+        text = "Held-out data, and E[x | z] at the mean of the guide."
+        return Picture("reconstructions", "Reconstructions", text, draw.scatter(panels), wide=True)
+    left = ((x - again) ** 2).mean(0) / x.var(0).clamp_min(1e-12)
+    text = "Mean squared error of each column over its variance; 1 is no better than the mean."
+    return Picture(
+        "reconstructions",
+        "Reconstructions",
+        text,
+        draw.bars({"": left.numpy()}, "squared error / variance", "column, sorted"),
+    )
+
+
+def latent_space(s: Subject) -> Picture | None:
+    """The guide's means: as they are in 2-D, else along their first two principal directions."""
+    if not s.offers("encode"):
+        return None
+    x, y = s.seen()
+    z = s.call("encode", x, labels=y)
+    labels = None if y is None else y.numpy()
+    coloured = ", coloured by label" if labels is not None else ""
+    if z.shape[-1] == 1:
+        groups = {"all": z[:, 0].numpy()}
+        if labels is not None:
+            groups = {f"{c:g}": z[y == c, 0].numpy() for c in np.unique(labels)}
+        return Picture(
+            "latent_space",
+            "Latent space",
+            f"Means of the guide{coloured}.",
+            draw.histograms({"z": groups}),
+        )
+    text = f"Means of the guide for {len(z):,} data{coloured}."
+    axes = ("z₁", "z₂")
+    if z.shape[-1] > 2:
+        centred = z - z.mean(0)
+        _, spread, directions = torch.linalg.svd(centred.double(), full_matrices=False)
+        share = (spread**2 / (spread**2).sum()).tolist()
+        z = (centred.double() @ directions[:2].mT).float()
+        axes = tuple(f"principal direction {i + 1} ({share[i]:.0%})" for i in (0, 1))  # type: ignore[assignment]
+        text = (
+            f"Means of the guide for {len(z):,} data{coloured}, along the first two of "
+            f"{len(share)} principal directions; in brackets, the share of their variance."
+        )
+    drawing = draw.scatter({"": (z.numpy(), labels)}, axes)
+    return Picture("latent_space", "Latent space", text, drawing)
+
+
+def latent_grid(s: Subject) -> Picture | None:
+    """What a two-dimensional latent decodes to, on a grid with equal prior mass around each point."""
+    if not s.offers("decode", "encode") or s.shape is None or s.conditional:
+        return None
+    if getattr(s.model, "latent_dim", 0) != 2:
+        return None
+    steps = 16
+    p = (torch.arange(steps) + 0.5) / steps
+    axis = torch.special.ndtri(p) if s.offers("sample") else _spread(s)
+    second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
+    z = torch.stack([first, second], -1).reshape(-1, 2)
+    text = "E[x | z] on a grid of the latent plane, at quantiles of the prior."
+    return Picture(
+        "latent_grid", "Latent grid", text, draw.image_grid(s.images(s.call("decode", z)), steps)
+    )
+
+
+def _spread(s: Subject) -> Tensor:
+    x, y = s.seen()
+    z = s.call("encode", x, labels=y)
+    return torch.linspace(float(z.quantile(0.02)), float(z.quantile(0.98)), 16)
+
+
+def kl_per_layer(s: Subject) -> Picture | None:
+    """Which layer of a hierarchy carries the information."""
+    kl = s.evaluation.kl if s.evaluation is not None else {}
+    if len(kl) < 2 or len(kl) > 12:
+        return None
+    text = "KL(q || p) of each latent: what it tells about a datum. Zero is a layer not used."
+    return Picture("kl_per_layer", "KL per layer", text, draw.amounts(kl, s.evaluation.unit))  # type: ignore[union-attr]
+
+
+def kl_per_dimension(s: Subject) -> Picture | None:
+    """How many latent dimensions are used."""
+    groups = s.evaluation.kl_per_dim if s.evaluation is not None else {}
+    if not groups or len(groups) > 4:
+        return None
+    text = (
+        "KL of the guide from the prior, dimension by dimension. A dimension at zero is not used."
+    )
+    return Picture(
+        "kl_per_dimension",
+        "KL per latent dimension",
+        text,
+        draw.bars({k: v.cpu().numpy() for k, v in groups.items()}, "nats"),
+        wide=len(groups) > 1,
+    )
+
+
+def khat(s: Subject) -> Picture | None:
+    """How far importance sampling from the guide can be trusted, datum by datum."""
+    if s.evaluation is None or not s.evaluation.kl:
+        return None
+    values = s.evaluation.khat.detach().cpu().numpy()
+    if len(values) < 2 or not np.isfinite(values).any():
+        return None
+    text = (
+        "Pareto k-hat of the importance weights of each datum. Above 0.7 the guide's tails are too "
+        f"light for the estimate of log p(x): {s.evaluation.khat_above:.0%} of {len(values):,} data."
+    )
+    return Picture("khat", "Pareto k-hat", text, draw.khat_plot(values))
+
+
+def density(s: Subject) -> Picture | None:
+    """The density on a grid, for data in the plane."""
+    if s.width != 2:
+        return None
+    x, _ = s.seen()
+    low, high = x.quantile(0.001, 0), x.quantile(0.999, 0)
+    margin = 0.15 * (high - low)
+    xs, ys = (
+        torch.linspace(*(float(v[d]) for v in (low - margin, high + margin)), 120) for d in (0, 1)
+    )
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
+    log_p = s.log_prob(grid)
+    if log_p is None:
+        return None
+    text = "The model's density on a grid, and the data beside it on the same axes."
+    ellipses = _ellipses(s)
+    if ellipses:
+        text += f" Ellipses: two standard deviations of the {len(ellipses)} components in use."
+    drawing = draw.density_map(
+        (xs.numpy(), ys.numpy()), log_p.exp().reshape(120, 120).numpy(), x.numpy(), ellipses
+    )
+    return Picture("density", "Density", text, drawing, wide=True)
+
+
+def components(s: Subject) -> Picture | None:
+    """Which component each datum may come from."""
+    if not s.offers("responsibilities") or s.width != 2:
+        return None
+    x, _ = s.seen()
+    shares = s.call("responsibilities", x)
+    text = "Data in the mixed colours of the components that may have made them."
+    return Picture(
+        "responsibilities",
+        "Responsibilities",
+        text,
+        draw.responsibilities(x.numpy(), shares.numpy(), _ellipses(s)),
+    )
+
+
+def _ellipses(s: Subject) -> list[Ellipse]:
+    if not s.offers("distribution") or s.width != 2:
+        return []
+    p = s.model.distribution()
+    if not hasattr(p, "mixture_distribution"):
+        return []
+    with torch.no_grad():
+        parts = p.component_distribution
+        weights = p.mixture_distribution.probs
+        covariances = getattr(parts, "covariance_matrix", None)
+        covariances = parts.variance.diag_embed() if covariances is None else covariances
+        numbers = [t.detach().double().cpu().numpy() for t in (weights, parts.mean, covariances)]
+    return [e for e in zip(*numbers) if e[0] * len(s.data.train) >= 1]
+
+
+def reverse(s: Subject) -> Picture | None:
+    """How noise becomes data."""
+    if not s.offers("reverse"):
+        return None
+    images = s.shape is not None
+    path = s.call("reverse", 16 if images else 1_000)  # (T + 1, n, D)
+    if not images and s.width != 2:
+        return None
+    last = len(path) - 1
+    snapshots = {}
+    for i in np.linspace(0, last, 6).round().astype(int):
+        title = "x" if i == last else f"t = {last - i}"
+        snapshots[title] = s.images(path[i]) if images else path[i].numpy()
+    text = "The reverse process, from noise on the left to draws of x on the right."
+    return Picture("reverse", "Reverse process", text, draw.stages(snapshots, images), wide=True)
+
+
+def usage(s: Subject) -> Picture | None:
+    """How evenly a codebook is used."""
+    if not s.offers("usage"):
+        return None
+    share = s.call("usage", s.seen()[0])
+    used = int((share > 0).sum())
+    text = f"Share of all slots that each entry of the codebook takes; {used} of {len(share)} are used."
+    return Picture(
+        "usage", "Codebook", text, draw.bars({"": share.numpy()}, "share of slots", "entry, sorted")
+    )
+
+
+def critic(s: Subject) -> Picture | None:
+    """A critic between held-out data (P) and draws (Q), and whether its probabilities are right."""
+    if s.ratio is None:
+        return None
+    text = (
+        "A fresh critic, trained to tell held-out data (P) from draws (Q). Left: its log ratios; "
+        "the more they overlap, the better the draws. Right: whether its probabilities hold."
+    )
+    return Picture("critic", "Critic", text, lambda theme: s.ratio.plot(), wide=True)
+
+
+PICTURES: tuple[Callable[[Subject], Picture | None], ...] = (
+    density,
+    samples,
+    reverse,
+    reconstructions,
+    latent_space,
+    latent_grid,
+    components,
+    prior_draws,
+    loss,
+    kl_per_layer,
+    kl_per_dimension,
+    usage,
+    khat,
+    critic,
+)
+
+__all__ = ["PICTURES", "Mapping", "Picture", "pictures"]

@@ -1,0 +1,110 @@
+"""The command `zoo`: list, fit, report, sample.
+
+A new command is a function under `@app.command()`. The options of `zoo fit MODEL` come from the
+signatures of the model and of its trainers (`options`), so that a new model needs a card only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from .fit import Interrupted, Models, go_on
+
+app = typer.Typer(
+    help="A model zoo for Pyro: fit a model, judge it, look at it.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+fit_app = typer.Typer(cls=Models, invoke_without_command=True, rich_markup_mode="rich")
+fit_app.callback()(go_on)
+app.add_typer(fit_app, name="fit")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, data or estimators")] = "models",
+) -> None:
+    """Show the catalogue: models, data sets or ELBO estimators.
+
+    In a pipe: one line each, with tabs between the columns.
+    """
+    from .catalogue import show
+
+    show(what)
+
+
+Folder = Annotated[str, typer.Argument(metavar="RUN", help="the folder of a run")]
+
+
+@app.command()
+def report(run: Folder) -> None:
+    """Judge a run again and write its figures and page anew."""
+    from inference.report import write
+
+    from .output import tell
+    from .runs import judge, read
+
+    plan, data, fitted = read(run)
+    again = judge(plan, data, fitted)
+    tell(again.metrics, write(again, run))
+
+
+@app.command()
+def sample(
+    run: Folder,
+    n: Annotated[int, typer.Option("--n", "-n", help="how many draws", show_default="64")] = 64,
+    label: Annotated[
+        int | None, typer.Option(help="the label, for a conditional model", show_default="each")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="a new .png, .npy or .csv", show_default="RUN-samples.png or .csv"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+) -> None:
+    """Draw x from a fitted model: a picture, an array or a table."""
+    from .sample import draw
+
+    print(draw(run, n, label, out, seed))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 when done, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command's exit status. A mistake is one line on stderr, without a traceback.
+
+    Set ZOO_TRACEBACK=1 to see where a mistake was found.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=list(argv), prog_name="zoo", standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except Interrupted:
+        return 130
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing was written.", 130)
+    except Exception as error:
+        if os.environ.get("ZOO_TRACEBACK") or not _is_users(error):
+            raise
+        told: Any = error.format_message() if hasattr(error, "format_message") else error
+        return _say(str(told), 2) if str(told) else 2
+
+
+def _is_users(error: Exception) -> bool:
+    return isinstance(error, ValueError | OSError) or hasattr(error, "format_message")
+
+
+def _say(text: str, code: int) -> int:
+    print(f"zoo: {' '.join(text.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,61 @@
+"""`zoo sample`: draws from a fitted model, as a picture, an array or a table."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from inference.report import Subject, draw_images
+from inference.report.theme import png
+
+from .runs import read
+
+
+def draw(folder: str, n: int, label: int | None, out: str | None, seed: int) -> Path:
+    """Write `n` draws of x to a new file and return its path.
+
+    Raises:
+        ValueError: n < 1, a label where none is taken (or one out of range), a model that cannot
+            be drawn from, another ending, a file that exists.
+    """
+    if n < 1:
+        raise ValueError(f"--n: expected at least 1, got {n}.")
+    plan, data, fitted = read(folder)
+    subject = Subject(fitted.model, data, seed=seed)
+    if not subject.offers("sample"):
+        raise ValueError(f"{plan.card.name} has no density or prior to draw from.")
+    if label is not None and not subject.conditional:
+        raise ValueError(f"--label: {plan.card.name} takes none; conditional-vae does.")
+    path = _target(folder, out, ".png" if data.image_shape else ".csv")
+    labels = None if label is None else torch.full((n,), label)
+    x = subject.call("sample", n, labels=labels)
+    if path.suffix == ".npy":
+        np.save(path, x.reshape(n, *(data.image_shape or (-1,))).numpy())
+    elif path.suffix == ".csv":
+        np.savetxt(path, x.numpy(), delimiter=",", fmt="%.7g")
+    else:
+        path.write_bytes(png(draw_images(subject.images(x), columns=min(8, n))))
+    return path
+
+
+def _target(folder: str, out: str | None, ending: str) -> Path:
+    if out is None:
+        stem = Path(folder).resolve()
+        named = (
+            stem.with_name(f"{stem.name}-samples{'' if i == 1 else f'-{i}'}{ending}")
+            for i in itertools.count(1)
+        )
+        return next(p for p in named if not p.exists())
+    path = Path(out).expanduser()
+    if path.suffix not in (".png", ".npy", ".csv"):
+        raise ValueError(f"--out: expected a name that ends in .png, .npy or .csv, got {out!r}.")
+    if path.suffix == ".png" and ending != ".png":
+        raise ValueError("--out: these data are no images; write .npy or .csv.")
+    if path.exists():
+        raise ValueError(f"--out: {path} exists already. Name a file that does not.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out: there is no folder {path.parent}.")
+    return path

@@ -1,0 +1,298 @@
+"""Each family to its trainer. A trainer's keyword arguments are options of `zoo fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference import checkpoint, fit
+from inference.adversarial import fit_adversarial
+from inference.em import expectation_maximization, variational_bayes
+from inference.fit import Batches, pick_device, start
+from inference.report import Metric
+from inference.run import History, Run
+from zoo.cards import Card
+from zoo.data import DataSet
+
+from .options import estimator
+
+
+@dataclass
+class Fitted:
+    """What a trainer hands on: the model, how it got there, and what only the trainer knows.
+
+    Attributes:
+        model: the trained module or distribution.
+        history, unit: losses by step.
+        seconds: of training.
+        done, steps: updates made and asked for; 0 where there are none.
+        stopped: why it ended early, or None.
+        metrics: numbers that only the trainer knows.
+        notes: sentences that a reader must not miss.
+        run: the fit of a pair, which can go on.
+    """
+
+    model: Any
+    history: History = field(default_factory=History)
+    unit: str = "nats per datum"
+    seconds: float = 0.0
+    done: int = 0
+    steps: int = 0
+    stopped: str | None = None
+    metrics: list[Metric] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    run: Run | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a trainer is given."""
+
+    card: Card
+    model: Any
+    data: DataSet
+    seed: int = 0
+    resume: Run | None = None
+
+
+def by_elbo(
+    task: Task,
+    *,
+    elbo: str = "trace",
+    steps: int = 10_000,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    lr_schedule: str = "constant",
+    clip: float | None = None,
+    patience: int | None = None,
+    compile: str = "auto",
+    device: str = "auto",
+) -> Fitted:
+    """Stochastic gradients.
+
+    Args:
+        elbo: the estimator, with its own arguments after a colon: trace, mean-field, beta:4,
+            iwae:8, beta:1,warmup=1000. `zoo list estimators` names them all.
+        steps: updates of the parameters.
+        batch_size: rows in a step.
+        lr: learning rate of Adam.
+        lr_schedule: constant, linear or cosine (both to zero).
+        clip: largest norm of the gradient; none leaves it.
+        patience: stop after so many validations without a better value.
+        compile: the step: yes, no, or auto, where the run is long enough to earn it.
+        device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
+    """
+    begin = time.perf_counter()
+    if task.resume is None and hasattr(task.model, "initialise"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(task.seed)
+            task.model.initialise(task.data.train)
+    run = fit(
+        task.model, task.data, elbo=estimator(elbo), steps=steps, batch_size=batch_size, lr=lr,
+        schedule=lr_schedule, clip=clip, patience=patience, compile=_compile(compile),
+        device=device, seed=task.seed, resume=task.resume,
+    )  # fmt: skip
+    done = int(run.variables.count)
+    if not run.history.rows:
+        raise KeyboardInterrupt
+    notes = [] if run.eager_because is None else [f"Eager steps: {run.eager_because}."]
+    return dataclasses.replace(
+        of_run(run), seconds=time.perf_counter() - begin, done=done, steps=steps, notes=notes
+    )
+
+
+def of_run(run: Run) -> Fitted:
+    """A run as a result."""
+    done = int(run.variables.count)
+    return Fitted(
+        run.pair, run.history, run.unit, run.seconds, done, done, run.stopped, run=run
+    )  # fmt: skip
+
+
+def in_closed_form(task: Task) -> Fitted:
+    """The optimum, directly; a distribution made from its data is one already."""
+    begin = time.perf_counter()
+    model = task.model
+    if hasattr(model, "fit_closed_form"):
+        model.fit_closed_form(task.data.train)
+    return Fitted(model, seconds=time.perf_counter() - begin)
+
+
+def by_em(task: Task, *, restarts: int = 4, tol: float = 1e-6) -> Fitted:
+    """Expectation maximisation.
+
+    Args:
+        restarts: starts by k-means++, fitted together; the best is kept.
+        tol: nats per datum; a restart stops when an update gains less.
+    """
+    begin = time.perf_counter()
+    model, x = task.model.initialise(task.data.train), task.data.train
+    found = expectation_maximization(
+        x, model.components, covariance=model.covariance, restarts=restarts, tol=tol,
+        seed=task.seed,
+    )  # fmt: skip
+    model.assign(found.weights, found.means, found.covariances)
+    values = [
+        Metric("log_likelihood", "log-likelihood of the training data", found.log_likelihood,
+               "nats", None, f"{len(x):,} data"),
+        Metric("updates", "EM updates", found.n_iter, "", None,
+               "stood still" if found.converged else "stopped before it stood still"),
+    ]  # fmt: skip
+    floored = int(found.floored.sum())
+    notes = [f"{floored} components rest on too few distinct data."] if floored else []
+    return Fitted(
+        model, _rising(found.history, len(x)), "nats per datum", time.perf_counter() - begin,
+        found.n_iter, found.n_iter, metrics=values, notes=notes,
+    )  # fmt: skip
+
+
+def by_variational_bayes(task: Task, *, restarts: int = 4, tol: float = 1e-6) -> Fitted:
+    """Coordinate ascent of the ELBO.
+
+    Args:
+        restarts: starts by k-means++, fitted together; the best is kept.
+        tol: nats per datum; a restart stops when an update gains less.
+    """
+    begin = time.perf_counter()
+    model, x = task.model, task.data.train
+    model.initialise(x)
+    found = variational_bayes(
+        x, model.components, covariance=model.covariance, restarts=restarts, tol=tol,
+        seed=task.seed, **model.prior(),
+    )  # fmt: skip
+    model.assign(**vars(found.posterior))
+    values = [
+        Metric("elbo", "ELBO of the training data", found.elbo, "nats", None,
+               f"a lower bound on log p(x), {len(x):,} data"),
+        Metric("components_used", "components used", found.components_used,
+               f"of {model.components}"),
+        Metric("updates", "updates", found.n_iter, "", None,
+               "stood still" if found.converged else "stopped before it stood still"),
+    ]  # fmt: skip
+    return Fitted(
+        model, _rising(found.history, len(x)), "nats per datum", time.perf_counter() - begin,
+        found.n_iter, found.n_iter, metrics=values,
+    )  # fmt: skip
+
+
+def _rising(objective: Tensor, n: int) -> History:
+    """An objective that rises, as a loss in nats per datum."""
+    loss = (-objective / n).tolist()
+    return History([{"step": float(i), "loss": v} for i, v in enumerate(loss, start=1)])
+
+
+def by_critic(
+    task: Task,
+    *,
+    objective: str = "non-saturating",
+    steps: int = 10_000,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    critic_steps: int | None = None,
+    penalty: float | None = None,
+    lr_schedule: str = "cosine",
+    compile: str = "auto",
+    device: str = "auto",
+) -> Fitted:
+    """Against a critic.
+
+    Args:
+        objective: non-saturating, minimax, wasserstein, kl, reverse-kl, js or pearson.
+        steps: moves of the generator.
+        batch_size: rows of data, and draws, in a step.
+        lr: learning rate of both players.
+        critic_steps: moves of the critic for one of the generator; 5 for wasserstein, else 1.
+        penalty: weight of the critic's gradient penalty; 10 for wasserstein, else 0.1.
+        lr_schedule: cosine (to zero) or constant.
+        compile: the step: yes, no, or auto, where the run is long enough to earn it.
+        device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
+    """
+    run = fit_adversarial(
+        task.model, task.data, objective=objective, steps=steps, batch_size=batch_size, lr=lr,
+        critic_steps=critic_steps, penalty=penalty, schedule=lr_schedule,
+        compile=_compile(compile), device=device, seed=task.seed,
+    )  # fmt: skip
+    if not run.history.rows:
+        raise KeyboardInterrupt
+    done = int(run.history["step"][-1])
+    unit = "units of x" if objective == "wasserstein" else "nats"
+    return Fitted(run.generator, run.history, unit, run.seconds, done, steps, run.stopped)
+
+
+def _compile(word: str) -> bool | str:
+    words: dict[str, bool | str] = {"yes": True, "no": False, "auto": "auto"}
+    if word not in words:
+        raise ValueError(f"--compile: expected yes, no or auto, got {word!r}.")
+    return words[word]
+
+
+TRAINERS: dict[str, Callable[..., Fitted]] = {
+    "elbo": by_elbo,
+    "likelihood": by_elbo,
+    "closed-form": in_closed_form,
+    "em": by_em,
+    "variational-bayes": by_variational_bayes,
+    "adversarial": by_critic,
+}
+
+
+def build(card: Card, options: Mapping[str, Any], data: DataSet, seed: int) -> Any:
+    """The untrained model of a card for a data set, its weights drawn from the seed."""
+    from .options import takes
+
+    cls = card.load()
+    first, *others = takes(cls)
+    known = {"image_shape": data.image_shape, "seed": seed}
+    options = {**{k: v for k, v in known.items() if k in others}, **options}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(data.train if first == "data" else data.data_dim, **options)
+
+
+def validate(model: Any, data: DataSet) -> None:
+    """Raise ValueError where a split does not suit the model, naming the split."""
+    from .options import takes
+
+    check = getattr(model, "validate", None)
+    if check is None:
+        return
+    for split in ("train", "valid", "test"):
+        x, y = getattr(data, split), getattr(data, f"{split}_labels")
+        if split == "train":  # as a step will see it
+            with torch.random.fork_rng(devices=[]):
+                x = data.transform(x)
+        args = (x, y) if "y" in takes(check) else (x,)
+        if "y" in takes(check) and y is None:
+            raise ValueError(f"{data.name}: the model needs labels y, and this set has none.")
+        try:
+            check(*args)
+        except ValueError as error:
+            raise ValueError(f"{data.name} ({split}): {error}") from error
+
+
+def arguments_of(model: Any, data: DataSet, split: str) -> tuple[Tensor, ...]:
+    """(x,) or (x, y) of a split, as the pair takes them."""
+    from .options import takes
+
+    x, y = getattr(data, split), getattr(data, f"{split}_labels")
+    return (x, y) if "y" in takes(model.model) else (x,)
+
+
+def restored(folder: Any, task: Task, settings: Mapping[str, Any]) -> Run:
+    """The run in a folder, ready to be judged or to go on."""
+    args = arguments_of(task.model, task.data, "train")
+    device = pick_device(settings.get("device", "auto"))
+    batches = Batches(tuple(a.to(device) for a in args), settings["batch_size"], task.seed)
+    return checkpoint.load(
+        folder,
+        lambda: start(
+            task.model.model, task.model.guide, batches.example(), batches.size,
+            estimator(settings["elbo"]), device, task.seed,
+        ),
+    )  # fmt: skip
