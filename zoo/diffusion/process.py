@@ -31,6 +31,8 @@ class Denoiser(nn.Module):
         frequencies: sines and cosines of λ, with wavelengths from 2 to 40 in λ.
     """
 
+    angular: Tensor  # 2π over the wavelengths of the features
+
     def __init__(
         self,
         data_dim: int,
@@ -72,6 +74,8 @@ class Terms(NamedTuple):
 class Process(nn.Module):
     """Encoder, decoder, bound and sampling, which both pairs share."""
 
+    log_snr: Tensor  # log_snr[t - 1] is λ_t
+
     def __init__(
         self,
         data_dim: int,
@@ -92,7 +96,7 @@ class Process(nn.Module):
             )
         self.data_dim, self.timesteps = data_dim, timesteps
         log_snr = log_snr_schedule(timesteps, schedule, log_snr_max, log_snr_min)
-        self.register_buffer("log_snr", log_snr)  # log_snr[t - 1] is λ_t
+        self.register_buffer("log_snr", log_snr)
         self.denoiser = (
             Denoiser(data_dim, hidden, data_scale, act) if denoiser is None else denoiser
         )
@@ -208,9 +212,9 @@ def log_snr_schedule(
     if schedule == "linear":
         return torch.linspace(log_snr_max, log_snr_min, timesteps)
     if schedule == "cosine":
-        ends = [2 / math.pi * math.atan(math.exp(-e / 2)) for e in (log_snr_max, log_snr_min)]
-        u = torch.linspace(*ends, timesteps, dtype=torch.float64)
-        return (-2 * torch.tan(math.pi / 2 * u).log()).to(torch.get_default_dtype())
+        first, last = (math.atan(math.exp(-end / 2)) for end in (log_snr_max, log_snr_min))
+        angle = torch.linspace(first, last, timesteps, dtype=torch.float64)  # π u / 2
+        return (-2 * torch.tan(angle).log()).to(torch.get_default_dtype())
     raise ValueError(f"schedule: expected linear or cosine, got {schedule!r}.")
 
 
