@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro.optim
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from .optim import Adam, Optimiser
 from .pair import Pair, own_copy
 from .progress import Progress
 from .run import History, Run
-from .step import CompiledStep, EagerStep, Update, Variables, at_step
+from .step import CompiledStep, EagerStep, ForeignStep, Update, Variables, at_step
 from .trace import TraceFailure
 from .weights import log_weights, no_validation
 
@@ -36,7 +37,7 @@ def fit(
     steps: int = 5_000,
     lr: float = 1e-3,
     batch_size: int | None = None,
-    optimiser: Optimiser | None = None,
+    optimiser: Any = None,
     schedule: str | Callable[[Tensor], Tensor] = "constant",
     clip: float | None = None,
     valid: Any = None,
@@ -65,8 +66,8 @@ def fit(
         lr: learning rate of the default optimiser (Adam).
         batch_size: rows per step, of every tensor that shares the first one's leading dimension;
             None takes all of a tensor, and 128 rows of a data set.
-        optimiser: from `inference.optim`, or a function `params -> torch.optim.Optimizer`, which
-            runs eagerly only.
+        optimiser: from `inference.optim`; or a function `params -> torch.optim.Optimizer`, or a
+            `pyro.optim` optimiser, which run eagerly only.
         schedule: "constant", "linear" or "cosine" (both to zero), or a function of the step count,
             a tensor, that returns a factor.
         clip: largest norm of the gradient of the loss (in the unit of the history).
@@ -120,8 +121,9 @@ def fit(
             run = dataclasses.replace(resume, stopped=None)
         if check:
             _refuse_errors(run, batches.example())
+        foreign = None if isinstance(optimiser, Optimiser) else _foreign(optimiser)
         update = Update(
-            run.pair_, elbo, _functional(optimiser), run.divide, clip,
+            run.pair_, elbo, Adam(lr) if foreign else optimiser, run.divide, clip,
             _batch_transform(data, transform), run.kwargs, autocast,
             schedule=_schedule(schedule, steps),
         )  # fmt: skip
@@ -136,7 +138,10 @@ def fit(
             if isinstance(progress, Progress)
             else Progress(steps, run.unit, bool(progress))
         )
-        loop = _Loop(run, update, batches, steps, compile, repeats, bar, callbacks)
+        if foreign is not None and compile is not False:
+            run.eager_because = f"{foreign!r} is not an optimiser of inference.optim"
+            bar.note(f"eager steps: {run.eager_because}")
+        loop = _Loop(run, update, batches, steps, compile, repeats, bar, callbacks, foreign)
         loop.lr.fill_(update.optimiser.lr)
         loop.validation(held_out, valid_every, patience)
         loop.go()
@@ -228,6 +233,7 @@ class _Loop:
     repeats: int | None
     bar: Progress
     callbacks: Sequence[Callable[[Run], Any]]
+    foreign: Any = None
     held_out: tuple | None = None
     valid_every: int = 0
     patience: int | None = None
@@ -250,10 +256,12 @@ class _Loop:
         begin, spent = time.perf_counter(), run.seconds
         pending: list[Tensor] = []
         at_log, bad = done, 0
-        step: EagerStep | CompiledStep
-        eager = EagerStep(self.update, run.variables, self.lr)
+        step: EagerStep | CompiledStep | ForeignStep
+        eager: EagerStep | ForeignStep = EagerStep(self.update, run.variables, self.lr)
+        if self.foreign is not None:
+            eager = ForeignStep(self.update, run.variables, self.foreign)
         step, repeats = eager, 1
-        chosen = False
+        chosen = self.foreign is not None
         warm = time.perf_counter()
         with self.bar:
             try:
@@ -491,11 +499,12 @@ def _batch_transform(data: Any, transform: Callable | None) -> Callable[[tuple],
     return lambda batch: (transform(batch[0]), *batch[1:])
 
 
-def _functional(optimiser: Any) -> Optimiser:
-    if isinstance(optimiser, Optimiser):
+def _foreign(optimiser: Any) -> Any:
+    if isinstance(optimiser, pyro.optim.PyroOptim) or callable(optimiser):
         return optimiser
     raise TypeError(
-        f"optimiser: expected one of inference.optim (Adam, AdamW, ClippedAdam, SGD, RMSprop); got "
+        "optimiser: expected one of inference.optim (Adam, AdamW, ClippedAdam, SGD, RMSprop), a "
+        "function params -> torch.optim.Optimizer, or a pyro.optim optimiser; got "
         f"{type(optimiser).__name__}."
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .elbo import Estimator, Trace
-from .fit import Batches, _arguments, _functional, _halves, _schedule, pick_device, start
+from .fit import Batches, _arguments, _halves, _schedule, pick_device, start
 from .optim import Adam, Optimiser
 from .progress import Progress
 from .run import History, Run
@@ -149,7 +149,7 @@ def fit_many(
         size = batches.size if batch_size is not None else None
         run = start(model, guide, example, size, elbo, where, seed)
         update = Update(
-            run.pair_, elbo, _functional(optimiser or Adam(lr)), run.divide, clip,
+            run.pair_, elbo, optimiser or Adam(lr), run.divide, clip,
             kwargs=run.kwargs, vary=vary, schedule=_schedule(schedule, steps),
         )  # fmt: skip
         run.update = update

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro.optim
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -116,8 +117,8 @@ class Update:
             )  # fmt: skip
         return -value / self.divide, -surrogate / self.divide
 
-    def __call__(self, variables: Variables, lr: Tensor, batch: tuple) -> Tensor:
-        """Change `variables` in place and return the loss: (), or (R,) for R fits at once."""
+    def gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
+        """The loss, () or (R,) for R fits at once, and its clipped gradient per parameter."""
         with torch.enable_grad():
             leaves = {k: p.detach().requires_grad_() for k, p in variables.params.items()}
             if self.vary is None:
@@ -134,21 +135,24 @@ class Update:
                     "registered (pyro.module, pyro.param, or an nn.Module as the pair)."
                 )
             grads = torch.autograd.grad(surrogate, list(leaves.values()), allow_unused=True)
+        full = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves.values())]
+        return loss.detach(), full if self.clip is None else self._clipped(full)
+
+    def __call__(self, variables: Variables, lr: Tensor, batch: tuple) -> Tensor:
+        """Change `variables` in place and return the loss: (), or (R,) for R fits at once."""
+        loss, grads = self.gradients(variables, batch)
         with torch.no_grad():
-            full = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves.values())]
-            if self.clip is not None:
-                full = self._clipped(full)
             if self.schedule is not None:
                 lr = lr * self.schedule(variables.count)
             old = list(variables.params.values())
-            new, state = self.optimiser.update(old, full, variables.optim, lr)
+            new, state = self.optimiser.update(old, grads, variables.optim, lr)
             for p, q in zip(old, new):
                 p.copy_(q)
             for key, slots in state.items():
                 for s, t in zip(variables.optim[key], slots):
                     s.copy_(t)
             variables.count.add_(1)
-        return loss.detach()
+        return loss
 
     def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
         lead = 0 if self.vary is None else 1  # each of many fits has its own norm
@@ -213,6 +217,34 @@ def _repeat(
         part = batch if shared else tuple(b[i] if torch.is_tensor(b) else b for b in batch)
         losses.append(update(variables, lr, part))
     return torch.stack(losses)
+
+
+class ForeignStep:
+    """The same signature with an optimiser of `torch.optim` or `pyro.optim`; eager only.
+
+    Args:
+        make: `params -> torch.optim.Optimizer`, or a `pyro.optim.PyroOptim`. Its state is its own:
+            a checkpoint does not hold it.
+    """
+
+    compiled = False
+
+    def __init__(self, update: Update, variables: Variables, make: Any):
+        self.update, self.variables = update, variables
+        params = list(variables.params.values())
+        if isinstance(make, pyro.optim.PyroOptim):
+            self._apply: Callable[[], Any] = lambda: make(params)
+        else:
+            self._apply = make(params).step
+
+    def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
+        """One update; its loss, ()."""
+        loss, grads = self.update.gradients(self.variables, batch)
+        for p, g in zip(self.variables.params.values(), grads):
+            p.grad = g
+        self._apply()
+        self.variables.count.add_(1)
+        return loss
 
 
 class CompiledStep:

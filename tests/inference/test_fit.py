@@ -145,3 +145,15 @@ def test_wrong_kinds():
         fit(told, X)
     with pytest.raises(TypeError, match="data"):
         fit(told, AutoNormal(told), "digits")
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [lambda p: torch.optim.Adam(p, 0.05), pyro.optim.Adam({"lr": 0.05})],
+    ids=["torch.optim", "pyro.optim"],
+)
+def test_any_other_optimiser_runs_eagerly_and_says_so(optimiser, capfd):
+    ours = fit(told, AutoNormal(told), X, steps=30, lr=0.05, compile=False, progress=False)
+    run = fit(told, AutoNormal(told), X, steps=30, optimiser=optimiser, compile=True)
+    assert run.losses == pytest.approx(ours.losses, rel=1e-4)
+    assert not run.compiled and "inference.optim" in capfd.readouterr().err
