@@ -1,0 +1,37 @@
+"""`python -m benchmarks [ROW ...] [--rounds N]`: the table of issue-sized claims, measured here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+
+import torch
+
+from . import bayes, flows, vae
+from .timing import measure, report
+
+ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (medians)")
+    options = parser.parse_args()
+    versions = []
+    for name in ("torch", "pyro-ppl", "numpyro", "jax", "zuko"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} not installed")
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+          f"{', '.join(versions)}")  # fmt: skip
+    for name in options.rows or ROWS:
+        row = ROWS[name]()
+        measure(row, options.rounds)
+        print(report(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
