@@ -19,7 +19,7 @@ from .optim import Adam, Optimiser
 from .pair import Pair, own_copy
 from .progress import Progress
 from .run import History, Run
-from .step import CompiledStep, EagerStep, ForeignStep, Update, Variables, at_step
+from .step import CompiledStep, EagerStep, ForeignStep, Update, Variables, at_step, matmul_precision
 from .trace import TraceFailure
 from .weights import log_weights, no_validation
 
@@ -47,6 +47,7 @@ def fit(
     repeats: int | None = None,
     device: str | torch.device = "auto",
     autocast: bool = False,
+    tf32: bool = False,
     seed: int = 0,
     progress: bool | Progress = True,
     check: bool = True,
@@ -78,6 +79,7 @@ def fit(
         repeats: updates per call of the compiled step; None chooses.
         device: "auto" (CUDA where there is one), or a torch device.
         autocast: bfloat16 where autocast allows it.
+        tf32: TensorFloat-32 matrix products on CUDA.
         seed: of everything that is random in the run.
         progress: show a progress bar (plain lines in a pipe).
         check: look at the pair first, and refuse one with errors (`inference.check`).
@@ -144,7 +146,8 @@ def fit(
         loop = _Loop(run, update, batches, steps, compile, repeats, bar, callbacks, foreign)
         loop.lr.fill_(update.optimiser.lr)
         loop.validation(held_out, valid_every, patience)
-        loop.go()
+        with matmul_precision(tf32):
+            loop.go()
         run.random_state = torch.random.get_rng_state()
     return run.finish()
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .elbo import Estimator
 from .optim import Optimiser, State
-from .pair import Pair
+from .pair import Pair, own_copy
 from .trace import Recorded, TraceFailure, compiled, hoisted, traced
 from .weights import no_validation
 
@@ -177,6 +177,18 @@ class _DrawnAnew(TorchFunctionMode):
         if func is Tensor.exponential_ and len(args) == 1:
             return -torch.log1p(-torch.rand_like(args[0]))
         return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def matmul_precision(tf32: bool) -> Iterator[None]:
+    """Matrix products on CUDA in TF32 or in full float32 inside the block; as it was after it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @contextlib.contextmanager
@@ -358,19 +370,22 @@ def _with_noise(run: Callable, noise: Tensor) -> Callable:
     return call
 
 
-def explain(pair: Pair | Update, batch: tuple) -> str:
+def explain(pair: Any, batch: tuple, estimator: Estimator | None = None) -> str:
     """Say at length whether a pair can be compiled, and what stops it when it cannot.
 
     Args:
-        pair: a `Pair`, or the `Update` of a fit.
-        batch: example arguments.
+        pair: a module with methods `model` and `guide`, a tuple (model, guide), or a `Pair`.
+        batch: example arguments, a tuple.
+        estimator: by default `Trace()`.
     """
     from .elbo import Trace
     from .optim import Adam
 
-    update = pair if isinstance(pair, Update) else Update(pair, Trace(), Adam())
-    variables = Variables.start(update.pair, update.optimiser)
-    step = CompiledStep(update, variables, torch.tensor(1e-3))
+    if not isinstance(pair, Pair):
+        model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
+        pair = Pair(*own_copy(model, guide), batch)
+    update = Update(pair, estimator or Trace(), Adam())
+    step = CompiledStep(update, Variables.start(pair, update.optimiser), torch.tensor(1e-3))
     try:
         step(batch)
     except TraceFailure as failure:

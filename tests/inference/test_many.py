@@ -27,7 +27,7 @@ def test_one_fit_per_data_set_finds_each_posterior():
     run = many[3]
     weights = log_weights(run.model, run.guide, x[3], particles=500)
     truth = dist.MultivariateNormal(torch.zeros(8), torch.eye(8) + torch.ones(8, 8)).log_prob(x[3])
-    assert abs(float(weights.elbo().mean() - truth)) < 0.1
+    assert abs((weights.elbo().mean() - truth).item()) < 0.1
 
 
 def test_restarts_start_apart_and_share_the_data():
