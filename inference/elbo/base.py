@@ -70,6 +70,15 @@ class Estimator(pyro.infer.ELBO):
         with torch.no_grad():
             return self.bound(weights), surrogate
 
+    def reference(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """A scalar whose gradient has the bound's expectation by definition, whatever the variance.
+
+        What the surrogate of an estimator that `follows_bound` is tested against.
+        """
+        weights = Estimator.draw(self, model, guide, *args, **kwargs)
+        bound = self.bound(weights)
+        return bound + score_function(weights, lambda site: bound)
+
     # Pyro's names
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:

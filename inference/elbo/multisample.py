@@ -229,7 +229,7 @@ class DReG(IWAE):
         batch = value.dim() - event
         if not self.vectorized:
             w = w[run]
-        return w.reshape(*w.shape[max(0, w.dim() - batch) :], *(1,) * event)
+        return w.reshape((*w.shape[max(0, w.dim() - batch) :], *(1,) * event))
 
 
 def _refuse_outer_gradient(value: Tensor) -> None:

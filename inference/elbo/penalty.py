@@ -37,9 +37,14 @@ class Penalised(Estimator):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The base's weights, with the penalty beside them."""
-        plain = {k: v for k, v in kwargs.items() if k not in ("nesting", "full_sizes")}
         weights = self.base.draw(model, guide, *args, **kwargs)
+        return self._with_penalty(weights, model, args, kwargs)
+
+    def _with_penalty(
+        self, weights: LogWeights, model: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> LogWeights:
         _refuse_global(weights, repr(self))
+        plain = {k: v for k, v in kwargs.items() if k not in ("nesting", "full_sizes")}
         prior, _ = dream(model, *args, **plain)
         weights.extras[self.name] = self.penalty(weights, prior)
         return weights
@@ -51,6 +56,11 @@ class Penalised(Estimator):
     def surrogate(self, weights: LogWeights) -> Tensor:
         """The base's surrogate minus the penalty, which the latents' path differentiates."""
         return self.base.surrogate(weights) - self._total(weights)
+
+    def reference(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's reference minus the penalty: its latents are reparameterised."""
+        weights = Estimator.draw(self, model, guide, *args, **kwargs)
+        return self.bound(self._with_penalty(weights, model, args, kwargs))
 
     def _total(self, weights: LogWeights) -> Tensor:
         return self.factor() * weights.data_size * weights.extras[self.name]

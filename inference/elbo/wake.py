@@ -65,12 +65,14 @@ class WakeSleep(_AtConstants):
             if nesting is None:
                 nesting = plate_nesting(model, guide, *args, **plain)
             latents, dreamed = dream(model, *args, **plain)
-            unknown = [n for n, q in weights.guide.items() if q.free and n not in latents]
-            if unknown:
-                raise ValueError(
-                    f"{self!r}: guide site {', '.join(unknown)} is not a latent of the model, so a "
-                    "dream says nothing about it. Use WakeSleep(sleep=0)."
-                )
+            shared = {p.name for p in weights.plates}
+            for name, q in weights.guide.items():
+                if q.free and (name not in latents or not shared & {p.name for p in q.plates}):
+                    raise ValueError(
+                        f"{self!r}: guide site {name!r} is no latent of the model, or is one for "
+                        "all data at once, so dreams of other data say nothing about it. Use "
+                        "WakeSleep(sleep=0)."
+                    )
             terms = log_q_at(guide, latents, *dreamed, nesting=nesting, **plain)
             scale = {n: q.user_scale * math.prod(p.scale for p in q.plates)
                      for n, q in weights.guide.items()}  # fmt: skip

@@ -108,6 +108,7 @@ def marginalised(
             plate that the latent is outside of.
     """
     _pack(model_trace, guide_trace.plate_to_symbol)
+    plate_to_symbol = model_trace.plate_to_symbol
     dims = {**guide_trace.symbol_to_dim, **model_trace.symbol_to_dim}
     average = _Average(guide_trace, nesting, dims, constant=False)
     sites = sample_sites(model_trace)
@@ -121,17 +122,19 @@ def marginalised(
         if symbols.keys().isdisjoint(lp._pyro_dims):
             out[name] = term_of(name, site, average(lp, frames(site)), sizes)
         else:
-            factors.setdefault(frames(site), []).append(lp)
+            around = frozenset(plate_to_symbol[f.name] for f in frames(site))
+            factors.setdefault(around, []).append(lp)
             involved[name] = site
             for symbol in symbols.keys() & set(lp._pyro_dims):
                 _refuse_subsampled(symbols[symbol], summed[symbols[symbol]], name, site, sizes)
     if involved:
         scale = _one_scale(involved)
-        frame = {f.name: f for s in involved.values() for f in s["cond_indep_stack"]}
+        frame = {plate_to_symbol[f.name]: f for s in involved.values() for f in frames(s)}
         label = "marginal:" + ",".join(involved)
         contracted = contract_tensor_tree(factors, set(symbols))
-        for i, (ordinal, parts) in enumerate(contracted.items()):
-            where = {"cond_indep_stack": tuple(frame[f.name] for f in ordinal)}
+        for i, (around, parts) in enumerate(contracted.items()):
+            ordinal = frozenset(frame[symbol] for symbol in around)
+            where = {"cond_indep_stack": tuple(ordinal)}
             for j, part in enumerate(parts):
                 name = label + (f"[{i},{j}]" if i + j else "")
                 out[name] = Term(

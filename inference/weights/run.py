@@ -15,7 +15,7 @@ from torch import Tensor
 from .enumeration import averaged_guide, marginalised
 from .sites import (
     PARTICLES,
-    at,
+    At,
     enumerate_unguided,
     is_enumerated,
     is_free,
@@ -74,9 +74,9 @@ def log_weights(
     run_guide = _under_plate(guide, particles, dim)
 
     def trace_guide(given: Mapping[str, Tensor] | None = None) -> Any:
-        run = run_guide if given is None else at(run_guide, given)
-        with poutine.enum(first_available_dim=dim - 1):
-            return poutine.trace(run).get_trace(*args, **kwargs)
+        # At is outermost: Pyro's enumeration must see the sites before they have a value
+        with At(given or {}), poutine.enum(first_available_dim=dim - 1):
+            return poutine.trace(run_guide).get_trace(*args, **kwargs)
 
     guide_trace = trace_guide()
     seen = guide_trace if model_values is None else _changed(guide_trace, model_values)
@@ -128,8 +128,9 @@ def log_q_at(
         values: site -> value, with the leading particle dimension when K > 1.
         args, kwargs: of the guide; particles, nesting: as for `log_weights`.
     """
-    run = at(_under_plate(guide, particles, -nesting - 1), values)
-    return terms_of(poutine.trace(run).get_trace(*args, **kwargs), particles, nesting, {})
+    run = poutine.trace(_under_plate(guide, particles, -nesting - 1))
+    with At(values):
+        return terms_of(run.get_trace(*args, **kwargs), particles, nesting, {})
 
 
 def dream(model: Callable, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], tuple[Any, ...]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .terms import Plate, Term
@@ -50,20 +50,17 @@ def is_enumerated(site: Site) -> bool:
     return site["infer"].get("_enumerate_dim") is not None
 
 
-def at(fn: Callable, values: Mapping[str, Tensor]) -> Callable:
-    """`fn` with the drawn sites fixed to `values`; they stay latent."""
+class At(Messenger):
+    """Drawn sites inside the block take these values; they stay latent."""
 
-    class At(poutine.messenger.Messenger):
-        def _pyro_sample(self, msg: Any) -> None:
-            if msg["name"] in values and not msg["is_observed"]:
-                msg["value"] = values[msg["name"]]
-                msg["done"] = True
+    def __init__(self, values: Mapping[str, Tensor]):
+        super().__init__()
+        self.values = values
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with At():
-            return fn(*args, **kwargs)
-
-    return run
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
 
 
 def enumerate_unguided(guided: set[str], site: Site) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""Many independent gradients of one estimator at once, batched by `torch.vmap` and compiled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .elbo import Estimator
+from .pair import Pair
+from .step import _DrawnAnew
+from .trace import TraceFailure, compiled, traced
+from .weights import no_validation
+
+NUMBERS = 2**24  # floats of gradients in one batch, so that memory stays bounded
+
+
+class Gradients:
+    """Independent draws of an estimator's value and gradient, R of them per call.
+
+    Args:
+        pair: the model and guide.
+        estimator: whose values and gradients are drawn.
+        args, kwargs: of the pair.
+        params, buffers: where to evaluate; the pair's own when None.
+        replicates: R; None takes what memory allows, at most `draws`.
+        draws: how many are wanted in all.
+        reference: draw the gradients of `estimator.reference` instead of its surrogate.
+        compile: trace and compile the batch.
+
+    Attributes:
+        how: "compiled", "batched", or "one by one".
+        note: why it is not what was asked for, or None.
+        slices: parameter -> its columns in the gradients.
+        seconds: of each call so far.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        estimator: Estimator,
+        args: tuple,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+        replicates: int | None = None,
+        draws: int = 1_000,
+        reference: bool = False,
+        compile: bool = False,
+    ):
+        self.pair, self.estimator, self.args = pair, estimator, args
+        self.kwargs, self.reference = dict(kwargs or {}), reference
+        self.params = {k: v.detach() for k, v in (params or pair.params).items()}
+        self.buffers = dict(pair.buffers if buffers is None else buffers)
+        self.slices, end = {}, 0
+        for name, p in self.params.items():
+            self.slices[name] = slice(end, end + p.numel())
+            end += p.numel()
+        room = max(1, NUMBERS // max(1, end * estimator.particles))
+        self.replicates = min(draws, room) if replicates is None else replicates
+        self.seconds: list[float] = []
+        self.note: str | None = None
+        self.how = "batched"
+        self._run: Callable[[], Tensor] = self._batched
+        self._try_out()
+        if compile and self.how == "batched":
+            self._compile()
+
+    def __call__(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Values (R,) in nats and gradients of the value (R, P), with noise that follows `seed`."""
+        torch.manual_seed(seed)
+        self._wait()
+        start = time.perf_counter()
+        out = self._run()
+        self._wait()
+        self.seconds.append(time.perf_counter() - start)
+        return out[:, 0], out[:, 1:]
+
+    @property
+    def milliseconds(self) -> float:
+        """Median time of one gradient, when drawn in such batches."""
+        ordered = sorted(self.seconds[1:] or self.seconds)
+        return 1e3 * ordered[len(ordered) // 2] / self.replicates
+
+    def _objective(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(surrogate, value)."""
+        with no_validation(), self.pair.bind(params, self.buffers):
+            call = (
+                self.estimator.reference if self.reference else self.estimator.value_and_surrogate
+            )
+            out = call(
+                self.pair.model, self.pair.guide, *self.args, nesting=self.pair.nesting,
+                full_sizes=self.pair.full_sizes, **self.kwargs,
+            )  # fmt: skip
+        if self.reference:
+            return out, out.detach()
+        return out[1], out[0]
+
+    def _batched(self) -> Tensor:
+        return self._function(*self.params.values())
+
+    def _function(self, *flat: Tensor) -> Tensor:
+        params = dict(zip(self.params, flat))
+        count = torch.zeros(self.replicates, device=next(iter(params.values())).device)
+
+        def one(_: Tensor) -> Tensor:
+            grads, value = torch.func.grad(self._objective, has_aux=True)(params)
+            return torch.cat([value.reshape(1), *(g.reshape(-1) for g in grads.values())])
+
+        with _DrawnAnew():
+            return torch.vmap(one, randomness="different")(count)
+
+    def _one_by_one(self) -> Tensor:
+        rows = []
+        for _ in range(self.replicates):
+            leaves = {k: p.clone().requires_grad_() for k, p in self.params.items()}
+            surrogate, value = self._objective(leaves)
+            grads = torch.autograd.grad(surrogate, list(leaves.values()), materialize_grads=True)
+            rows.append(torch.cat([value.detach().reshape(1), *(g.reshape(-1) for g in grads)]))
+        return torch.stack(rows)
+
+    def _try_out(self) -> None:
+        """Run a batch of two: a pair that `vmap` cannot take is run draw by draw."""
+        wanted, self.replicates = self.replicates, min(2, self.replicates)
+        try:
+            self._run()
+        except ValueError:
+            raise
+        except Exception as error:
+            first = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+            self.note = f"draws one by one: {type(error).__name__}: {first}"
+            self.how, self._run = "one by one", self._one_by_one
+            self._run()
+        self.replicates = wanted
+
+    def _compile(self) -> None:
+        inputs = list(self.params.values())
+        try:
+            run = compiled(traced(self._function, inputs), inputs, own=len(inputs))
+        except TraceFailure as failure:
+            self.note = f"not compiled: {failure}"
+            return
+        self._run, self.how = lambda: run(inputs), "compiled"
+
+    def _wait(self) -> None:
+        if any(p.is_cuda for p in self.params.values()):
+            torch.cuda.synchronize()
+
+
+class Moments:
+    """Running mean and variance of rows, in float64."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sum: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Rows (R, ...)."""
+        rows = rows.double()
+        self.n += len(rows)
+        self.sum = self.sum + rows.sum(0)
+        self.squares = self.squares + rows.square().sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the rows."""
+        return torch.as_tensor(self.sum) / self.n
+
+    @property
+    def variance(self) -> Tensor:
+        """Of one row, unbiased."""
+        spread = torch.as_tensor(self.squares) / self.n - self.mean.square()
+        return spread.clamp(min=0.0) * self.n / max(1, self.n - 1)
