@@ -153,3 +153,10 @@ def test_the_example_runs(tmp_path):
     nats, error = main(data="digits", steps=20, out=str(tmp_path / "picture.png"))
     assert -64 * math.log(2) - 5 < nats < 0 and error > 0  # no worse than coins by much
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_one_hidden_layer_of_500_reaches_94_5_nats_on_mnist(zoo_data, tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "made_mnist.py"))["main"]
+    nats, error = main(data="mnist", steps=10_000, out=str(tmp_path / "picture.png"))
+    assert nats - 3 * error > -94.5
