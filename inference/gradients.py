@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .elbo import Estimator
 from .pair import Pair
-from .step import _DrawnAnew
+from .step import DrawnAnew
 from .trace import TraceFailure, compiled, traced
 from .weights import no_validation
 
@@ -111,7 +111,7 @@ class Gradients:
             grads, value = torch.func.grad(self._objective, has_aux=True)(params)
             return torch.cat([value.reshape(1), *(g.reshape(-1) for g in grads.values())])
 
-        with _DrawnAnew():
+        with DrawnAnew():
             return torch.vmap(one, randomness="different")(count)
 
     def _one_by_one(self) -> Tensor:

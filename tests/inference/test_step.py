@@ -117,7 +117,7 @@ def test_no_compiler(monkeypatch):
 
 
 def test_a_wrong_compiled_step_is_not_used(monkeypatch):
-    import inference.step as step_module
+    import inference.step.steps as step_module
 
     def wrong(graph, inputs, own=0):
         return lambda now: torch.zeros(())
@@ -129,7 +129,7 @@ def test_a_wrong_compiled_step_is_not_used(monkeypatch):
 
 
 def test_an_argument_that_keeps_changing(monkeypatch):
-    import inference.step as step_module
+    import inference.step.steps as step_module
 
     monkeypatch.setattr(step_module, "compiled", lambda graph, inputs, own=0: lambda now: LR)
 
