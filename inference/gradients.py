@@ -89,16 +89,15 @@ class Gradients:
     def _objective(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(surrogate, value)."""
         with no_validation(), self.pair.bind(params, self.buffers):
-            call = (
-                self.estimator.reference if self.reference else self.estimator.value_and_surrogate
+            pair, told = self.pair, {"nesting": self.pair.nesting, **self.kwargs}
+            told["full_sizes"] = self.pair.full_sizes
+            if self.reference:
+                surrogate = self.estimator.reference(pair.model, pair.guide, *self.args, **told)
+                return surrogate, surrogate.detach()
+            value, surrogate = self.estimator.value_and_surrogate(
+                pair.model, pair.guide, *self.args, **told
             )
-            out = call(
-                self.pair.model, self.pair.guide, *self.args, nesting=self.pair.nesting,
-                full_sizes=self.pair.full_sizes, **self.kwargs,
-            )  # fmt: skip
-        if self.reference:
-            return out, out.detach()
-        return out[1], out[0]
+        return surrogate, value
 
     def _batched(self) -> Tensor:
         return self._function(*self.params.values())

@@ -28,12 +28,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .elbo import Estimator
 from .gradients import Gradients, Moments
 from .pair import Pair
-from .toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian
+from .toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian, Toy
 from .trace import TraceFailure, traced
 
 SIGMA = 5.0  # standard errors; a right estimator fails one check in about 10^6 by chance
@@ -176,7 +176,7 @@ def _on(kind: type, exact: bool, check: Callable) -> Check:
 
 
 def _mean_value(
-    estimator: Estimator, toy: nn.Module, args: tuple, draws: int, seed: int
+    estimator: Estimator, toy: Toy, args: tuple, draws: int, seed: int
 ) -> tuple[float, float]:
     pair = Pair(toy.model, toy.guide, args)
     values, sampler = Moments(), Gradients(pair, estimator, args, draws=draws)
@@ -186,7 +186,7 @@ def _mean_value(
     return float(values.mean), float((values.variance / values.n).sqrt())
 
 
-def _tight(estimator: Estimator, toy: nn.Module, x: Tensor, draws: int, seed: int) -> str:
+def _tight(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
     value, se = _mean_value(estimator, toy, (x,), draws, seed)
     truth = float(toy.log_px(x))
     assert abs(value - truth) <= SIGMA * se + 1e-9 * abs(truth), (
@@ -196,7 +196,7 @@ def _tight(estimator: Estimator, toy: nn.Module, x: Tensor, draws: int, seed: in
     return f"{value:.6f} ± {se:.1g} against {truth:.6f} nats"
 
 
-def _below(estimator: Estimator, toy: nn.Module, x: Tensor, draws: int, seed: int) -> str:
+def _below(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
     value, se = _mean_value(estimator, toy, (x,), draws, seed)
     truth = float(toy.log_px(x))
     assert value <= truth + SIGMA * se, (
@@ -206,7 +206,7 @@ def _below(estimator: Estimator, toy: nn.Module, x: Tensor, draws: int, seed: in
     return f"{value:.4f} ± {se:.1g} below {truth:.4f} nats"
 
 
-def _gradient(estimator: Estimator, toy: nn.Module, x: Tensor, draws: int, seed: int) -> str:
+def _gradient(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
     pair = Pair(toy.model, toy.guide, (x,))
     own = Gradients(pair, estimator, (x,), draws=draws)
     right = Gradients(pair, estimator, (x,), draws=draws, reference=True)
@@ -225,7 +225,7 @@ def _gradient(estimator: Estimator, toy: nn.Module, x: Tensor, draws: int, seed:
     return f"largest difference {_ratio(bias, se):.1f} standard errors ({name})"
 
 
-def _at_rest(estimator: Estimator, toy: nn.Module, x: Tensor, draws: int, seed: int) -> str:
+def _at_rest(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
     pair = Pair(toy.model, toy.guide, (x,))
     found = gradient_bias(Gradients(pair, estimator, (x,), draws=draws), None, draws, seed)
     guide = {k: v for k, v in found.items() if k.startswith("guide")}

@@ -7,6 +7,7 @@ guide starts at the posterior, else at a fixed distance from it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -22,7 +23,7 @@ def _rows(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-class _Halves(nn.Module):
+class Toy(nn.Module):
     """Parameters of the model and of the guide under names that tell them apart."""
 
     def __init__(self, model: dict[str, Tensor], guide: dict[str, Tensor], exact: bool):
@@ -33,12 +34,28 @@ class _Halves(nn.Module):
             {k: nn.Parameter(v.double() + off * _off(v)) for k, v in guide.items()}
         )
 
+    def model(self, x: Any, size: int | None = None) -> None:
+        """p(latents) p(data | latents)."""
+        raise NotImplementedError
+
+    def guide(self, x: Any, size: int | None = None) -> None:
+        """q(latents | data)."""
+        raise NotImplementedError
+
+    def data(self) -> Tensor:
+        """The same few rows at every call."""
+        raise NotImplementedError
+
+    def log_px(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, a scalar."""
+        raise NotImplementedError
+
 
 def _off(value: Tensor) -> Tensor:
     return torch.cos(torch.arange(value.numel(), dtype=torch.float64)).reshape(value.shape)
 
 
-class LinearGaussian(_Halves):
+class LinearGaussian(Toy):
     """z_i ~ N(0, I₂), x_i | z_i ~ N(W z_i + b, I₃); q(z_i | x_i) = N(A x_i + c, diag s²).
 
     The posterior has precision P = I + WᵀW, diagonal since the columns of W are orthogonal, and
@@ -63,7 +80,7 @@ class LinearGaussian(_Halves):
         marginal = dist.MultivariateNormal(b, w @ w.T + torch.eye(3, dtype=w.dtype))
         return marginal.log_prob(x).sum()
 
-    def model(self, x: Tensor, size: int | None = None, keep: Tensor | None = None) -> None:
+    def model(self, x: Any, size: int | None = None, keep: Any = None) -> None:
         """p(z) p(x | z); rows where `keep` is False are masked."""
         keep = x.new_ones(len(x)) > 0 if keep is None else keep
         with pyro.plate("data", size or len(x), subsample=x), pyro.poutine.mask(mask=keep):
@@ -71,7 +88,7 @@ class LinearGaussian(_Halves):
             mean = z @ self.p["w"].T + self.p["b"]
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
-    def guide(self, x: Tensor, size: int | None = None, keep: Tensor | None = None) -> None:
+    def guide(self, x: Any, size: int | None = None, keep: Any = None) -> None:
         """q(z | x)."""
         keep = x.new_ones(len(x)) > 0 if keep is None else keep
         mean = x @ self.guide_["a"].T + self.guide_["c"]
@@ -80,7 +97,7 @@ class LinearGaussian(_Halves):
             pyro.sample("z", dist.Normal(mean, scale).to_event(1))
 
 
-class GlobalLocal(_Halves):
+class GlobalLocal(Toy):
     """w ~ N(m, 1), z_i | w ~ N(w, 1), x_i | z_i ~ N(z_i, 1): one latent for all data, one for each.
 
     Marginally x_i | w ~ N(w, 2), so w | x ~ N((m + Σ x_i / 2) / P, 1/P), P = 1 + N/2, and
@@ -109,14 +126,14 @@ class GlobalLocal(_Halves):
         mean = self.p["m"].detach().expand(len(x))
         return dist.MultivariateNormal(mean, covariance).log_prob(x)
 
-    def model(self, x: Tensor, size: int | None = None) -> None:
+    def model(self, x: Any, size: int | None = None) -> None:
         """p(w) Π p(z_i | w) p(x_i | z_i)."""
         w = pyro.sample("w", dist.Normal(self.p["m"], 1.0))
         with pyro.plate("data", size or len(x), subsample=x):
             z = pyro.sample("z", dist.Normal(w, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    def guide(self, x: Tensor, size: int | None = None) -> None:
+    def guide(self, x: Any, size: int | None = None) -> None:
         """q(w) Π q(z_i | w, x_i)."""
         g = self.guide_
         w = pyro.sample("w", dist.Normal(g["mean"], g["log_scale"].exp()))
@@ -125,7 +142,7 @@ class GlobalLocal(_Halves):
             pyro.sample("z", dist.Normal(mean, g["log_scale_z"].exp()))
 
 
-class Switch(_Halves):
+class Switch(Toy):
     """k_i ~ Bernoulli(σ(a)), x_i | k_i ~ N(m k_i, 1); q(k_i | x_i) = Bernoulli(σ(s x_i + t)).
 
     The posterior's log odds are a + m x - m²/2. Sites k, x; plate data.
@@ -146,19 +163,19 @@ class Switch(_Halves):
         prior = dist.Bernoulli(logits=self.p["log_odds"].detach()).log_prob(k)
         return (prior + dist.Normal(self.p["m"].detach() * k, 1.0).log_prob(x)).logsumexp(0).sum()
 
-    def model(self, x: Tensor, size: int | None = None) -> None:
+    def model(self, x: Any, size: int | None = None) -> None:
         """p(k) p(x | k)."""
         with pyro.plate("data", size or len(x), subsample=x):
             k = pyro.sample("k", dist.Bernoulli(logits=self.p["log_odds"]))
             pyro.sample("x", dist.Normal(self.p["m"] * k, 1.0), obs=x)
 
-    def guide(self, x: Tensor, size: int | None = None) -> None:
+    def guide(self, x: Any, size: int | None = None) -> None:
         """q(k | x)."""
         with pyro.plate("data", size or len(x), subsample=x):
             pyro.sample("k", dist.Bernoulli(logits=self.guide_["s"] * x + self.guide_["t"]))
 
 
-class SwitchedGaussian(_Halves):
+class SwitchedGaussian(Toy):
     """k_i ~ Bernoulli(1/2), z_i | k_i ~ N(m_k, 1), x_i | z_i ~ N(z_i, 1); the guide draws k and z.
 
     Marginally x_i | k_i ~ N(m_k, 2), so the log odds of k are linear in x, and
@@ -185,7 +202,7 @@ class SwitchedGaussian(_Halves):
         parts = dist.Normal(m[:, None], math.sqrt(2)).log_prob(x) - math.log(2)
         return parts.logsumexp(0).sum()
 
-    def model(self, x: Tensor, size: int | None = None) -> None:
+    def model(self, x: Any, size: int | None = None) -> None:
         """p(k) p(z | k) p(x | z)."""
         m = self.p["m"]
         with pyro.plate("data", size or len(x), subsample=x):
@@ -193,7 +210,7 @@ class SwitchedGaussian(_Halves):
             z = pyro.sample("z", dist.Normal(m[0] + (m[1] - m[0]) * k, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    def guide(self, x: Tensor, size: int | None = None) -> None:
+    def guide(self, x: Any, size: int | None = None) -> None:
         """q(k | x) q(z | k, x)."""
         g = self.guide_
         with pyro.plate("data", size or len(x), subsample=x):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -244,7 +244,7 @@ class Enum(Trace):
         return super().draw(model, poutine.infer_config(guide, _enumerate), *args, **kwargs)
 
 
-def _enumerate(site: Mapping[str, Any]) -> dict[str, Any]:
+def _enumerate(site: Any) -> Any:
     fn = site["fn"]
     if site["is_observed"] or not getattr(fn, "has_enumerate_support", False):
         return {}

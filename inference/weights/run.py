@@ -175,7 +175,7 @@ def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -
                 *args, **kwargs
             )
     return max(
-        (-f.dim for t in (guide_trace, model_trace) for s in t.nodes.values()
+        (-(f.dim or 0) for t in (guide_trace, model_trace) for s in t.nodes.values()
          if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized),
         default=0,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -63,7 +63,17 @@ class At(Messenger):
             msg["done"] = True
 
 
-def enumerate_unguided(guided: set[str], site: Site) -> dict[str, Any]:
+def at(fn: Callable, values: Mapping[str, Tensor]) -> Callable:
+    """`fn` with its drawn sites at `values`."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with At(values):
+            return fn(*args, **kwargs)
+
+    return run
+
+
+def enumerate_unguided(guided: set[str], site: Any) -> Any:
     """Mark a discrete latent that the guide does not draw: it is summed out."""
     if (
         site["type"] == "sample"
