@@ -1,9 +1,10 @@
 """How a Pyro pair is fitted and judged: any Pyro model and guide, the zoo's or yours."""
 
 from . import elbo, optim
+from .check import check
 from .evaluate import evaluate
 from .fit import fit
 from .many import fit_many
 from .weights import log_weights
 
-__all__ = ["elbo", "evaluate", "fit", "fit_many", "log_weights", "optim"]
+__all__ = ["check", "elbo", "evaluate", "fit", "fit_many", "log_weights", "optim"]

@@ -14,6 +14,7 @@ import pyro.optim
 import torch
 from torch import Tensor, nn
 
+from .check import refuse_errors
 from .elbo import Estimator, Trace
 from .optim import Adam, Optimiser
 from .pair import Pair, own_copy
@@ -118,11 +119,13 @@ def fit(
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         if resume is None:
+            if check:
+                refuse_errors(
+                    model, guide, batches.example(), size=batches.size, elbo=elbo, device=where
+                )
             run = start(model, guide, batches.example(), batches.size, elbo, where, seed)
         else:
             run = dataclasses.replace(resume, stopped=None)
-        if check:
-            _refuse_errors(run, batches.example())
         foreign = None if isinstance(optimiser, Optimiser) else _foreign(optimiser)
         update = Update(
             run.pair_, elbo, Adam(lr) if foreign else optimiser, run.divide, clip,
@@ -541,10 +544,6 @@ def _modules(function: Callable) -> Iterator[nn.Module]:
 
 def _to(a: Any, device: torch.device) -> Any:
     return a.to(device) if torch.is_tensor(a) else a
-
-
-def _refuse_errors(run: Run, example: tuple) -> None:
-    """Placeholder until the checker is wired in."""
 
 
 def _refuse_infinite(run: Run, example: tuple) -> None:
