@@ -29,9 +29,9 @@ class Toy(nn.Module):
     def __init__(self, model: dict[str, Tensor], guide: dict[str, Tensor], exact: bool):
         super().__init__()
         off = 0.0 if exact else 0.4
-        self.p = nn.ParameterDict({k: nn.Parameter(v.double()) for k, v in model.items()})
+        self.p = nn.ParameterDict({k: nn.Parameter(v) for k, v in model.items()})
         self.guide_ = nn.ParameterDict(
-            {k: nn.Parameter(v.double() + off * _off(v)) for k, v in guide.items()}
+            {k: nn.Parameter(v + off * _off(v)) for k, v in guide.items()}
         )
 
     def model(self, x: Any, size: int | None = None) -> None:
@@ -51,6 +51,10 @@ class Toy(nn.Module):
         raise NotImplementedError
 
 
+def _numbers(value: float | list) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def _off(value: Tensor) -> Tensor:
     return torch.cos(torch.arange(value.numel(), dtype=torch.float64)).reshape(value.shape)
 
@@ -63,8 +67,8 @@ class LinearGaussian(Toy):
     """
 
     def __init__(self, exact: bool = False):
-        w = torch.tensor([[1.0, 0.3], [-0.5, 0.8], [0.2, 0.5]]).double()
-        b = torch.tensor([0.5, -0.2, 0.1]).double()
+        w = _numbers([[1.0, 0.3], [-0.5, 0.8], [0.2, 0.5]])
+        b = _numbers([0.5, -0.2, 0.1])
         covariance = torch.linalg.inv(torch.eye(2, dtype=torch.float64) + w.T @ w)
         a = covariance @ w.T
         guide = {"a": a, "c": -a @ b, "log_scale": covariance.diagonal().log() / 2}
@@ -82,6 +86,7 @@ class LinearGaussian(Toy):
 
     def model(self, x: Any, size: int | None = None, keep: Any = None) -> None:
         """p(z) p(x | z); rows where `keep` is False are masked."""
+        pyro.module("toy", self)
         keep = x.new_ones(len(x)) > 0 if keep is None else keep
         with pyro.plate("data", size or len(x), subsample=x), pyro.poutine.mask(mask=keep):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
@@ -90,6 +95,7 @@ class LinearGaussian(Toy):
 
     def guide(self, x: Any, size: int | None = None, keep: Any = None) -> None:
         """q(z | x)."""
+        pyro.module("toy", self)
         keep = x.new_ones(len(x)) > 0 if keep is None else keep
         mean = x @ self.guide_["a"].T + self.guide_["c"]
         scale = self.guide_["log_scale"].exp()
@@ -107,12 +113,12 @@ class GlobalLocal(Toy):
     def __init__(self, exact: bool = False):
         x = self.data()
         precision = 1 + len(x) / 2
-        m = torch.tensor(0.3, dtype=torch.float64)
+        m = _numbers(0.3)
         guide = {
             "mean": (m + x.sum() / 2) / precision,
-            "log_scale": -0.5 * torch.tensor(precision).log(),
-            "slope": torch.tensor(0.5),
-            "log_scale_z": torch.tensor(0.5).log() / 2,
+            "log_scale": -0.5 * _numbers(precision).log(),
+            "slope": _numbers(0.5),
+            "log_scale_z": _numbers(0.5).log() / 2,
         }
         super().__init__({"m": m}, guide, exact)
 
@@ -128,6 +134,7 @@ class GlobalLocal(Toy):
 
     def model(self, x: Any, size: int | None = None) -> None:
         """p(w) Π p(z_i | w) p(x_i | z_i)."""
+        pyro.module("toy", self)
         w = pyro.sample("w", dist.Normal(self.p["m"], 1.0))
         with pyro.plate("data", size or len(x), subsample=x):
             z = pyro.sample("z", dist.Normal(w, 1.0))
@@ -135,6 +142,7 @@ class GlobalLocal(Toy):
 
     def guide(self, x: Any, size: int | None = None) -> None:
         """q(w) Π q(z_i | w, x_i)."""
+        pyro.module("toy", self)
         g = self.guide_
         w = pyro.sample("w", dist.Normal(g["mean"], g["log_scale"].exp()))
         with pyro.plate("data", size or len(x), subsample=x):
@@ -149,7 +157,7 @@ class Switch(Toy):
     """
 
     def __init__(self, exact: bool = False):
-        model = {"log_odds": torch.tensor(-0.4), "m": torch.tensor(1.5)}
+        model = {"log_odds": _numbers(-0.4), "m": _numbers(1.5)}
         guide = {"s": model["m"], "t": model["log_odds"] - model["m"] ** 2 / 2}
         super().__init__(model, guide, exact)
 
@@ -165,12 +173,14 @@ class Switch(Toy):
 
     def model(self, x: Any, size: int | None = None) -> None:
         """p(k) p(x | k)."""
+        pyro.module("toy", self)
         with pyro.plate("data", size or len(x), subsample=x):
             k = pyro.sample("k", dist.Bernoulli(logits=self.p["log_odds"]))
             pyro.sample("x", dist.Normal(self.p["m"] * k, 1.0), obs=x)
 
     def guide(self, x: Any, size: int | None = None) -> None:
         """q(k | x)."""
+        pyro.module("toy", self)
         with pyro.plate("data", size or len(x), subsample=x):
             pyro.sample("k", dist.Bernoulli(logits=self.guide_["s"] * x + self.guide_["t"]))
 
@@ -183,12 +193,12 @@ class SwitchedGaussian(Toy):
     """
 
     def __init__(self, exact: bool = False):
-        m = torch.tensor([-1.0, 1.5]).double()
+        m = _numbers([-1.0, 1.5])
         guide = {
             "s": (m[1] - m[0]) / 2,
             "t": (m[0] ** 2 - m[1] ** 2) / 4,
             "start": m / 2,
-            "log_scale": torch.full((2,), -0.5 * math.log(2)),
+            "log_scale": _numbers([-0.5 * math.log(2)] * 2),
         }
         super().__init__({"m": m}, guide, exact)
 
@@ -204,6 +214,7 @@ class SwitchedGaussian(Toy):
 
     def model(self, x: Any, size: int | None = None) -> None:
         """p(k) p(z | k) p(x | z)."""
+        pyro.module("toy", self)
         m = self.p["m"]
         with pyro.plate("data", size or len(x), subsample=x):
             k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.5)))
@@ -212,6 +223,7 @@ class SwitchedGaussian(Toy):
 
     def guide(self, x: Any, size: int | None = None) -> None:
         """q(k | x) q(z | k, x)."""
+        pyro.module("toy", self)
         g = self.guide_
         with pyro.plate("data", size or len(x), subsample=x):
             k = pyro.sample("k", dist.Bernoulli(logits=g["s"] * x + g["t"]))

@@ -10,7 +10,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from ..weights import LogWeights, log_weights
+from ..weights import LogWeights, log_weights, plate_nesting
 from .pieces import score_function
 
 
@@ -37,6 +37,7 @@ class Estimator(pyro.infer.ELBO):
         self.particles = particles
         self.vectorized = vectorized
         self.step: int | Tensor = 0
+        self._nesting: tuple[Callable, Callable, int] | None = None  # of the pair last seen
 
     def bound(self, weights: LogWeights) -> Tensor:
         """The bound in nats, summed over data and scaled by N/B: a scalar."""
@@ -57,9 +58,16 @@ class Estimator(pyro.infer.ELBO):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The log weights that this estimator needs."""
+        nesting = kwargs.pop("nesting", None)
+        if nesting is None:
+            if self._nesting is None or self._nesting[:2] != (model, guide):
+                plain = {k: v for k, v in kwargs.items() if k not in ("full_sizes", "model_values")}
+                self._nesting = (model, guide, plate_nesting(model, guide, *args, **plain))
+            nesting = self._nesting[2]
         return log_weights(
-            model, guide, *args, particles=self.particles, vectorized=self.vectorized, **kwargs
-        )
+            model, guide, *args, particles=self.particles, vectorized=self.vectorized,
+            nesting=nesting, **kwargs,
+        )  # fmt: skip
 
     def value_and_surrogate(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -100,7 +108,7 @@ class Estimator(pyro.infer.ELBO):
             loss.backward()
         if not isinstance(self.step, Tensor):
             self.step += 1
-        return float(loss)
+        return float(loss.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("these estimators work on log weights: see `draw`.")

@@ -1,0 +1,550 @@
+"""What each bound is, by closed form: orderings, limits, schedules, divergences, refusals."""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+from inference import elbo
+from inference.gradients import Gradients, Moments
+from inference.pair import Pair
+from inference.step import DrawnAnew
+from inference.testing import gradient_bias
+from inference.toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian
+from inference.weights import log_weights, no_validation
+
+
+def mean_value(estimator, toy, *args, draws=20_000, seed=0):
+    sampler, values = (
+        Gradients(Pair(toy.model, toy.guide, args), estimator, args, draws=draws),
+        None,
+    )
+    values = Moments()
+    while values.n < draws:
+        seed += 1
+        values.add(sampler(seed)[0])
+    return float(values.mean), float((values.variance / values.n).sqrt())
+
+
+def posterior(toy, x):
+    w, b = toy.p["w"].detach(), toy.p["b"].detach()
+    covariance = torch.linalg.inv(torch.eye(2, dtype=w.dtype) + w.T @ w)
+    return MultivariateNormal((x - b) @ w @ covariance, covariance)
+
+
+def guide_of(toy, x):
+    g = toy.guide_
+    mean = x @ g["a"].T + g["c"]
+    return MultivariateNormal(mean, torch.diag((2 * g["log_scale"]).exp()))
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_the_elbo_gap_is_the_divergence_from_the_posterior():
+    toy = LinearGaussian()
+    x = toy.data()
+    gap = kl_divergence(guide_of(toy, x), posterior(toy, x)).sum()
+    value, se = mean_value(elbo.Trace(), toy, x)
+    assert abs(value - (toy.log_px(x) - gap)) < 5 * se
+
+
+@pytest.mark.parametrize("kind", [LinearGaussian, GlobalLocal])
+def test_bounds_tighten_with_k(kind):
+    toy = kind()
+    x = toy.data()
+    levels = [mean_value(elbo.IWAE(k), toy, x, draws=3_000) for k in (1, 2, 8, 64)]
+    levels.append((float(toy.log_px(x)), 0.0))
+    for (low, se), (high, above) in itertools.pairwise(levels):
+        assert high - low > 5 * math.hypot(se, above), levels
+
+
+def test_limits_of_the_k_sample_bounds():
+    toy = LinearGaussian()
+    log_w = log_weights(toy.model, toy.guide, toy.data(), particles=6).log_weight()
+    elbo_, iwae = log_w.mean(0), elbo.IWAE(6).per_datum(log_w)
+    cases = {
+        elbo.Renyi(0.0, 6): iwae,
+        elbo.Renyi(1.0, 6): elbo_,
+        elbo.Renyi(-math.inf, 6): log_w.max(0).values,
+        elbo.Renyi(math.inf, 6): log_w.min(0).values,
+        elbo.CIWAE(0.0, 6): iwae,
+        elbo.CIWAE(1.0, 6): elbo_,
+        elbo.MIWAE(1, 6): iwae,
+        elbo.MIWAE(6, 1): elbo_,
+        elbo.ThermodynamicVI(6, partitions=1): elbo_,
+        elbo.VIMCO(6): iwae,
+        elbo.DReG(6): iwae,
+    }
+    for estimator, expected in cases.items():
+        assert torch.allclose(estimator.per_datum(log_w), expected, rtol=1e-13), estimator
+    # α → 1 and α → -∞ are limits, and the bound falls with α
+    assert torch.allclose(elbo.Renyi(1 - 1e-6, 6).per_datum(log_w), elbo_, atol=1e-3)
+    assert torch.allclose(elbo.Renyi(-1e4, 6).per_datum(log_w), log_w.max(0).values, atol=1e-3)
+    falling = [elbo.Renyi(a, 6).per_datum(log_w) for a in (-5.0, -1.0, 0.0, 0.5, 1.0, 3.0)]
+    assert all((a > b).all() for a, b in itertools.pairwise(falling))
+    # the thermodynamic sum is below its integral, IWAE, and rises to it with the partitions
+    sums = [elbo.ThermodynamicVI(6, partitions=p).per_datum(log_w) for p in (1, 2, 10, 100)]
+    assert all((a < b).all() for a, b in itertools.pairwise([*sums, iwae]))
+    fine = elbo.ThermodynamicVI(6, partitions=2_000, first=1e-3).per_datum(log_w)
+    assert torch.allclose(fine, iwae, atol=0.02)
+
+
+def test_cubo_is_an_upper_bound():
+    """χ²: log E_q[w²]/2 of Gaussians, in closed form."""
+    toy = LinearGaussian()
+    x = toy.data()
+    q, p = guide_of(toy, x), posterior(toy, x)
+    # ∫ p²/q of Gaussians: precision 2 P_p - P_q must be positive
+    a = 2 * p.precision_matrix - q.precision_matrix
+    assert (torch.linalg.eigvalsh(a) > 0).all()
+    b = 2 * (p.precision_matrix @ p.mean.unsqueeze(-1)) - q.precision_matrix @ q.mean.unsqueeze(-1)
+    log_second = (
+        torch.logdet(p.precision_matrix) - 0.5 * torch.logdet(q.precision_matrix)
+        - 0.5 * torch.logdet(a)
+        + 0.5 * (b.mT @ torch.linalg.solve(a, b)).squeeze()
+        - (p.mean.unsqueeze(-2) @ p.precision_matrix @ p.mean.unsqueeze(-1)).squeeze()
+        + 0.5 * (q.mean.unsqueeze(-2) @ q.precision_matrix @ q.mean.unsqueeze(-1)).squeeze()
+    )  # fmt: skip
+    w, b_ = toy.p["w"].detach(), toy.p["b"].detach()
+    marginal = MultivariateNormal(b_, w @ w.T + torch.eye(3).double())
+    cubo = (marginal.log_prob(x) + log_second / 2).sum().detach()
+    assert cubo > toy.log_px(x)
+    value, se = mean_value(elbo.CUBO(2.0, 4_000), toy, x, draws=200)
+    assert abs(-value - cubo) < max(5 * se, 0.02 * float(cubo - toy.log_px(x)))
+
+
+def test_forward_kl_of_gaussians():
+    toy = LinearGaussian()
+    x = toy.data()
+    expected = kl_divergence(posterior(toy, x), guide_of(toy, x)).sum().detach()
+    value, se = mean_value(elbo.ForwardKL(4_000), toy, x, draws=200)
+    assert abs(-value - expected) < 5 * se + 0.01 * expected  # O(1/K) bias
+
+
+@pytest.mark.parametrize("estimator", [elbo.ForwardKL(2_000), elbo.WakeSleep(2_000)], ids=repr)
+def test_wake_gradient_is_that_of_forward_kl(estimator):
+    """At large K the guide follows -∇ KL(p(z | x) || q), in closed form."""
+    toy = LinearGaussian()
+    x = toy.data()
+    divergence = kl_divergence(posterior(toy, x), guide_of(toy, x)).sum()
+    names = [n for n, _ in toy.named_parameters() if n.startswith("guide")]
+    params = dict(toy.named_parameters())
+    truth = torch.autograd.grad(-divergence, [params[n] for n in names])
+    sampler = Gradients(Pair(toy.model, toy.guide, (x,)), estimator, (x,), replicates=100)
+    rows = sampler(0)[1]
+    for name, t in zip(names, truth):
+        g = rows[:, sampler.slices[name]]
+        se = g.std(0) / 10
+        assert ((g.mean(0) - t.flatten()).abs() < 5 * se + 0.01 * t.norm()).all(), name
+    if isinstance(estimator, elbo.ForwardKL):
+        model = [n for n in sampler.slices if not n.startswith("guide")]
+        assert all((rows[:, sampler.slices[n]] == 0).all() for n in model)
+
+
+def test_wake_sleep_model_gradient_is_iwaes():
+    toy = LinearGaussian()
+    args = (toy.data(),)
+    pair = Pair(toy.model, toy.guide, args)
+    wake = Gradients(pair, elbo.WakeSleep(5), args, replicates=10)(0)[1]
+    iwae = Gradients(pair, elbo.IWAE(5), args, replicates=10)
+    for name, s in iwae.slices.items():
+        if not name.startswith("guide"):
+            assert torch.allclose(wake[:, s], iwae(0)[1][:, s], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("particles", [16, 256])
+def test_thermodynamic_gradient_is_that_of_log_px_for_the_model(particles):
+    """With many partitions and particles the model follows log p(x)."""
+    toy = Switch()
+    x = toy.data()
+    params = [p for n, p in toy.named_parameters() if not n.startswith("guide")]
+    k = torch.tensor([[0.0], [1.0]]).double()
+    odds, m = toy.p["log_odds"], toy.p["m"]
+    joint = dist.Bernoulli(logits=odds).log_prob(k) + Normal(m * k, 1.0).log_prob(x)
+    truth = torch.autograd.grad(joint.logsumexp(0).sum(), [odds, m])
+    estimator = elbo.ThermodynamicVI(particles, partitions=40, first=0.02)
+    sampler = Gradients(Pair(toy.model, toy.guide, (x,)), estimator, (x,), replicates=100_000 // particles)
+    rows = sampler(0)[1]
+    found = torch.cat([rows[:, sampler.slices[n]] for n in ("p.log_odds", "p.m")], 1)
+    se = found.std(0) / math.sqrt(len(found))
+    allowed = 5 * se + (0.5 / particles + 0.02) * torch.stack(truth).norm()
+    assert ((found.mean(0) - torch.stack(truth)).abs() < allowed).all()
+    assert len(params) == 2
+
+
+# ---------------------------------------------------------------- β, free bits
+
+
+def test_beta_tempers_the_divergence_only():
+    toy = LinearGaussian()
+    x = toy.data()
+    weights = log_weights(toy.model, toy.guide, x, 10, particles=3)
+    kl = elbo.kl_by_site(weights)["z"]
+    reconstruction = weights.model["x"].total()
+    for beta in (0.0, 1.0, 4.0):
+        expected = reconstruction - beta * kl
+        assert torch.allclose(elbo.Beta(beta, 3).bound(weights), expected, rtol=1e-12)
+    assert torch.allclose(elbo.Beta(1.0, 3).bound(weights), elbo.Trace(3).bound(weights))
+
+
+def test_beta_schedules():
+    constant, rise = elbo.Beta(2.0), elbo.Beta(2.0, warmup=10)
+    cycles = elbo.Beta(2.0, warmup=10, cycles=2)
+    seen = {}
+    for name, e in {"constant": constant, "rise": rise, "cycles": cycles}.items():
+        seen[name] = []
+        for step in (0, 5, 10, 19, 20, 25, 30, 45, 1_000):
+            e.step = step
+            seen[name].append(float(e.weight()))
+    assert seen["constant"] == [2.0] * 9
+    assert seen["rise"] == [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert seen["cycles"] == [0.0, 1.0, 2.0, 2.0, 0.0, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_free_bits_stop_the_gradient_below_the_floor():
+    toy = LinearGaussian()
+    x = toy.data()
+    weights = log_weights(toy.model, toy.guide, x, particles=8)
+    kl = elbo.kl_by_site(weights)["z"].detach()
+    reconstruction = weights.model["x"].total()
+    floor = float(kl) / 5 + 0.1  # nats per datum, above the present divergence
+    for free, counted in ((floor, 5 * floor), (floor / 2, float(kl))):
+        estimator = elbo.Beta(2.0, 8, free_bits=free)
+        assert torch.allclose(estimator.bound(weights), reconstruction - 2 * counted)
+    params = list(toy.guide_.parameters())
+    free = torch.autograd.grad(
+        elbo.Beta(2.0, 8, free_bits=floor).surrogate(weights), params, retain_graph=True
+    )
+    alone = torch.autograd.grad(reconstruction, params, materialize_grads=True)
+    for a, b in zip(free, alone):
+        assert torch.allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"beta": -1.0}, {"warmup": -1}, {"cycles": 2}, {"free_bits": -0.1}]
+)
+def test_beta_refuses(wrong):
+    with pytest.raises(ValueError, match="|".join(wrong)):
+        elbo.Beta(**wrong)
+
+
+# ---------------------------------------------------------------- mean field
+
+
+def test_mean_field_refuses_a_guide_in_another_order():
+    def model(x):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def guide(x):
+        b = pyro.sample("b", dist.Normal(x, 1.0))
+        pyro.sample("a", dist.Normal(b, 1.0))
+
+    def forgets(x):
+        pyro.sample("a", dist.Normal(x, 1.0))
+
+    x = torch.tensor(0.5)
+    with pytest.raises(ValueError, match=r"draws \['a', 'b'\] and the guide \['b', 'a'\]"):
+        elbo.MeanField().loss(model, guide, x)
+    with pytest.raises(ValueError, match="the guide has no site b"):
+        elbo.MeanField().loss(model, forgets, x)
+
+
+def test_mean_field_counts_the_jacobian_of_an_autoguide():
+    """AutoNormal on a positive latent: a Delta has no divergence in closed form."""
+
+    def model(x):
+        scale = pyro.sample("scale", dist.Gamma(x.new_tensor(2.0), 3.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    x = torch.tensor([0.4, -1.0, 0.7]).double()
+    guide = AutoNormal(model)
+    guide(x)
+    guide.double()
+    pyro.set_rng_seed(1)
+    trace = torch.tensor([elbo.Trace(100).loss(model, guide, x) for _ in range(50)])
+    ours = torch.tensor([elbo.MeanField(100).loss(model, guide, x) for _ in range(50)])
+    theirs = TraceMeanField_ELBO(100, max_plate_nesting=1, vectorize_particles=True)
+    pyros = torch.tensor([theirs.loss(model, guide, x) for _ in range(50)])
+    se = (trace.std() ** 2 / 50 + ours.std() ** 2 / 50).sqrt()
+    assert abs(trace.mean() - ours.mean()) < 5 * se
+    assert abs(pyros.mean() - ours.mean()) < 5 * se
+
+
+def test_mean_field_with_masks_that_differ():
+    keep = torch.tensor([True, False, True])
+
+    def model(x):
+        with pyro.plate("data", 3):
+            with pyro.poutine.mask(mask=keep):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    x = torch.tensor([0.3, 0.7, -0.4]).double()
+    weights = log_weights(model, guide, x, particles=5)
+    q, p = weights.guide["z"], weights.model["z"]
+    closed = kl_divergence(q.fn, p.fn)
+    expected = torch.where(keep, closed, q.log_prob)
+    likelihood = weights.model["x"].log_prob
+    value = elbo.MeanField(5).bound(weights)
+    assert torch.allclose(value, (likelihood - expected).sum(1).mean(), rtol=1e-12)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_joint_weights_of_a_mini_batch_are_refused():
+    toy = GlobalLocal()
+    x = toy.data()
+    for estimator in (elbo.IWAE(4), elbo.DReG(4), elbo.MIWAE(2, 2), elbo.Renyi(0.5, 4),
+                      elbo.VIMCO(4), elbo.CIWAE(0.5, 4), elbo.WakeSleep(4), elbo.ForwardKL(4),
+                      elbo.CUBO(2.0, 4), elbo.ThermodynamicVI(4)):  # fmt: skip
+        with pytest.raises(ValueError, match="w lies outside the subsampled plate 'data'"):
+            estimator.value_and_surrogate(toy.model, toy.guide, x, 50)
+    elbo.Trace().value_and_surrogate(toy.model, toy.guide, x, 50)
+
+
+def test_k_sample_bounds_refuse_an_average_of_log_weights():
+    toy = SwitchedGaussian()
+    guide = pyro.infer.config_enumerate(toy.guide)
+    for estimator in (elbo.IWAE(4), elbo.Score(4), elbo.WakeSleep(4)):
+        with pytest.raises(ValueError, match="enumerated"):
+            estimator.value_and_surrogate(toy.model, guide, toy.data())
+
+
+def test_a_score_that_depends_on_an_enumerated_site_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.4)))
+            n = pyro.sample("n", dist.Poisson(1 + k))
+            pyro.sample("x", dist.Normal(n, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.5)),
+                            infer={"enumerate": "parallel"})  # fmt: skip
+            pyro.sample("n", dist.Poisson(1 + 2 * k))
+
+    with pytest.raises(ValueError, match="'n' is not reparameterised and depends on an enumerated"):
+        elbo.Trace().value_and_surrogate(model, guide, torch.ones(3).double())
+
+
+def test_dreg_refuses_a_site_without_a_path():
+    toy = Switch()
+    with pytest.raises(ValueError, match=r"'k' \(Bernoulli\) is not reparameterised. Use VIMCO"):
+        elbo.DReG(4).value_and_surrogate(toy.model, toy.guide, toy.data())
+
+
+def test_dreg_under_an_outer_gradient_is_refused():
+    toy = LinearGaussian().eval()  # or pyro.module warns of vmap's tensors
+    x = toy.data()
+    pair = Pair(toy.model, toy.guide, (x,))
+    params = {k: p.expand(2, *p.shape).requires_grad_() for k, p in pair.params.items()}
+
+    def loss(p):
+        with no_validation(), pair.bind(p, {}):
+            return elbo.DReG(2).value_and_surrogate(toy.model, toy.guide, x, nesting=1)[1]
+
+    with DrawnAnew(), pytest.raises(ValueError, match=r"vmap\(torch.func.grad\(loss\)\)"):
+        torch.vmap(loss, randomness="different")(params)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: elbo.IWAE(0), lambda: elbo.VIMCO(1), lambda: elbo.MIWAE(0, 2),
+        lambda: elbo.CIWAE(1.5), lambda: elbo.Renyi(math.nan), lambda: elbo.CUBO(1.0),
+        lambda: elbo.ThermodynamicVI(4, first=1.5), lambda: elbo.WakeSleep(4, sleep=2.0),
+        lambda: elbo.MMD(-1.0), lambda: elbo.Score(4, baseline="moving"), lambda: elbo.Trace(2.5),
+    ],
+)  # fmt: skip
+def test_arguments_out_of_range_are_refused(make):
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+# ---------------------------------------------------------------- DReG beyond one latent
+
+
+class Ladder(nn.Module):
+    """z_2 ~ N(0, 1), z_1 | z_2 ~ N(a z_2, 1), x | z_1 ~ N(z_1, 1); q(z_1 | x) q(z_2 | z_1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.7).double())
+        self.guide_ = nn.Parameter(torch.tensor([0.6, -0.2, 0.3, -0.1]).double())
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z_2", dist.Normal(x.new_zeros(()), 1.0))
+            z1 = pyro.sample("z_1", dist.Normal(self.a * z2, 1.0))
+            pyro.sample("x", dist.Normal(z1, 1.0), obs=x)
+
+    def guide(self, x):
+        g = self.guide_
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z_1", dist.Normal(g[0] * x, g[1].exp()))
+            pyro.sample("z_2", dist.Normal(g[2] * z1, g[3].exp()))
+
+
+class Flow(nn.Module):
+    """z ~ N(0, 1), x | z ~ N(z², 1); q(z) an affine map of a sinh of a normal."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = nn.Parameter(torch.tensor(0.1).double())
+        self.guide_ = nn.Parameter(torch.tensor([0.3, -0.2]).double())
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + z**2 / 2, self.noise.exp()), obs=x)
+
+    def guide(self, x):
+        base = dist.Normal(x.new_zeros(len(x)), x.new_ones(len(x)))
+        flow = [
+            dist.transforms.TanhTransform(),
+            dist.transforms.AffineTransform(self.guide_[0], 2 * self.guide_[1].exp()),
+        ]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(base, flow))
+
+
+@pytest.mark.parametrize("kind", [Ladder, Flow])
+@pytest.mark.parametrize("estimator", [elbo.DReG(4), elbo.STL(2)], ids=repr)
+def test_path_derivatives_of_hierarchies_and_flows(kind, estimator):
+    pair = kind()
+    x = torch.tensor([0.5, -1.0, 1.6]).double()
+    held = Pair(pair.model, pair.guide, (x,))
+    own = Gradients(held, estimator, (x,), draws=20_000)
+    right = Gradients(held, estimator, (x,), draws=20_000, reference=True)
+    for name, (bias, se) in gradient_bias(own, right, 20_000).items():
+        assert abs(bias) < 5 * se + 1e-9, name
+    spread = [g(1)[1].var(0) for g in (own, right)]
+    assert not torch.allclose(*spread)  # another estimator, with the same mean
+
+
+def test_dreg_with_an_autoguide():
+    """A flow over all latents: the drawn site is auxiliary, and Deltas hand out its parts."""
+    from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal
+
+    def model(x):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        s = pyro.sample("s", dist.LogNormal(x.new_zeros(()), 0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a, s), obs=x)
+
+    x = torch.tensor([0.5, -1.0, 1.6])
+    for kind in (AutoMultivariateNormal, AutoIAFNormal):
+        guide = kind(model)
+        guide(x)
+        pair = Pair(model, guide, (x,))
+        own = Gradients(pair, elbo.DReG(4), (x,), draws=4_000)
+        right = Gradients(pair, elbo.DReG(4), (x,), draws=4_000, reference=True)
+        for name, (bias, se) in gradient_bias(own, right, 4_000).items():
+            assert abs(bias) < 5 * se + 1e-6, (kind.__name__, name)
+
+
+# ---------------------------------------------------------------- penalties
+
+
+class Codes(nn.Module):
+    """q(z_i | x_i) = N(x_i, s² I): the aggregate posterior is the data, blurred."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale).double())
+
+    def model(self, x, size=None):
+        with pyro.plate("data", size or len(x), subsample=x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x, size=None):
+        with pyro.plate("data", size or len(x), subsample=x):
+            pyro.sample("z", dist.Normal(x, self.scale).to_event(1))
+
+
+def test_total_correlation_of_a_gaussian():
+    """Data of correlation ρ blurred by s: TC = -½ log(1 - ρ'²), ρ' = ρ / (1 + s²)."""
+    torch.manual_seed(0)
+    rho, s, n = 0.9, 0.3, 1_500
+    x = (
+        torch.randn(n, 2).double()
+        @ torch.linalg.cholesky(torch.tensor([[1.0, rho], [rho, 1.0]]).double()).T
+    )
+    pair = Codes(s)
+    with torch.no_grad():
+        weights = elbo.TotalCorrelation(2.0).draw(pair.model, pair.guide, x)
+    expected = -0.5 * math.log(1 - (rho / (1 + s**2)) ** 2)
+    # n points in a plane, blurred by 0.3: sampling error of log densities of order 1/√n, and a
+    # bias of the same data being centre and draw, about log(1 + 1/(n p s²)) / 2
+    assert abs(float(weights.extras["total_correlation"]) - expected) < 0.1
+    independent = Codes(1e3)
+    with torch.no_grad():
+        weights = elbo.TotalCorrelation(2.0).draw(independent.model, independent.guide, x)
+    assert abs(float(weights.extras["total_correlation"])) < 1e-3
+
+
+def test_total_correlation_of_batches_estimates_that_of_the_data():
+    torch.manual_seed(0)
+    x = torch.randn(400, 2).double() @ torch.tensor([[1.0, 0.9], [0.0, 0.45]]).double()
+    pair, penalty = Codes(0.8), elbo.TotalCorrelation(2.0)
+
+    def value(rows, size=None):
+        with torch.no_grad():
+            return float(penalty.draw(pair.model, pair.guide, rows, size).extras[penalty.name])
+
+    full = sum(value(x) for _ in range(10)) / 10
+    batches = torch.tensor([value(x[torch.randperm(400)[:100]], 400) for _ in range(60)])
+    assert abs(batches.mean() - full) < 0.1 * full + 5 * batches.std() / math.sqrt(60)
+
+
+def test_mmd_is_zero_for_the_prior_and_known_for_a_shift():
+    """E k of Gaussians of variance s²: (h² / (h² + 2 s²))^(L/2) exp(-δ²/(2 (h² + 2 s²)))."""
+    n, s, h2 = 400, 0.6, 2.0
+    shift = torch.tensor([1.0, -0.5]).double()
+    pair, penalty = Codes(s), elbo.MMD(1.0)
+    x = shift.expand(n, 2)
+
+    def overlap(variance, distance2):
+        total = h2 + variance
+        return h2 / total * math.exp(-distance2 / (2 * total))
+
+    expected = overlap(2 * s**2, 0) + overlap(2.0, 0) - 2 * overlap(1 + s**2, 1.25)
+    with torch.no_grad():
+        draws = torch.tensor(
+            [float(penalty.draw(pair.model, pair.guide, x).extras["mmd"]) for _ in range(40)]
+        )
+    assert abs(draws.mean() - expected) < 5 * draws.std() / math.sqrt(40)
+    prior = Codes(1.0)
+    with torch.no_grad():
+        draws = torch.tensor(
+            [float(penalty.draw(prior.model, prior.guide, 0 * x).extras["mmd"]) for _ in range(40)]
+        )
+    assert abs(draws.mean()) < 5 * draws.std() / math.sqrt(40)
+
+
+def test_a_penalty_counts_once_per_datum():
+    pair = Codes(0.6)
+    x = torch.randn(8, 2).double()
+    estimator = elbo.MMD(3.0, elbo.Beta(0.0))
+    weights = estimator.draw(pair.model, pair.guide, x, 80)
+    base = elbo.Beta(0.0).bound(weights)
+    expected = base - 3.0 * 80 * weights.extras["mmd"]
+    assert torch.allclose(estimator.bound(weights), expected, rtol=1e-12)
+    assert not estimator.is_bound
