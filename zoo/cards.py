@@ -83,6 +83,7 @@ _ALL = (
         "Kingma & Welling 2014, arXiv:1312.6114",
         "linear networks: probabilistic PCA; unit guide: KL = |mean|²/2",
         LATENT,
+        steps=6_000,
         tables=GAUSSIAN,
     ),
     Card(
@@ -226,6 +227,17 @@ _ALL = (
         DENSITY,
         trainers=("closed-form",),
         data="two-spirals",
+        pixels="none",
+    ),
+    Card(
+        "marginals",
+        "zoo.pushforward:Marginals",
+        "independent columns by their inverse CDFs, one of the derived distributions",
+        "Devroye 1986, ch. II.2",
+        "bins of equal mass; densities of derived distributions to 1e-10",
+        DENSITY,
+        trainers=("closed-form",),
+        data="pinwheel",
         pixels="none",
     ),
     Card(

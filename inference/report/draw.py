@@ -35,10 +35,20 @@ def curves(
     def draw(theme: Theme) -> Figure:
         figure = _figure()
         ax = figure.subplots()
-        for label, y in lines.items():
+        for i, (label, y) in enumerate(lines.items()):
             there = np.isfinite(y)
-            few = there.sum() <= 40
-            ax.plot(step[there], y[there], label=label, marker="o" if few else None, ms=3)
+            colour = CYCLE[i % len(CYCLE)]
+            many = there.sum() > 40
+            if many:
+                ax.plot(step[there], y[there], color=colour, alpha=0.3, lw=1)
+            ax.plot(
+                step[there],
+                _smooth(y[there]) if many else y[there],
+                label=label,
+                color=colour,
+                marker=None if many else "o",
+                ms=3,
+            )
         # The first tenth may tower over all the rest: show where the curve ends up.
         late = np.concatenate([y[len(y) // 10 :] for y in lines.values()])
         late = late[np.isfinite(late)]
@@ -323,6 +333,12 @@ def stages(snapshots: Mapping[str, Array], images: bool) -> Drawing:
         return figure
 
     return draw
+
+
+def _smooth(y: Array, width: int = 9) -> Array:
+    """The mean over `width` neighbours, fewer at the ends."""
+    weight = np.convolve(np.ones_like(y), np.ones(width), "same")
+    return np.convolve(y, np.ones(width), "same") / weight
 
 
 def _dot(n: int) -> float:

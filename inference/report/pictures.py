@@ -39,11 +39,13 @@ def loss(s: Subject) -> Picture | None:
     lines = {
         c.replace("_", " "): s.history[c] for c in columns if not c.startswith(("valid_", "kl_"))
     }
-    lines |= {
-        f"held-out −{c.removeprefix('valid_').replace('elbo', 'ELBO')}": -s.history[c]
-        for c in columns
-        if c.startswith("valid_")
-    }
+    for c in columns:
+        same = c == "valid_bound" and np.allclose(
+            s.history[c], s.history["valid_elbo"], rtol=1e-4, equal_nan=True
+        )
+        if c.startswith("valid_") and not same:
+            name = c.removeprefix("valid_").replace("elbo", "ELBO")
+            lines[f"held-out −{name}"] = -s.history[c]
     text = "Mean over each interval of steps; lower is better."
     if s.kept is not None:
         text += " The parameters kept are those of the best held-out value."
@@ -117,7 +119,8 @@ def reconstructions(s: Subject) -> Picture | None:
         return None
     x, y = s.held_out()
     if s.shape is not None:
-        x, y = x[:32], None if y is None else y[:32]
+        rows = 40 if s.conditional else 32  # as high as the samples beside them
+        x, y = x[:rows], None if y is None else y[:rows]
         again = s.call("reconstruct", x, labels=y)
         text = "Held-out data x, and x̂ = E[x | z] at the mean of the guide."
         return Picture(
@@ -176,7 +179,7 @@ def latent_space(s: Subject) -> Picture | None:
 
 
 def latent_grid(s: Subject) -> Picture | None:
-    """What a two-dimensional latent decodes to, on a grid with equal prior mass around each point."""
+    """What a two-dimensional latent decodes to, each point with equal prior mass around it."""
     if not s.offers("decode", "encode") or s.shape is None or s.conditional:
         return None
     if getattr(s.model, "latent_dim", 0) != 2:
@@ -232,8 +235,9 @@ def khat(s: Subject) -> Picture | None:
     if len(values) < 2 or not np.isfinite(values).any():
         return None
     text = (
-        "Pareto k-hat of the importance weights of each datum. Above 0.7 the guide's tails are too "
-        f"light for the estimate of log p(x): {s.evaluation.khat_above:.0%} of {len(values):,} data."
+        "Pareto k-hat of each datum's importance weights. Above 0.7 the guide's tails are too "
+        f"light for the estimate of log p(x): {s.evaluation.khat_above:.0%} of {len(values):,} "
+        "data."
     )
     return Picture("khat", "Pareto k-hat", text, draw.khat_plot(values))
 
@@ -315,7 +319,7 @@ def usage(s: Subject) -> Picture | None:
         return None
     share = s.call("usage", s.seen()[0])
     used = int((share > 0).sum())
-    text = f"Share of all slots that each entry of the codebook takes; {used} of {len(share)} are used."
+    text = f"Share of all slots that each entry takes; {used} of {len(share)} entries are used."
     return Picture(
         "usage", "Codebook", text, draw.bars({"": share.numpy()}, "share of slots", "entry, sorted")
     )

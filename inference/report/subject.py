@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
 from ..evaluate import Evaluation
 from ..run import History
 from ..weights import no_validation
+from ..weights.simulate import simulate
 
 ROWS = 2_000  # most data in one picture
 
@@ -80,9 +80,9 @@ class Subject:
             args.append(self._there(labels))
         with torch.no_grad(), torch.random.fork_rng(self._cuda()), no_validation():
             torch.manual_seed(self.seed)
-            fn = poutine.trace(self.model.model).get_trace(*args).nodes["x"]["fn"]
+            x = simulate(self.model.model, *args, nesting=1)[0]["x"]
             try:
-                return fn.sample().float().cpu(), fn.mean.float().cpu()
+                return x.value.float().cpu(), x.fn.mean.float().cpu()
             except NotImplementedError:
                 return None
 

@@ -61,10 +61,11 @@ def estimators() -> None:
     from .options import estimators as known
     from .options import takes
 
-    _pairs({
-        f"{name}:{','.join(takes(cls))}": (inspect.getdoc(cls) or "").splitlines()[0]
-        for name, cls in known().items()
-    })  # fmt: skip
+    lines = {}
+    for name, cls in known().items():
+        options = [a for a in takes(cls) if a != "vectorized"]
+        lines[f"{name}:{','.join(options)}"] = (inspect.getdoc(cls) or "").splitlines()[0]
+    _pairs(lines)
 
 
 def _pairs(lines: dict[str, str]) -> None:

@@ -265,7 +265,7 @@ def _train(plan: Any, task: Any, out: str | None) -> None:
         f"{plan.card.name} on {data.name}: {len(data.train):,} training, {len(data.valid):,} "
         f"validation and {len(data.test):,} test rows of {data.data_dim} values"
         + (f", pixels {data.pixels}" if data.image_shape else ""),
-        file=sys.stderr,
+        flush=True,
     )
     fitted = functions[plan.trainer](task, **plan.settings)
     interrupted = fitted.stopped == "interrupted"

@@ -219,6 +219,8 @@ def estimator(spec: str) -> Any:
             value = ast.literal_eval(right.strip())
         except (ValueError, SyntaxError):
             value = right.strip()
+        if left.strip() == "base":
+            value = estimator(right.strip())
         if equals:
             named[left.strip().replace("-", "_")] = value
         else:
@@ -239,12 +241,13 @@ def estimators() -> dict[str, type]:
     """The estimators of `inference.elbo`, by the names the command has for them."""
     from inference import elbo
 
-    return {_kebab(n): c for n, c in vars(elbo).items() if _is_estimator(c, elbo.Estimator)}
-
-
-def _is_estimator(item: Any, base: type) -> bool:
-    return inspect.isclass(item) and issubclass(item, base) and item is not base
+    classes = {n: c for n, c in vars(elbo).items() if inspect.isclass(c)}
+    return {
+        _kebab(n): c
+        for n, c in sorted(classes.items())
+        if issubclass(c, elbo.Estimator) and c is not elbo.Estimator
+    }
 
 
 def _kebab(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "-", name).lower()
+    return re.sub(r"(?<=[a-z]{3})(?=[A-Z])", "-", name).lower()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inference import checkpoint, fit
 from inference.adversarial import fit_adversarial
-from inference.em import expectation_maximization, variational_bayes
+from inference.em import expectation_maximization, kmeans_plus_plus, variational_bayes
 from inference.fit import Batches, pick_device, start
 from inference.report import Metric
 from inference.run import History, Run
@@ -89,10 +89,10 @@ def by_elbo(
         device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
     """
     begin = time.perf_counter()
-    if task.resume is None and hasattr(task.model, "initialise"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(task.seed)
-            task.model.initialise(task.data.train)
+    if task.resume is None and hasattr(task.model, "components"):
+        x = task.data.train
+        means = kmeans_plus_plus(x, task.model.components, restarts=1, seed=task.seed)[0]
+        task.model.initialise(x, means)
     run = fit(
         task.model, task.data, elbo=estimator(elbo), steps=steps, batch_size=batch_size, lr=lr,
         schedule=lr_schedule, clip=clip, patience=patience, compile=_compile(compile),
@@ -141,11 +141,10 @@ def by_em(task: Task, *, restarts: int = 4, tol: float = 1e-6) -> Fitted:
     values = [
         Metric("log_likelihood", "log-likelihood of the training data", found.log_likelihood,
                "nats", None, f"{len(x):,} data"),
-        Metric("updates", "EM updates", found.n_iter, "", None,
-               "stood still" if found.converged else "stopped before it stood still"),
     ]  # fmt: skip
+    notes = [] if found.converged else ["Stopped before the log-likelihood stood still."]
     floored = int(found.floored.sum())
-    notes = [f"{floored} components rest on too few distinct data."] if floored else []
+    notes += [f"{floored} components rest on too few distinct data."] if floored else []
     return Fitted(
         model, _rising(found.history, len(x)), "nats per datum", time.perf_counter() - begin,
         found.n_iter, found.n_iter, metrics=values, notes=notes,
@@ -172,12 +171,11 @@ def by_variational_bayes(task: Task, *, restarts: int = 4, tol: float = 1e-6) ->
                f"a lower bound on log p(x), {len(x):,} data"),
         Metric("components_used", "components used", found.components_used,
                f"of {model.components}"),
-        Metric("updates", "updates", found.n_iter, "", None,
-               "stood still" if found.converged else "stopped before it stood still"),
     ]  # fmt: skip
+    notes = [] if found.converged else ["Stopped before the ELBO stood still."]
     return Fitted(
         model, _rising(found.history, len(x)), "nats per datum", time.perf_counter() - begin,
-        found.n_iter, found.n_iter, metrics=values,
+        found.n_iter, found.n_iter, metrics=values, notes=notes,
     )  # fmt: skip
 
 
@@ -293,6 +291,6 @@ def restored(folder: Any, task: Task, settings: Mapping[str, Any]) -> Run:
         folder,
         lambda: start(
             task.model.model, task.model.guide, batches.example(), batches.size,
-            estimator(settings["elbo"]), device, task.seed,
+            estimator(settings.get("elbo", "trace")), device, task.seed,
         ),
     )  # fmt: skip
