@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .elbo import Estimator, Trace
-from .fit import Batches, _arguments, _halves, _schedule, pick_device, start
+from .fit import Batches, arguments, halves, pick_device, schedule_of, start
 from .optim import Adam, Optimiser
 from .progress import Progress
 from .run import History, Run
@@ -124,10 +124,10 @@ def fit_many(
             batch (data-dependent Python).
     """
     if data is None:
-        model, guide, data = _halves(model, guide)
+        model, guide, data = halves(model, guide)
     elbo = Trace() if elbo is None else elbo
     where = pick_device(device)
-    args, _ = _arguments(model, data, None)
+    args, _ = arguments(model, data, None)
     args = tuple(a.to(where) if torch.is_tensor(a) else a for a in args)
     vary: tuple[int | None, ...] = tuple(0 if i in stacked else None for i in range(len(args)))
     lengths = {len(a) for a, v in zip(args, vary) if v == 0} | ({fits} if fits else set())
@@ -150,7 +150,7 @@ def fit_many(
         run = start(model, guide, example, size, elbo, where, seed)
         update = Update(
             run.pair_, elbo, optimiser or Adam(lr), run.divide, clip,
-            kwargs=run.kwargs, vary=vary, schedule=_schedule(schedule, steps),
+            kwargs=run.kwargs, vary=vary, schedule=schedule_of(schedule, steps),
         )  # fmt: skip
         run.update = update
         begin = run.pair_.params

@@ -1,0 +1,160 @@
+"""What a fit is given: the pair's arguments, the device, and mini-batches of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """Mini-batches of a fixed size, every row once per epoch, in an order that follows the seed.
+
+    Batches run on over the end of an epoch, so that all have one shape.
+
+    Raises:
+        ValueError: the batch is larger than the data, or the data holds NaN.
+    """
+
+    def __init__(self, args: tuple, batch_size: int | None, seed: int):
+        self.args = args
+        tensors = [a for a in args if torch.is_tensor(a)]
+        for i, a in enumerate(args):
+            if torch.is_tensor(a) and a.is_floating_point() and not torch.isfinite(a).all():
+                bad = int((~torch.isfinite(a)).sum())
+                first = tuple(int(v) for v in (~torch.isfinite(a)).nonzero()[0])
+                raise ValueError(
+                    f"data: argument {i} has {bad} values that are NaN or infinite, the first at "
+                    f"{first}. Drop or impute them, or mask them in the model."
+                )
+        self.size = len(tensors[0]) if tensors and tensors[0].dim() else None
+        if batch_size is not None:
+            if self.size is None:
+                raise ValueError("batch_size: the data has no tensor with rows to take a batch of.")
+            if not 1 <= batch_size <= self.size:
+                raise ValueError(
+                    f"batch_size: expected 1 .. {self.size} (the rows of the data), "
+                    f"got {batch_size}."
+                )
+        self.whole = batch_size is None or batch_size == self.size
+        self.batch_size = self.size if self.whole else batch_size
+        self._order = torch.Generator().manual_seed(seed)
+        self._queue = torch.empty(0, dtype=torch.long)
+
+    def _sliced(self, a: Any) -> bool:
+        return torch.is_tensor(a) and a.dim() > 0 and len(a) == self.size
+
+    def example(self) -> tuple:
+        """The first rows, in order."""
+        if self.whole:
+            return self.args
+        return tuple(a[: self.batch_size] if self._sliced(a) else a for a in self.args)
+
+    def next(self, repeats: int = 1) -> tuple[tuple, bool]:
+        """A batch, and whether it is shared by all repeats (else it has a leading axis)."""
+        if self.whole:
+            return self.args, True
+        assert self.batch_size is not None and self.size is not None
+        need = self.batch_size * repeats
+        while len(self._queue) < need:
+            order = torch.randperm(self.size, generator=self._order)
+            self._queue = torch.cat([self._queue, order])
+        index, self._queue = self._queue[:need], self._queue[need:]
+        first = next(a for a in self.args if self._sliced(a))
+        index = index.to(first.device)
+        shape = (repeats, self.batch_size) if repeats > 1 else (self.batch_size,)
+
+        def take(a: Any) -> Any:
+            if self._sliced(a):
+                return a.index_select(0, index).reshape(*shape, *a.shape[1:])
+            return a.expand(repeats, *a.shape) if repeats > 1 and torch.is_tensor(a) else a
+
+        return tuple(take(a) for a in self.args), False
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs to go on with the same order."""
+        return {"order": self._order.get_state().clone(), "queue": self._queue}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        self._order.set_state(state["order"])
+        self._queue = state["queue"]
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device asked for; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ValueError(
+            f"device: {device!r} is not on this machine (there is: {there})."
+        ) from error
+    return where
+
+
+def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
+    """Model, guide and data of `fit(pair, data)`."""
+    if not callable(getattr(pair, "model", None)) or not callable(getattr(pair, "guide", None)):
+        raise TypeError(
+            f"fit: expected a pair with methods `model` and `guide`, or fit(model, guide, data); "
+            f"got {type(pair).__name__}."
+        )
+    if data is None:
+        raise TypeError("fit: no data was given: fit(pair, data) or fit(model, guide, data).")
+    return pair.model, pair.guide, data
+
+
+def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | None]:
+    """The pair's arguments, and the held-out ones."""
+    if hasattr(data, "train"):
+        args: tuple = (data.train,)
+        held: tuple | None = (data.valid,) if len(data.valid) else None
+        if "y" in signature(model):
+            if data.train_labels is None:
+                raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
+            args += (data.train_labels,)
+            held = held and (*held, data.valid_labels)
+        return args, held if valid is None else _tuple(valid)
+    return _tuple(data), None if valid is None else _tuple(valid)
+
+
+def _tuple(data: Any) -> tuple:
+    if isinstance(data, tuple):
+        return tuple(torch.as_tensor(a) if hasattr(a, "__array__") else a for a in data)
+    if isinstance(data, Tensor) or hasattr(data, "__array__"):
+        return (torch.as_tensor(data),)
+    raise TypeError(
+        f"data: expected a tensor, a tuple of the pair's arguments, or a data set; got "
+        f"{type(data).__name__}."
+    )
+
+
+def batch_transform(data: Any, transform: Callable | None) -> Callable[[tuple], tuple] | None:
+    """What is done to a batch inside the step, where pixels are dynamic."""
+    if transform is None or getattr(data, "pixels", "") != "dynamic":
+        return None
+    return lambda batch: (transform(batch[0]), *batch[1:])
+
+
+def signature(function: Callable) -> set[str]:
+    """Names of a function's parameters."""
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def to(a: Any, device: torch.device) -> Any:
+    """On a device, where it is a tensor."""
+    return a.to(device) if torch.is_tensor(a) else a
