@@ -29,7 +29,8 @@ class FDivergence:
         conjugate: f*(t) = max_u ut − f(u).
         activation: ℓ -> f'(e^ℓ), the critic T that is optimal when ℓ is the log ratio.
         penalty: ℓ -> f*(f'(e^ℓ)), in a form that neither overflows early nor cancels.
-        link: a network's output v -> ℓ. The identity, except where e^ℓ would be squared.
+        link: a network's output v -> ℓ: v itself, but ±log(1 + |v|) on the side where the loss
+            would grow exponentially with ℓ, so that it grows with a power of v.
 
     Source: Nowozin, Cseke & Tomioka 2016, "f-GAN" (arXiv:1606.00709), tables 1, 2 and 6. Theirs
     gives twice the Jensen-Shannon divergence; here it lies between 0 and log 2.
@@ -47,6 +48,11 @@ class FDivergence:
         return self.activation(log_p).mean() - self.penalty(log_q).mean()
 
 
+def _tame(v: Tensor) -> Tensor:
+    """p/q = 1 + v where v > 0, and e^v elsewhere: once differentiable, with slope 1 at 0."""
+    return torch.where(v > 0, torch.log1p(v.clamp(min=0)), v)
+
+
 DIVERGENCES: dict[str, FDivergence] = {
     d.name: d
     for d in (
@@ -56,6 +62,7 @@ DIVERGENCES: dict[str, FDivergence] = {
             conjugate=lambda t: torch.exp(t - 1),
             activation=lambda ell: 1 + ell,
             penalty=torch.exp,
+            link=_tame,
         ),
         FDivergence(
             "reverse-kl",  # KL(Q || P)
@@ -63,6 +70,7 @@ DIVERGENCES: dict[str, FDivergence] = {
             conjugate=lambda t: -1 - torch.log(-t),
             activation=lambda ell: -torch.exp(-ell),
             penalty=lambda ell: ell - 1,
+            link=lambda v: -_tame(-v),
         ),
         FDivergence(
             "js",  # ½ KL(P || M) + ½ KL(Q || M), M = (P + Q) / 2
@@ -77,8 +85,7 @@ DIVERGENCES: dict[str, FDivergence] = {
             conjugate=lambda t: t**2 / 4 + t,
             activation=lambda ell: 2 * torch.expm1(ell),
             penalty=lambda ell: torch.expm1(2 * ell),
-            # p/q = 1 + v where v > 0: the loss is then quadratic in v and not exponential
-            link=lambda v: torch.where(v > 0, torch.log1p(v.clamp(min=0)), v),
+            link=_tame,
         ),
         FDivergence(
             "hellinger",  # squared: ∫ (√p − √q)²
@@ -86,6 +93,7 @@ DIVERGENCES: dict[str, FDivergence] = {
             conjugate=lambda t: t / (1 - t),
             activation=lambda ell: -torch.expm1(-ell / 2),
             penalty=lambda ell: torch.expm1(ell / 2),
+            link=lambda v: torch.where(v > 0, _tame(v), -_tame(-v)),
         ),
     )
 }

@@ -31,8 +31,8 @@ def density_ratio(
 
     The default critic begins as a logistic regression on linear and quadratic terms, solved
     exactly; then the whole critic is trained by Adam. Weights are averaged, and the average that
-    does best on one half of the held-out points is kept if it gains more than a standard error on
-    where it started; the other half is for the estimates of the result.
+    does best on one half of the held-out points is kept if it gains more than three standard errors
+    on where it started; the other half is for the estimates of the result.
 
     Args:
         x_p, x_q: samples of P (N_p, D) and of Q (N_q, D).
@@ -175,7 +175,10 @@ def _mean(losses: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _clearly_lower(new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> bool:
-    """Whether the loss fell by more than the standard error of the paired difference."""
+    """Whether the loss fell by more than three standard errors of the paired difference.
+
+    Some twenty checkpoints are tried: at one error, chance alone would pass one of them often.
+    """
     gain = [a - b for a, b in zip(old, new)]
     se = sum(g.var() / len(g) for g in gain) ** 0.5
-    return bool(sum(g.mean() for g in gain) > se)
+    return bool(sum(g.mean() for g in gain) > 3 * se)

@@ -1,0 +1,227 @@
+"""Players with a loss each, moving at once: the step and the loop of adversarial training.
+
+A player is a prefix of parameter names ("critic.", "generator."). One update takes the gradient of
+each player's loss with respect to that player's own parameters, all at the same point. It is a pure
+function of (variables, learning rate, batch) like `inference.step.Update`, and is compiled alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .fit import WORTH_COMPILING, Batches
+from .optim import Optimiser
+from .progress import Progress
+from .run import History
+from .step import CompiledStep, EagerStep, Variables
+from .trace import TraceFailure
+from .weights import no_validation
+
+Tensors = Mapping[str, Tensor]
+AVERAGE = "average."  # prefix of the running mean of a player's parameters, among the buffers
+
+
+@dataclass
+class GameUpdate:
+    """One move of some players.
+
+    Args:
+        losses: (params, buffers, batch) -> every player's loss by the player's name, and after
+            them whatever else is to be recorded.
+        players: all of them; `movers`: those whose parameters this update changes.
+        optimiser: a pure one (`inference.optim`); each player has its own state.
+        steps: the learning rate falls to zero along a cosine over so many moves of the last
+            player; None keeps it.
+        decay: of the running mean of parameters in buffers called "average.NAME".
+    """
+
+    losses: Callable[[dict[str, Tensor], dict[str, Tensor], tuple], dict[str, Tensor]]
+    players: Sequence[str]
+    movers: Sequence[str]
+    optimiser: Optimiser
+    steps: int | None = None
+    decay: float = 0.999
+    autocast: bool = False
+
+    def start(self, params: Tensors, buffers: Tensors) -> Variables:
+        """Copies of these tensors, and an optimiser state with one count for each player."""
+        params = {k: v.detach().clone() for k, v in params.items()}
+        optim = self.optimiser.init(list(params.values()))
+        optim["count"] = [torch.zeros_like(optim["count"][0]) for _ in self.players]
+        return Variables(
+            params,
+            {k: v.detach().clone() for k, v in buffers.items()},
+            optim,
+            torch.zeros_like(optim["count"][0]),
+        )
+
+    def __call__(self, variables: Variables, lr: Tensor, batch: tuple) -> Tensor:
+        """Change `variables` in place; returns what `losses` gave, in its order: (columns,)."""
+        names = list(variables.params)
+        own = {p: [i for i, n in enumerate(names) if n.startswith(p + ".")] for p in self.movers}
+        with torch.enable_grad(), no_validation():
+            leaves = {k: v.detach().requires_grad_() for k, v in variables.params.items()}
+            values = self.losses(leaves, variables.buffers, batch)
+            grads = {
+                player: torch.autograd.grad(
+                    values[player],
+                    [leaves[names[i]] for i in index],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+                for player, index in own.items()
+            }
+        with torch.no_grad():
+            if self.steps is not None:
+                share = (variables.count / self.steps).clamp(max=1.0)
+                lr = lr * 0.5 * (1 + torch.cos(math.pi * share))
+            optim = variables.optim
+            slots = [s for s in optim if s != "count"]
+            for player, index in own.items():
+                count = [optim["count"][list(self.players).index(player)]]
+                params = [variables.params[names[i]] for i in index]
+                state = {**{s: [optim[s][i] for i in index] for s in slots}, "count": count}
+                new, after = self.optimiser.update(params, list(grads[player]), state, lr)
+                for p, q in zip(params, new):
+                    p.copy_(q)
+                for key, tensors in after.items():
+                    for s, t in zip(state[key], tensors):
+                        s.copy_(t)
+            if self.players[-1] in self.movers:
+                variables.count.add_(1)
+                for name, mean in variables.buffers.items():
+                    if name.startswith(AVERAGE):
+                        # a plain mean at first, so that the start is forgotten
+                        rate = (1 / variables.count).clamp(min=1 - self.decay)
+                        mean.add_(rate * (variables.params[name.removeprefix(AVERAGE)] - mean))
+        return torch.stack([v.detach() for v in values.values()])
+
+
+@dataclass
+class Played:
+    """How a game went: the record every adversarial run carries.
+
+    Attributes:
+        history: a row each log interval: `step`, `NAME_loss` of each player and what else the
+            losses report (nats), `seconds`; means over the interval.
+        seconds: of the loop, compiling included.
+        stopped: why it ended early, or None.
+        compiled, eager_because: whether the compiled step was used, and if not, what stopped it.
+    """
+
+    history: History = field(default_factory=History)
+    seconds: float = 0.0
+    stopped: str | None = None
+    compiled: bool = False
+    eager_because: str | None = None
+
+
+def play(
+    update: GameUpdate,
+    variables: Variables,
+    batches: Batches,
+    *,
+    steps: int,
+    critic_steps: int,
+    lr: float,
+    compile: bool | str,
+    progress: bool,
+) -> Played:
+    """Make `steps` moves of all players, each after `critic_steps` − 1 moves of the first alone.
+
+    Ctrl-C ends it early; `variables` hold what was reached.
+
+    Raises:
+        ValueError: a loss is no longer finite.
+    """
+    rate = torch.tensor(lr, device=variables.count.device)
+    alone = GameUpdate(**{**update.__dict__, "movers": update.players[:1]})
+    columns = _columns(update, variables, batches.example())
+    played, pending = Played(), []
+    begin, every = time.perf_counter(), max(1, min(100, steps // 50))
+    rest: EagerStep | CompiledStep = EagerStep(update, variables, rate)
+    first: EagerStep | CompiledStep = EagerStep(alone, variables, rate)
+    warm_up = 0 if compile is True else 5
+    with Progress(steps, "nats", progress) as bar:
+        try:
+            for step in range(1, steps + 1):
+                if step == warm_up + 1 and compile is not False:
+                    ahead = (time.perf_counter() - begin) / max(1, warm_up) * (steps - step)
+                    if compile is True or ahead > WORTH_COMPILING:
+                        try:
+                            first, rest = _compiled(
+                                (alone, update), variables, rate, batches, critic_steps
+                            )
+                            played.compiled = True
+                        except TraceFailure as failure:
+                            played.eager_because = str(failure)
+                            bar.note(f"eager steps: {failure}")
+                for _ in range(critic_steps - 1):
+                    first(batches.next()[0])
+                pending.append(rest(batches.next()[0]))
+                if step % every == 0 or step == steps:
+                    means = torch.stack(pending).mean(0).tolist()
+                    pending.clear()
+                    row = {"step": float(step), **dict(zip(columns, means))}
+                    played.history.add({**row, "seconds": time.perf_counter() - begin})
+                    lost = [c for c, v in zip(columns, means) if not math.isfinite(v)]
+                    if lost:
+                        raise ValueError(
+                            f"{lost[0]} is no longer finite near step {step}. Lower lr, raise "
+                            "the penalty, or choose another objective."
+                        )
+                    bar.update(step, means[0])
+        except KeyboardInterrupt:
+            played.stopped = "interrupted"
+    played.seconds = time.perf_counter() - begin
+    return played
+
+
+def _columns(update: GameUpdate, variables: Variables, batch: tuple) -> list[str]:
+    devices = [variables.count.device] if variables.count.is_cuda else []
+    with torch.random.fork_rng(devices), no_validation():
+        params = {k: v.detach().requires_grad_() for k, v in variables.params.items()}
+        values = update.losses(params, variables.buffers, batch)
+    return [f"{k}_loss" if k in update.players else k for k in values]
+
+
+def _compiled(
+    updates: Sequence[GameUpdate],
+    variables: Variables,
+    rate: Tensor,
+    batches: Batches,
+    critic_steps: int,
+) -> list[CompiledStep]:
+    """Both steps compiled and proved equal to the eager ones, `variables` left as they were."""
+    steps = [CompiledStep(u, variables, rate) for u in updates]
+    kept = variables.clone()
+    devices = [rate.device] if rate.is_cuda else []
+    with torch.random.fork_rng(devices):
+        for step in steps if critic_steps > 1 else steps[1:]:
+            step(batches.example())
+    with torch.no_grad():
+        variables.assign(kept)
+    return steps
+
+
+def as_function(module: nn.Module, prefix: str, params: Tensors, buffers: Tensors) -> Callable:
+    """The module as a function, its tensors taken from those whose names begin with `prefix`."""
+    tensors = {
+        k.removeprefix(prefix): v
+        for part in (params, buffers)
+        for k, v in part.items()
+        if k.startswith(prefix)
+    }
+    return lambda *args: functional_call(module, tensors, args)
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]]) -> Tensors:
+    """The same tensors with `prefix` before each name."""
+    return {prefix + k: v for k, v in dict(tensors).items()}
