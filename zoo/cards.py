@@ -60,8 +60,14 @@ class Card:
     @property
     def trained(self) -> str:
         """How it is trained, in a few words."""
-        words = {"elbo": f"ELBO: {self.elbo}", "likelihood": "maximum likelihood", "em": "EM"}
-        return ", or ".join(words.get(t, t.replace("-", " ")) for t in self.trainers)
+        words = {
+            "elbo": f"ELBO: {self.elbo}" if self.bound else "reconstruction",
+            "likelihood": "maximum likelihood",
+            "closed-form": "closed form",
+            "em": "EM",
+            "variational-bayes": "variational Bayes",
+        }
+        return ", or ".join(words.get(t, t) for t in self.trainers)
 
     def load(self) -> type:
         """The class."""
