@@ -17,7 +17,7 @@ from ..optim import Adam, Optimiser
 from ..progress import Progress
 from ..run import Run
 from ..step import Update, Variables, matmul_precision
-from .batches import Batches, arguments, batch_transform, halves, pick_device, to
+from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device, to
 from .loop import WORTH_COMPILING, Loop, held_out_values
 from .start import refuse_infinite, start
 
@@ -54,6 +54,7 @@ def fit(
     patience: int | None = None,
     compile: bool | str = "auto",
     repeats: int | None = None,
+    chunk: int | None = None,
     device: str | torch.device = "auto",
     autocast: bool = False,
     tf32: bool = False,
@@ -86,6 +87,9 @@ def fit(
         patience: stop after so many validations without a better value.
         compile: True, False, or "auto": when the run is long enough to earn it.
         repeats: updates per call of the compiled step; None chooses.
+        chunk: rows of a batch that go through the pair at once (a divisor of it); the gradient is
+            summed over the batch. None takes all, or what keeps particles times numbers of data
+            below 2^26.
         device: "auto" (CUDA where there is one), or a torch device.
         autocast: bfloat16 where autocast allows it.
         tf32: TensorFloat-32 matrix products on CUDA.
@@ -124,6 +128,8 @@ def fit(
         batch_size = min(BATCH, len(args[0]))
     batches = Batches(args, batch_size, seed)
 
+    rows = chunk_rows(batches, elbo.particles, chunk)
+    first = batches.example(rows)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         if resume is None:
@@ -131,21 +137,21 @@ def fit(
                 refuse_errors(
                     model, guide, batches.example(), size=batches.size, elbo=elbo, device=where
                 )
-            run = start(model, guide, batches.example(), batches.size, elbo, where, seed)
+            run = start(model, guide, first, batches.size, elbo, where, seed)
         else:
             run = dataclasses.replace(resume, stopped=None)
         foreign = None if isinstance(optimiser, Optimiser) else _foreign(optimiser)
         update = Update(
             run.pair_, elbo, Adam(lr) if foreign else optimiser, run.divide, clip,
             batch_transform(data, transform), run.kwargs, autocast,
-            schedule=schedule_of(schedule, steps),
+            schedule=schedule_of(schedule, steps), chunk=rows,
         )  # fmt: skip
         run.update = update
         if resume is None:
             run.variables = Variables.start(run.pair_, update.optimiser)
         if run.random_state is not None:
             torch.random.set_rng_state(run.random_state)
-        refuse_infinite(run, batches.example())
+        refuse_infinite(run, first)
         bar = (
             progress
             if isinstance(progress, Progress)

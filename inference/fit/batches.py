@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGEST = 2**26  # particles times numbers of data in one pass
+
 
 class Batches:
     """Mini-batches of a fixed size, every row once per epoch, in an order that follows the seed.
@@ -47,11 +49,12 @@ class Batches:
     def _sliced(self, a: Any) -> bool:
         return torch.is_tensor(a) and a.dim() > 0 and len(a) == self.size
 
-    def example(self) -> tuple:
-        """The first rows, in order."""
-        if self.whole:
+    def example(self, rows: int | None = None) -> tuple:
+        """The first rows, in order: a batch, or as many as asked for."""
+        if self.whole and rows is None:
             return self.args
-        return tuple(a[: self.batch_size] if self._sliced(a) else a for a in self.args)
+        n = rows or self.batch_size
+        return tuple(a[:n] if self._sliced(a) else a for a in self.args)
 
     def next(self, repeats: int = 1) -> tuple[tuple, bool]:
         """A batch, and whether it is shared by all repeats (else it has a leading axis)."""
@@ -82,6 +85,24 @@ class Batches:
         """Go on where `state` was taken."""
         self._order.set_state(state["order"])
         self._queue = state["queue"]
+
+
+def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | None:
+    """Rows that go through the pair at once; None for whole batches.
+
+    Raises:
+        ValueError: `chunk` does not divide the batch.
+    """
+    rows = batches.batch_size
+    if rows is None:
+        return None
+    if chunk is not None:
+        if chunk < 1 or rows % chunk:
+            raise ValueError(f"chunk: expected a divisor of the batch of {rows} rows, got {chunk}.")
+        return chunk if chunk < rows else None
+    width = next(a for a in batches.args if torch.is_tensor(a))[0].numel()
+    fit = [n for n in range(1, rows + 1) if rows % n == 0 and n * width * particles <= LARGEST]
+    return None if not fit or fit[-1] == rows else fit[-1]
 
 
 def pick_device(device: str | torch.device) -> torch.device:

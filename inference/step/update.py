@@ -76,6 +76,7 @@ class Update:
         autocast: run the pair in bfloat16 where autocast allows it.
         vary: which batch arguments have a leading axis of fits; None means one single fit.
         schedule: step count -> factor of the learning rate, both tensors.
+        chunk: rows that go through the pair at once, a divisor of the batch's; None is all.
     """
 
     pair: Pair
@@ -88,6 +89,7 @@ class Update:
     autocast: bool = False
     vary: tuple[int | None, ...] | None = None
     schedule: Callable[[Tensor], Tensor] | None = None
+    chunk: int | None = None
 
     def loss(self, params: dict, buffers: dict, count: Tensor, batch: tuple) -> tuple:
         """(loss, surrogate loss), both scalars."""
@@ -108,6 +110,29 @@ class Update:
 
     def gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
         """The loss, () or (R,) for R fits at once, and its clipped gradient per parameter."""
+        parts = self._parts(batch)
+        loss, grads = self._gradients(variables, parts[0])
+        for part in parts[1:]:
+            more, add = self._gradients(variables, part)
+            loss, grads = loss + more, [g + a for g, a in zip(grads, add)]
+        if len(parts) > 1:
+            loss, grads = loss / len(parts), [g / len(parts) for g in grads]
+        return loss, grads if self.clip is None else self._clipped(grads)
+
+    def _parts(self, batch: tuple) -> list[tuple]:
+        """The batch in slices of `chunk` rows: each estimates the same gradient."""
+        rows = next((len(b) for b in batch if torch.is_tensor(b) and b.dim()), 0)
+        if self.chunk is None or self.chunk >= rows:
+            return [batch]
+        return [
+            tuple(
+                b[i : i + self.chunk] if torch.is_tensor(b) and b.dim() and len(b) == rows else b
+                for b in batch
+            )
+            for i in range(0, rows, self.chunk)
+        ]
+
+    def _gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
             leaves = {k: p.detach().requires_grad_() for k, p in variables.params.items()}
             if self.vary is None:
@@ -125,7 +150,7 @@ class Update:
                 )
             grads = torch.autograd.grad(surrogate, list(leaves.values()), allow_unused=True)
         full = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves.values())]
-        return loss.detach(), full if self.clip is None else self._clipped(full)
+        return loss.detach(), full
 
     def __call__(self, variables: Variables, lr: Tensor, batch: tuple) -> Tensor:
         """Change `variables` in place and return the loss: (), or (R,) for R fits at once."""

@@ -157,3 +157,25 @@ def test_any_other_optimiser_runs_eagerly_and_says_so(optimiser, capfd):
     run = fit(told, AutoNormal(told), X, steps=30, optimiser=optimiser, compile=True)
     assert run.losses == pytest.approx(ours.losses, rel=1e-4)
     assert not run.compiled and "inference.optim" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("model", [told, hard_coded])
+def test_a_batch_in_chunks_has_the_same_gradient(model):
+    """With a guide that draws nothing the gradient is exact, so chunks must sum to it."""
+
+    def exact(x, **size):
+        with pyro.plate("data", size.get("size", len(x)), subsample=x):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0), obs=x)
+
+    def sized(x, size=None):
+        exact(x, size=size or len(x))
+
+    pair = sized if model is told else exact
+    silent = (lambda x, size=None: None) if model is told else (lambda x: None)
+    kwargs = dict(batch_size=20, steps=20, lr=0.1, compile=False, progress=False)
+    whole = fit(pair, silent, X, **kwargs)
+    parts = fit(pair, silent, X, chunk=5, **kwargs)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-5)
+    assert float(parts.params["loc"]) == pytest.approx(float(whole.params["loc"]), rel=1e-4)
+    with pytest.raises(ValueError, match="divisor of the batch of 20"):
+        fit(pair, silent, X, chunk=7, **kwargs)
