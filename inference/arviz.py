@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +68,11 @@ def to_datatree(
         ValueError: fewer than one draw, an unknown group, labels that do not fit their axis.
     """
     sources = chains(run, data, vectorized)
-    whole: Block = {}
-    for start, part in _chunks(sources, draws, groups, chunk, seed):
-        for group, variables in part.items():
-            for name, v in variables.items():
-                if start == 0:
-                    empty = np.empty((len(sources), draws, *v.array.shape[2:]), v.array.dtype)
-                    whole.setdefault(group, {})[name] = Variable(empty, v.dims)
-                whole[group][name].array[:, start : start + v.array.shape[1]] = v.array
+    whole = gathered(_chunks(sources, draws, groups, chunk, seed), draws)
     weights = whole.get("sample_stats", {}).get("log_weight")
     for group, variables in _once(sources, weights, seed).items():
         whole.setdefault(group, {}).update(variables)
-    return xr.DataTree.from_dict(_datasets(whole, coords, dims))
+    return xr.DataTree.from_dict(datasets(whole, coords, dims))
 
 
 def write_datatree(
@@ -119,15 +112,28 @@ def write_datatree(
     sources = chains(run, data, vectorized)
     log_weight: list[np.ndarray] = []
     for start, part in _chunks(sources, draws, groups, chunk, seed):
-        for group, dataset in _datasets(part, coords, dims, start).items():
+        for group, dataset in datasets(part, coords, dims, start).items():
             append(path, group, dataset, start)
         if "sample_stats" in part:
             log_weight.append(part["sample_stats"]["log_weight"].array)
             axes = part["sample_stats"]["log_weight"].dims
     weights = Variable(np.concatenate(log_weight, 1), axes) if log_weight else None
-    for group, dataset in _datasets(_once(sources, weights, seed), coords, dims).items():
+    for group, dataset in datasets(_once(sources, weights, seed), coords, dims).items():
         append(path, group, dataset, 0)
     return path
+
+
+def gathered(parts: Iterable[tuple[int, Block]], draws: int) -> Block:
+    """Chunks (first draw, variables with axes (chain, draw, ...)) as one."""
+    whole: Block = {}
+    for start, part in parts:
+        for group, variables in part.items():
+            for name, v in variables.items():
+                if start == 0:
+                    empty = np.empty((len(v.array), draws, *v.array.shape[2:]), v.array.dtype)
+                    whole.setdefault(group, {})[name] = Variable(empty, v.dims)
+                whole[group][name].array[:, start : start + v.array.shape[1]] = v.array
+    return whole
 
 
 def _append_netcdf(path: Path, group: str, dataset: xr.Dataset, start: int) -> None:
@@ -180,18 +186,18 @@ def _chunks(
         for i, source in enumerate(sources):
             with source.ready(int(np.random.SeedSequence([seed, i, start]).generate_state(1)[0])):
                 parts.append(block(source, min(chunk, draws - start), groups))
-        yield (
-            start,
-            {
-                g: {
-                    n: Variable(
-                        np.stack([p[g][n].array for p in parts]), ("chain", "draw", *v.dims)
-                    )
-                    for n, v in parts[0][g].items()
-                }
-                for g in groups
-            },
-        )
+        yield start, stacked(parts)
+
+
+def stacked(parts: Sequence[Block]) -> Block:
+    """Blocks of several chains as one with axes (chain, draw, ...)."""
+    return {
+        g: {
+            n: Variable(np.stack([p[g][n].array for p in parts]), ("chain", "draw", *v.dims))
+            for n, v in variables.items()
+        }
+        for g, variables in parts[0].items()
+    }
 
 
 def _once(sources: Sequence[Chain], log_weight: Variable | None, seed: int) -> Block:
@@ -217,7 +223,7 @@ def _once(sources: Sequence[Chain], log_weight: Variable | None, seed: int) -> B
     return out
 
 
-def _datasets(block: Block, coords: Names, dims: Names, start: int = 0) -> dict[str, xr.Dataset]:
+def datasets(block: Block, coords: Names, dims: Names, start: int = 0) -> dict[str, xr.Dataset]:
     """A dataset for each group that is not empty, with ArviZ's attributes."""
     out = {}
     for group, variables in block.items():

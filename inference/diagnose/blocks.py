@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..draws import Chain
-from ..weights import LogWeights, Term
+from ..weights import LogWeights
 from ..weights.simulate import is_latent
 
-NUMBERS = 2**22  # coordinates in one run of the pair
+NUMBERS = 2**22  # values of sites in one run of the pair
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Blocks:
         values: u -> site -> value, as `Term.value`.
         names: what the coordinates are called: `tau`, `theta[3]`.
         plates: names and sizes of the shared plates; the product of the sizes is B.
+        per_draw: how many numbers one draw of all sites has.
     """
 
     u: Tensor
@@ -43,35 +44,38 @@ class Blocks:
     values: Callable[[Tensor], dict[str, Tensor]]
     names: list[str]
     plates: dict[str, int]
+    per_draw: int
 
 
 def blocks(chain: Chain, draws: int) -> Blocks:
     """Draws of a chain's guide. Call it inside `chain.ready(seed)`.
 
     Raises:
-        ValueError: the pair does not broadcast, draws no continuous latent, or has one whose
-            support depends on another latent.
+        ValueError: the pair does not broadcast, or has a latent that is discrete, that the guide
+            does not draw, or whose support depends on another; fewer than two draws.
     """
+    if draws < 2:
+        raise ValueError(f"draws: expected at least 2, got {draws}.")
     if not chain.vectorized:
         raise ValueError("the pair does not broadcast under a particle plate")
-    weights = chain.weights(draws)
+    weights = chain.weights(2)
     latent = {n: t for n, t in weights.model.items() if is_latent(t)}
-    moving = {n: t for n, t in latent.items() if t.value.is_floating_point() and n in weights.guide}
-    fixed = {n: t.value for n, t in latent.items() if n not in moving}
-    if not moving:
+    if not latent:
         raise ValueError("the guide draws no continuous latent")
-    for name, t in moving.items():
+    for name, t in latent.items():
+        if not t.value.is_floating_point() or name not in weights.guide:
+            raise ValueError(f"{name!r} is discrete, or drawn by the model only")
         if any(torch.is_tensor(v) and v.dim() > 0 for v in vars(t.fn.support).values()):
             raise ValueError(f"the support of {name!r} depends on other latents")
-    to_real = {n: biject_to(t.fn.support) for n, t in moving.items()}
-    lines = {n: to_real[n].inv(t.value) for n, t in moving.items()}
+    to_real = {n: biject_to(t.fn.support) for n, t in latent.items()}
+    lines = {n: to_real[n].inv(t.value) for n, t in latent.items()}
     layout = Layout(weights, lines)
     dtype = next(iter(lines.values())).dtype
-    origin = _origin(weights, moving, lines) if not fixed else None
+    origin = _origin(weights, lines)
+    per_draw = sum(t.value.numel() for t in weights.model.values() if torch.is_tensor(t.value))
 
     def values(u: Tensor) -> dict[str, Tensor]:
-        sites = layout.sites(u.to(dtype))
-        return fixed | {n: to_real[n](line) for n, line in sites.items()}
+        return {n: to_real[n](line) for n, line in layout.sites(u.to(dtype)).items()}
 
     def log_det(u: Tensor) -> Tensor:
         """log |dz / du|: (S, B)."""
@@ -87,21 +91,37 @@ def blocks(chain: Chain, draws: int) -> Blocks:
         return p + det, q + det
 
     def densities(u: Tensor) -> tuple[Tensor, Tensor]:
-        step = len(u) if fixed else max(2, NUMBERS // u[0].numel())
         parts = []
-        for part in u.split(step):
-            given = origin(values(part), layout.sites(part.to(dtype))) if origin else values(part)
-            if len(part) == 1:
-                given = {n: v[0] for n, v in given.items()}
-            parts.append(said(chain.weights(len(part), given), part))
+        for start, stop in chunks(len(u), per_draw):
+            part = u[start:stop]
+            given = values(part)
+            if origin:
+                given = origin(given, layout.sites(part.to(dtype)))
+            parts.append(said(chain.weights(stop - start, given), part))
         return torch.cat([p for p, _ in parts]), torch.cat([q for _, q in parts])
 
-    u = layout.flat(lines).double()
-    plates = {p.name: p.size for p in layout.plates}
-    log_p, log_q = said(weights, u)
+    drawn, p, q = [], [], []
+    for start, stop in chunks(draws, per_draw):
+        weights = chain.weights(stop - start)
+        u = layout.flat({n: to_real[n].inv(weights.model[n].value) for n in latent}).double()
+        part_p, part_q = said(weights, u)
+        drawn.append(u)
+        p.append(part_p)
+        q.append(part_q)
     return Blocks(
-        u, log_p, log_q, densities, origin is not None, values, layout.names, plates
+        torch.cat(drawn), torch.cat(p), torch.cat(q), densities, origin is not None, values,
+        layout.names, {p.name: p.size for p in layout.plates}, per_draw,
     )  # fmt: skip
+
+
+def chunks(draws: int, per_draw: int) -> list[tuple[int, int]]:
+    """(start, stop) of chunks that hold about NUMBERS values, none of a single draw.
+
+    A single draw has no particle plate, and so another shape.
+    """
+    n = max(1, min(draws // 2, math.ceil(draws * per_draw / NUMBERS)))
+    edges = [round(i * draws / n) for i in range(n + 1)]
+    return list(itertools.pairwise(edges))
 
 
 class Layout:
@@ -146,7 +166,7 @@ def coordinates(name: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _origin(
-    weights: LogWeights, moving: dict[str, Term], lines: dict[str, Tensor]
+    weights: LogWeights, lines: dict[str, Tensor]
 ) -> Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None:
     """(values, lines) of the latents -> what the guide drew to make them; None if it is unknown.
 
@@ -156,13 +176,13 @@ def _origin(
     drawn = {n: t for n, t in weights.guide.items() if t.free and not t.observed}
     found: dict[str, tuple[str, str]] = {}
     for name, term in drawn.items():
-        if name in moving:
+        if name in lines:
             found[name] = ("value", name)
             continue
         same = [n for n, v in lines.items() if _close(term.value, v)]
         if same:
             found[name] = ("line", same[0])
-    if set(found) == set(drawn) and {n for _, n in found.values()} == set(moving):
+    if set(found) == set(drawn) and {n for _, n in found.values()} == set(lines):
         return lambda values, lines: {
             n: (values if kind == "value" else lines)[of] for n, (kind, of) in found.items()
         }

@@ -57,7 +57,8 @@ def correct(source: Blocks, fresh: Blocks, threshold: float, rounds: int = 30) -
     """
     before = psis(fresh.log_p - fresh.log_q)[1]
     matrix, shift = _matched(source, threshold, rounds)
-    moved = (matrix != torch.eye(matrix.shape[-1]).to(matrix)).flatten(1).any(1) | (shift != 0).any(1)
+    eye = torch.eye(matrix.shape[-1]).to(matrix)
+    moved = (matrix != eye).flatten(1).any(1) | (shift != 0).any(1)
     if not moved.any():
         return _weighted(fresh.u, fresh.log_p, fresh.log_q, before, moved)
     log_det = torch.linalg.slogdet(matrix)[1]
@@ -83,9 +84,7 @@ def correct(source: Blocks, fresh: Blocks, threshold: float, rounds: int = 30) -
     )
 
 
-def _weighted(
-    u: Tensor, log_p: Tensor, log_q: Tensor, before: Tensor, moved: Tensor
-) -> Correction:
+def _weighted(u: Tensor, log_p: Tensor, log_q: Tensor, before: Tensor, moved: Tensor) -> Correction:
     raw = log_p - log_q
     log_weight, khat = psis(raw)
     mean = torch.logsumexp(raw, 0) - math.log(len(raw))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -157,7 +158,7 @@ def _log_weights(
 ) -> Tensor:
     """(draws, R), float64."""
 
-    def one(params: dict, args: tuple) -> Tensor:
+    def one(chunk: int, params: dict, args: tuple) -> Tensor:
         with pair.bind(params, fixed):
             weights = log_weights(
                 pair.model, pair.guide, *args, particles=chunk, nesting=pair.nesting, **kwargs
@@ -167,8 +168,10 @@ def _log_weights(
     parts: list[Tensor] = []
     with torch.no_grad(), no_validation(), _batched():
         for chunk in [100] * (draws // 100) + [draws % 100] * (draws % 100 > 0):
-            lw = torch.vmap(one, in_dims=(0, vary), randomness="different")(params, batch)
-            parts.append(lw.T.double())
+            draw = torch.vmap(
+                functools.partial(one, chunk), in_dims=(0, vary), randomness="different"
+            )
+            parts.append(draw(params, batch).T.double())
     return torch.cat(parts)
 
 

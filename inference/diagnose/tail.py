@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..psis import ess, psis
 from .blocks import Blocks
+from .correct import Correction
 from .finding import Finding, listed
 
 BINS = 10  # quantile bins of the guide in which the heaviest draws are counted
@@ -40,12 +41,17 @@ def tail_divergence(u: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         (B, d) nats; and (B, d), the median of the heavy draws as a quantile of the guide.
     """
     s = len(u)
-    m = max(5, min(int(3 * math.sqrt(s)), s // 5))
+    m = tail_size(s)
     rank = (u.argsort(0).argsort(0) + 0.5) / s  # (S, B, d), quantiles
     heavy = log_weight.topk(m, 0).indices  # (M, B)
     at = rank.gather(0, heavy[..., None].expand(-1, -1, u.shape[-1]))  # (M, B, d)
     count = torch.nn.functional.one_hot((at * BINS).long(), BINS).sum(0) / m  # (B, d, BINS)
     return torch.special.xlogy(count, count * BINS).sum(-1) - (BINS - 1) / (2 * m), at.median(0)[0]
+
+
+def tail_size(draws: int) -> int:
+    """How many of the largest weights k-hat is made from."""
+    return int(3 * math.sqrt(draws)) if draws > 225 else max(1, draws // 5)
 
 
 def guilty(source: Blocks, log_weight: Tensor, most: int = 200) -> list[tuple[str, float, str]]:
@@ -63,7 +69,7 @@ def guilty(source: Blocks, log_weight: Tensor, most: int = 200) -> list[tuple[st
     bad = slice(0, most)
     kl, median = tail_divergence(source.u[:, bad], log_weight[:, bad])
     s, b, d = source.u[:, bad].shape
-    m = max(5, min(int(3 * math.sqrt(s)), s // 5))
+    m = tail_size(s)
     # 2 M KL is chi-squared with BINS - 1 degrees of freedom (Wilks); the mean over B blocks
     limit = (stats.chi2.ppf(1 - 0.01 / d, (BINS - 1) * b) / b - (BINS - 1)) / (2 * m)
     mean, where = kl.mean(0), median.mean(0)  # (d,)
@@ -83,7 +89,7 @@ def _where(quantile: float) -> str:
     return "far out on both sides"
 
 
-def importance(source: Blocks, name: str = "") -> Finding:
+def importance(source: Blocks) -> Finding:
     """k-hat, effective draws, ELBO, evidence: of one posterior, or of every datum's.
 
     Source: Yao et al. 2018, "Yes, but did it work?", arXiv:1802.02538, section 3.
@@ -99,17 +105,18 @@ def importance(source: Blocks, name: str = "") -> Finding:
     if b == 1:
         se = float((raw - evidence).exp().std()) / math.sqrt(s)
         elbo_se = float(raw.std()) / math.sqrt(s)
+        # of the maximum-likelihood shape: (1 + k) / √M, Smith 1987, "Estimating tails"
+        k_se = (1 + float(k)) / math.sqrt(tail_size(s))
         numbers |= {
             "khat": float(k), "ess": float(size), "elbo": float(elbo), "elbo_se": elbo_se,
             "log_evidence": float(evidence), "log_evidence_se": se,
         }  # fmt: skip
         good = bool(k <= limit)
         text = (
-            f"k-hat {float(k):.2f} (limit {limit:.2f} at {s:,} draws), {float(size):,.0f} effective "
-            f"draws; ELBO {float(elbo):.2f} ± {elbo_se:.2f}, log evidence {float(evidence):.2f} ± "
-            f"{se:.2f}, so KL(q || p) is about {float(evidence - elbo):.2f} nats"
+            f"k-hat {float(k):.2f} ± {k_se:.2f} (limit {limit:.2f}), {float(size):,.0f} effective "
+            f"of {s:,} draws; ELBO {float(elbo):.2f} ± {elbo_se:.2f}, log evidence "
+            f"{float(evidence):.2f} ± {se:.2f}, KL(q || p) about {float(evidence - elbo):.2f} nats"
         )
-        above = torch.tensor([0] if not good else [])
         blamed = [] if good else guilty(source, raw)
     else:
         above = (~(k <= limit)).nonzero()[:, 0]
@@ -121,9 +128,10 @@ def importance(source: Blocks, name: str = "") -> Finding:
             "elbo_se": float(elbo.std()) / math.sqrt(b),
         }  # fmt: skip
         text = (
-            f"k-hat is above {limit:.2f} for {len(above)} of {b} data ({100 * share:.0f} %), median "
-            f"{float(k.median()):.2f}; median effective draws {float(size.median()):,.0f} of {s:,}; "
-            f"ELBO {float(elbo.mean()):.2f}, log p(x) {float(evidence.mean()):.2f} nats per datum"
+            f"k-hat is above {limit:.2f} for {len(above)} of {b} data ({100 * share:.0f} %), "
+            f"median {float(k.median()):.2f}; {float(size.median()):,.0f} effective of {s:,} draws "
+            f"(median); ELBO {float(elbo.mean()):.2f}, log p(x) {float(evidence.mean()):.2f} nats "
+            "per datum"
         )
         worst = k.argsort(descending=True)
         bad = worst[: len(above)]
@@ -135,39 +143,49 @@ def importance(source: Blocks, name: str = "") -> Finding:
             f"{blamed[0][0]} is {blamed[0][2]}"
         )
         numbers["guilty"] = {n: round(v, 3) for n, v, _ in blamed}
-    return Finding(name or "importance weights", text + ".", good, True, numbers)
+    return Finding("importance weights", text + ".", good, True, numbers)
 
 
 def _some(source: Blocks, which: Tensor) -> Blocks:
     out = Blocks(**vars(source))
-    out.u, out.log_p, out.log_q = (
-        t[:, which] for t in (source.u, source.log_p, source.log_q)
-    )
+    out.u, out.log_p, out.log_q = (t[:, which] for t in (source.u, source.log_p, source.log_q))
     return out
 
 
-def moved(names: list[str], guide: tuple, corrected: tuple, size: float) -> list[str]:
-    """Coordinates whose mean or spread the correction changes by more than a tenth.
+def against(source: Blocks, correction: Correction) -> Finding:
+    """How far the guide's means and spreads are from the corrected ones, on the real line.
 
-    Args:
-        guide, corrected: (mean (d,), sd (d,)) each.
-        size: effective draws of the correction.
-
-    Returns:
-        A phrase for each, the worst first.
+    Shifts are in standard deviations of the corrected posterior; with one posterior per datum they
+    are root mean squares over data (less what the draws' noise adds), ratios geometric means.
     """
-    (mean, sd), (target, target_sd) = guide, corrected
-    shift, ratio = (mean - target) / target_sd, sd / target_sd
-    noise = 3 / math.sqrt(size)
-    out = []
-    for i in np.argsort(-np.maximum(np.abs(shift), np.abs(np.log(ratio)))):
+    use = torch.isfinite(correction.khat) | (correction.khat == -math.inf)
+    mean, sd = source.u.mean(0)[use], source.u.std(0)[use]  # (B, d)
+    target, target_sd = (m[use] for m in correction.moments())
+    size = ess(correction.log_weight)[use].clamp(min=2.0)  # (B,)
+    noise = 1 / size + 1 / len(source.u)
+    square = (((mean - target) / target_sd) ** 2 - noise[:, None]).mean(0)
+    shift = square.clamp(min=0).sqrt().numpy()
+    low = ((mean - target).mean(0) < 0).numpy()
+    ratio = (sd / target_sd).log().mean(0).exp().numpy()
+    spare = 3 / math.sqrt(float(size.sum()))  # the noise of three standard errors
+    phrases = []
+    for i in np.argsort(-np.maximum(shift, np.abs(np.log(ratio)))):
         parts = []
-        if abs(shift[i]) > 0.1 + noise:
-            parts.append(f"mean {abs(shift[i]):.2f} sd too {'high' if shift[i] > 0 else 'low'}")
-        if abs(math.log(ratio[i])) > math.log(1.1) + noise:
-            wrong = f"{100 * (1 - ratio[i]):.0f} % too small" if ratio[i] < 1 else (
-                f"{100 * (ratio[i] - 1):.0f} % too large")  # fmt: skip
-            parts.append(f"sd {wrong}")
+        if shift[i] > 0.1 + spare:
+            way = f"sd too {'low' if low[i] else 'high'}" if len(mean) == 1 else "sd off"
+            parts.append(f"mean {shift[i]:.2f} {way}")
+        if ratio[i] < 1 / (1.1 + spare):
+            parts.append(f"sd {100 * (1 - ratio[i]):.0f} % too small")
+        elif ratio[i] > 1.1 + spare:
+            parts.append(f"sd {100 * (ratio[i] - 1):.0f} % too large")
         if parts:
-            out.append(f"{names[i]} ({', '.join(parts)})")
-    return out
+            phrases.append(f"{source.names[i]} ({', '.join(parts)})")
+    text = (
+        f"against the corrected posterior the guide is off in {listed(phrases)}."
+        if phrases
+        else "means are within 0.1 sd and sds within 10 % of the corrected posterior's."
+    )
+    numbers = {
+        n: {"shift": float(a), "ratio": float(b)} for n, a, b in zip(source.names, shift, ratio)
+    }
+    return Finding("means and spreads", text, not phrases, True, numbers)

@@ -1,0 +1,1 @@
+"""Whether a guide is calibrated over data sets that the model makes."""
