@@ -19,6 +19,7 @@ from zoo.cli import run, runs
 from zoo.cli.options import arguments, described, estimator, numbers, shown
 from zoo.data import SETS
 
+COMMANDS = ("fit", "report", "sample", "list", "mixture")
 TINY = shlex.split("--steps 6 --batch-size 16 --compile no --particles 30 --test-rows 12")
 VAE = ["fit", "vae", *TINY, "--hidden", "8", "--latent-dim", "2"]
 
@@ -27,7 +28,6 @@ VAE = ["fit", "vae", *TINY, "--hidden", "8", "--latent-dim", "2"]
 def quick(monkeypatch, tmp_path):
     """Work in an empty folder, and draw small pictures in light colours only."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ZOO_DATA", raising=False)
     monkeypatch.setattr("inference.report.theme.DPI", 20)
     quickly = functools.partial(runs.density_ratio, steps=20)
     monkeypatch.setattr(runs, "density_ratio", quickly)
@@ -184,6 +184,24 @@ def test_sample_takes_a_label_where_the_model_does(fitted, capsys):
     assert "labels 0 to 9" in capsys.readouterr().err
 
 
+def test_three_ways_to_fit_a_mixture_side_by_side(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(60, 2)) + np.repeat([[0.0], [9.0]], 30, axis=0)
+    np.savetxt("two.csv", x, delimiter=",")
+    argv = ["mixture", "--data", "two.csv", "--steps", "5", "--restarts", "2"]
+    assert run(argv) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("EM", "VB", "SVI", "2 of 2", "nats"))
+    assert (tmp_path / "runs" / "mixture-two-001.png").read_bytes()[:4] == b"\x89PNG"
+    assert run([*argv, "--held-out", "2"]) == 2
+    assert "held_out" in capsys.readouterr().err
+
+
+def test_old_faithful_by_the_command(zoo_data, capsys):
+    argv = ["mixture", "--root", str(zoo_data), "--held-out", "0", "--steps", "2"]
+    assert run(argv) == 0
+    assert "-1130.26" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- Ctrl-C
 
 
@@ -260,6 +278,8 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["fit", "vae", "--latent-dim", "0"], ["latent_dim", "at least 1"]),
         (["fit", "vae", "--hidden", "20,b"], ["--hidden", "200,200"]),
         (["fit", "vae", "--data", "digit"], ["digits"]),
+        (["mixture", "--data", "wide.csv", "--components", "90"], ["components", "90"]),
+        (["mixture", "--out", "taken/x.gif"], [".png"]),
         (["fit", "vae", "--data", "mnist", "--root", "empty"], ["empty/MNIST/raw", "root"]),
         (["fit", "vae", "--data", "mnist", "--root", "cut"], ["truncated", "download"]),
         (["fit", "vae", "--data", "gone.csv"], ["gone.csv"]),
@@ -297,7 +317,7 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["sample", "nowhere"], ["nowhere"]),
         (["list", "modles"], ["models"]),
     ],
-    ids=lambda value: " ".join(value) if value[0] in ("fit", "report", "sample", "list") else "",
+    ids=lambda value: " ".join(value) if value[0] in COMMANDS else "",
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(argv, words, capsys, tmp_path):
     (tmp_path / "taken").mkdir()

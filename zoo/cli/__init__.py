@@ -74,6 +74,28 @@ def sample(
     print(draw(run, n, label, out, seed))
 
 
+@app.command()
+def mixture(
+    data: Annotated[str, typer.Option(help="a set by name, or a .npy or .csv")] = "old-faithful",
+    root: Annotated[
+        str | None, typer.Option(help="the folder of the data", show_default="$ZOO_DATA")
+    ] = None,
+    components: Annotated[int, typer.Option(help="the most that can be used")] = 2,
+    covariance: Annotated[str, typer.Option(help="full or diagonal")] = "full",
+    held_out: Annotated[float, typer.Option(help="share of the data kept to judge by")] = 0.2,
+    restarts: Annotated[int, typer.Option(help="starts of EM and variational Bayes")] = 10,
+    steps: Annotated[int, typer.Option(help="updates of SVI")] = 1_500,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    out: Annotated[
+        str | None, typer.Option(help="a new .png, .svg or .pdf", show_default="runs/mixture-...")
+    ] = None,
+) -> None:
+    """Fit a Gaussian mixture by EM, variational Bayes and SVI, and put them side by side."""
+    from .mixture import compare
+
+    compare(data, root, components, covariance, held_out, restarts, steps, seed, out)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 when done, 2 for a mistake of the user's, 130 for Ctrl-C."""
     sys.exit(run(sys.argv[1:] if argv is None else argv))

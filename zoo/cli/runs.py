@@ -113,11 +113,11 @@ def place(plan: Plan, out: str | None) -> Path:
         stem = f"{plan.card.name}-{Path(plan.data).stem}"
         numbered = (Path("runs") / f"{stem}-{n:03d}" for n in itertools.count(1))
         target = next(p for p in numbered if not p.exists())
-    _try_writing(target.parent)
+    require_writable(target.parent)
     return target
 
 
-def _try_writing(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """Raise ValueError unless a folder can be made inside `folder`; leave nothing behind."""
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     probe = folder / ".probe"
