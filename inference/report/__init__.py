@@ -4,10 +4,11 @@
 no code here as long as it has some of `sample`, `reconstruct`, `encode`, `decode`, `log_prob`.
 """
 
-from .draw import image_grid as draw_images
+from .draw import Picture
+from .images import image_grid
 from .metrics import Metric, as_json, metrics
 from .page import Report, html, write
-from .pictures import PICTURES, Picture, pictures
+from .pictures import PICTURES, pictures
 from .subject import Subject
 
 __all__ = [
@@ -17,8 +18,8 @@ __all__ = [
     "Report",
     "Subject",
     "as_json",
-    "draw_images",
     "html",
+    "image_grid",
     "metrics",
     "pictures",
     "write",

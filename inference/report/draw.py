@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,9 +15,22 @@ from .theme import ACCENT, CLASSES, CYCLE, NARROW, WIDTH, Theme
 
 Drawing = Callable[[Theme], Figure]
 Array = np.ndarray
+Ellipse = tuple[float, Array, Array]  # weight, mean (2,), covariance (2, 2)
 
 
-def _figure(width: float = NARROW, height: float = 3.5) -> Figure:
+@dataclass(frozen=True)
+class Picture:
+    """A drawing with words: `name` is the file's, `wide` asks for the page's full width."""
+
+    name: str
+    title: str
+    caption: str
+    drawing: Drawing
+    wide: bool = False
+
+
+def new_figure(width: float = NARROW, height: float = 3.5) -> Figure:
+    """An empty figure of so many inches."""
     return Figure(figsize=(width, height))
 
 
@@ -33,7 +47,7 @@ def curves(
     """
 
     def draw(theme: Theme) -> Figure:
-        figure = _figure()
+        figure = new_figure()
         ax = figure.subplots()
         for i, (label, y) in enumerate(lines.items()):
             there = np.isfinite(y)
@@ -67,50 +81,6 @@ def curves(
     return draw
 
 
-def image_grid(images: Array, columns: int = 8, labels: Sequence[str] | None = None) -> Drawing:
-    """Images side by side.
-
-    Args:
-        images: (n, C, H, W) in [0, 1].
-        columns: how many in a row.
-        labels: one word for each row.
-    """
-
-    def draw(theme: Theme) -> Figure:
-        rows = math.ceil(len(images) / columns)
-        width = NARROW if columns <= 8 else WIDTH
-        figure = _figure(width, width * rows / columns)
-        ax = figure.subplots()
-        _show(ax, _mosaic(images, columns))
-        if labels:
-            h = images.shape[-2] + 1
-            ax.set_yticks([h * i + h / 2 for i in range(rows)], labels[:rows])
-            ax.tick_params(axis="y", length=0)
-        return figure
-
-    return draw
-
-
-def image_pairs(x: Array, reconstructed: Array, columns: int = 8) -> Drawing:
-    """Data above their reconstructions, (n, C, H, W) each."""
-
-    def draw(theme: Theme) -> Figure:
-        pairs = [
-            np.concatenate([x[i : i + columns], reconstructed[i : i + columns]])
-            for i in range(0, len(x), columns)
-        ]
-        rows = 2 * len(pairs)
-        figure = _figure(NARROW, NARROW * rows / columns)
-        ax = figure.subplots()
-        _show(ax, _mosaic(np.concatenate(pairs), columns))
-        h = x.shape[-2] + 1
-        ax.set_yticks([h * i + h / 2 for i in range(rows)], ["x", "x̂"] * len(pairs))
-        ax.tick_params(axis="y", length=0)
-        return figure
-
-    return draw
-
-
 def scatter(
     panels: Mapping[str, tuple[Array, Array | None]],
     axes: tuple[str, str] = ("x₁", "x₂"),
@@ -121,7 +91,7 @@ def scatter(
 
     def draw(theme: Theme) -> Figure:
         n = len(panels)
-        figure = _figure(NARROW if n == 1 else WIDTH, NARROW if n == 1 else WIDTH / n)
+        figure = new_figure(NARROW if n == 1 else WIDTH, NARROW if n == 1 else WIDTH / n)
         row = figure.subplots(1, n, squeeze=False, sharex=shared, sharey=shared)[0]
         for ax, (title, (points, labels)) in zip(row, panels.items()):
             size = _dot(len(points))
@@ -157,7 +127,7 @@ def histograms(columns: Mapping[str, Mapping[str, Array]]) -> Drawing:
         n = len(columns)
         across = min(n, 3)
         down = math.ceil(n / across)
-        figure = _figure(WIDTH if n > 1 else NARROW, 2.6 * down + 0.4)
+        figure = new_figure(WIDTH if n > 1 else NARROW, 2.6 * down + 0.4)
         row = figure.subplots(down, across, squeeze=False).ravel()
         for ax in row[n:]:
             ax.set_visible(False)
@@ -179,7 +149,7 @@ def bars(groups: Mapping[str, Array], ylabel: str, xlabel: str = "dimension, sor
 
     def draw(theme: Theme) -> Figure:
         n = len(groups)
-        figure = _figure(NARROW if n == 1 else WIDTH)
+        figure = new_figure(NARROW if n == 1 else WIDTH)
         row = figure.subplots(1, n, squeeze=False, sharey=True)[0]
         for i, (ax, (name, values)) in enumerate(zip(row, groups.items())):
             order = np.argsort(-values)
@@ -200,7 +170,7 @@ def amounts(values: Mapping[str, float], xlabel: str) -> Drawing:
     """One horizontal bar for each name."""
 
     def draw(theme: Theme) -> Figure:
-        figure = _figure(NARROW, 0.9 + 0.42 * len(values))
+        figure = new_figure(NARROW, 0.9 + 0.42 * len(values))
         ax = figure.subplots()
         names = list(values)
         ax.barh(names[::-1], [values[n] for n in names[::-1]], color=ACCENT, height=0.6)
@@ -215,7 +185,7 @@ def khat_plot(khat: Array) -> Drawing:
     """Pareto k-hat per datum, (N,), with the lines at 0.5 and 0.7."""
 
     def draw(theme: Theme) -> Figure:
-        figure = _figure()
+        figure = new_figure()
         ax = figure.subplots()
         k = khat[np.isfinite(khat)]
         for low, high, colour, word in (
@@ -251,7 +221,7 @@ def density_map(
     """
 
     def draw(theme: Theme) -> Figure:
-        figure = _figure(WIDTH, WIDTH / 2)
+        figure = new_figure(WIDTH, WIDTH / 2)
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
         left.pcolormesh(*grid, density, cmap=theme.density, shading="auto", rasterized=True)
         right.scatter(
@@ -269,9 +239,6 @@ def density_map(
         return figure
 
     return draw
-
-
-Ellipse = tuple[float, Array, Array]  # weight, mean (2,), covariance (2, 2)
 
 
 def outline(ax: Axes, ellipses: Sequence[Ellipse], theme: Theme) -> None:
@@ -299,37 +266,13 @@ def responsibilities(points: Array, shares: Array, ellipses: Sequence[Ellipse]) 
     """Points coloured by the components that may have made them: (n, 2) and (n, C)."""
 
     def draw(theme: Theme) -> Figure:
-        figure = _figure(NARROW, 4.6)
+        figure = new_figure(NARROW, 4.6)
         ax = figure.subplots()
         colours = np.array([_rgb(CLASSES[c % len(CLASSES)]) for c in range(shares.shape[1])])
-        ax.scatter(
-            *points.T,
-            c=np.clip(shares @ colours, 0, 1),
-            lw=0,
-            alpha=0.8,
-            s=_dot(len(points)),
-        )
+        mixed = np.clip(shares @ colours, 0, 1)
+        ax.scatter(points[:, 0], points[:, 1], _dot(len(points)), mixed, lw=0, alpha=0.8)
         outline(ax, ellipses, theme)
         ax.set(xlabel="x₁", ylabel="x₂")
-        return figure
-
-    return draw
-
-
-def stages(snapshots: Mapping[str, Array], images: bool) -> Drawing:
-    """A process at several times, side by side: title -> (n, 2) points or (n, C, H, W) images."""
-
-    def draw(theme: Theme) -> Figure:
-        n = len(snapshots)
-        figure = _figure(WIDTH, WIDTH / n + 0.5)
-        row = figure.subplots(1, n, squeeze=False, sharex=not images, sharey=not images)[0]
-        for ax, (title, x) in zip(row, snapshots.items()):
-            if images:
-                _show(ax, _mosaic(np.clip(x, 0, 1), math.isqrt(len(x))))
-            else:
-                ax.scatter(*x.T, s=2, lw=0, alpha=0.6, color=ACCENT)
-                ax.set_aspect("equal", adjustable="box")
-            ax.set_title(title)
         return figure
 
     return draw
@@ -348,29 +291,3 @@ def _dot(n: int) -> float:
 
 def _rgb(colour: str) -> tuple[float, ...]:
     return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-
-
-def _mosaic(images: Array, columns: int) -> Array:
-    """(n, C, H, W) -> one image (H', W') or (H', W', 3), with a line of NaN between tiles."""
-    n, c, h, w = images.shape
-    rows = math.ceil(n / columns)
-    sheet = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, c), np.nan)
-    for i, image in enumerate(images):
-        top, left = i // columns * (h + 1) + 1, i % columns * (w + 1) + 1
-        sheet[top : top + h, left : left + w] = image.transpose(1, 2, 0)
-    return sheet[..., :3] if c >= 3 else sheet[..., 0]
-
-
-def _show(ax: Axes, sheet: Array) -> None:
-    shown = np.nan_to_num(sheet, nan=0.0) if sheet.ndim == 3 else np.ma.masked_invalid(sheet)
-    ax.imshow(
-        np.clip(shown, 0, 1) if sheet.ndim == 3 else shown,
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-        aspect="equal",
-    )
-    ax.set(xticks=[], yticks=[])
-    ax.grid(visible=False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)

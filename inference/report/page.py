@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from .draw import Picture
 from .metrics import Metric, as_json
-from .pictures import Picture
 from .theme import DARK, LIGHT, png
 
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import draw
-from .draw import Drawing, Ellipse
+from . import draw, families, images
+from .draw import Picture
 from .subject import Subject
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawing with words: `name` is the file's, `wide` asks for the page's full width."""
-
-    name: str
-    title: str
-    caption: str
-    drawing: Drawing
-    wide: bool = False
 
 
 def pictures(subject: Subject) -> list[Picture]:
@@ -97,7 +85,7 @@ def _image_samples(s: Subject) -> Picture:
         "samples",
         "Samples from the prior" if both is not None else "Draws",
         text,
-        draw.image_grid(s.images(x), columns, names),
+        images.image_grid(s.images(x), columns, names),
     )
 
 
@@ -110,7 +98,7 @@ def prior_draws(s: Subject) -> Picture | None:
         return None
     text = "Draws of x for the same latents as in “Samples from the prior”: with the noise that "
     text += "the likelihood has."
-    return Picture("draws", "Draws of x", text, draw.image_grid(s.images(both[0])))
+    return Picture("draws", "Draws of x", text, images.image_grid(s.images(both[0])))
 
 
 def reconstructions(s: Subject) -> Picture | None:
@@ -127,7 +115,7 @@ def reconstructions(s: Subject) -> Picture | None:
             "reconstructions",
             "Reconstructions",
             text,
-            draw.image_pairs(s.images(x), s.images(again)),
+            images.image_pairs(s.images(x), s.images(again)),
         )
     again = s.call("reconstruct", x, labels=y)
     if s.width == 2:
@@ -191,7 +179,7 @@ def latent_grid(s: Subject) -> Picture | None:
     z = torch.stack([first, second], -1).reshape(-1, 2)
     text = "E[x | z] on a grid of the latent plane, at quantiles of the prior."
     return Picture(
-        "latent_grid", "Latent grid", text, draw.image_grid(s.images(s.call("decode", z)), steps)
+        "latent_grid", "Latent grid", text, images.image_grid(s.images(s.call("decode", z)), steps)
     )
 
 
@@ -242,115 +230,8 @@ def khat(s: Subject) -> Picture | None:
     return Picture("khat", "Pareto k-hat", text, draw.khat_plot(values))
 
 
-def density(s: Subject) -> Picture | None:
-    """The density on a grid, for data in the plane."""
-    if s.width != 2:
-        return None
-    x, _ = s.seen()
-    low, high = x.quantile(0.001, 0), x.quantile(0.999, 0)
-    margin = 0.15 * (high - low)
-    xs, ys = (
-        torch.linspace(*(float(v[d]) for v in (low - margin, high + margin)), 120) for d in (0, 1)
-    )
-    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
-    log_p = s.log_prob(grid)
-    if log_p is None:
-        return None
-    text = "The model's density on a grid, and the data beside it on the same axes."
-    ellipses = _ellipses(s)
-    if ellipses:
-        text += f" Ellipses: two standard deviations of the {len(ellipses)} components in use."
-    drawing = draw.density_map(
-        (xs.numpy(), ys.numpy()), log_p.exp().reshape(120, 120).numpy(), x.numpy(), ellipses
-    )
-    return Picture("density", "Density", text, drawing, wide=True)
-
-
-def components(s: Subject) -> Picture | None:
-    """Which component each datum may come from."""
-    if not s.offers("responsibilities") or s.width != 2:
-        return None
-    x, _ = s.seen()
-    shares = s.call("responsibilities", x)
-    text = "Data in the mixed colours of the components that may have made them."
-    return Picture(
-        "responsibilities",
-        "Responsibilities",
-        text,
-        draw.responsibilities(x.numpy(), shares.numpy(), _ellipses(s)),
-    )
-
-
-def _ellipses(s: Subject) -> list[Ellipse]:
-    if not s.offers("distribution") or s.width != 2:
-        return []
-    p = s.model.distribution()
-    if not hasattr(p, "mixture_distribution"):
-        return []
-    with torch.no_grad():
-        parts = p.component_distribution
-        weights = p.mixture_distribution.probs
-        covariances = getattr(parts, "covariance_matrix", None)
-        covariances = parts.variance.diag_embed() if covariances is None else covariances
-        numbers = [t.detach().double().cpu().numpy() for t in (weights, parts.mean, covariances)]
-    return [e for e in zip(*numbers) if e[0] * len(s.data.train) >= 1]
-
-
-def reverse(s: Subject) -> Picture | None:
-    """How noise becomes data."""
-    if not s.offers("reverse"):
-        return None
-    images = s.shape is not None
-    path = s.call("reverse", 16 if images else 1_000)  # (T + 1, n, D)
-    if not images and s.width != 2:
-        return None
-    last = len(path) - 1
-    snapshots = {}
-    for i in np.linspace(0, last, 6).round().astype(int):
-        title = "x" if i == last else f"t = {last - i}"
-        snapshots[title] = s.images(path[i]) if images else path[i].numpy()
-    text = "The reverse process, from noise on the left to draws of x on the right."
-    return Picture("reverse", "Reverse process", text, draw.stages(snapshots, images), wide=True)
-
-
-def usage(s: Subject) -> Picture | None:
-    """How evenly a codebook is used."""
-    if not s.offers("usage"):
-        return None
-    share = s.call("usage", s.seen()[0])
-    used = int((share > 0).sum())
-    text = f"Share of all slots that each entry takes; {used} of {len(share)} entries are used."
-    return Picture(
-        "usage", "Codebook", text, draw.bars({"": share.numpy()}, "share of slots", "entry, sorted")
-    )
-
-
-def critic(s: Subject) -> Picture | None:
-    """A critic between held-out data (P) and draws (Q), and whether its probabilities are right."""
-    if s.ratio is None:
-        return None
-    text = (
-        "A fresh critic, trained to tell held-out data (P) from draws (Q). Left: its log ratios; "
-        "the more they overlap, the better the draws. Right: whether its probabilities hold."
-    )
-    return Picture("critic", "Critic", text, lambda theme: s.ratio.plot(), wide=True)
-
-
 PICTURES: tuple[Callable[[Subject], Picture | None], ...] = (
-    density,
-    samples,
-    reverse,
-    reconstructions,
-    latent_space,
-    latent_grid,
-    components,
-    prior_draws,
-    loss,
-    kl_per_layer,
-    kl_per_dimension,
-    usage,
-    khat,
-    critic,
-)
-
-__all__ = ["PICTURES", "Mapping", "Picture", "pictures"]
+    families.density, samples, families.reverse, reconstructions, latent_space, latent_grid,
+    families.components, prior_draws, loss, kl_per_layer, kl_per_dimension, families.usage, khat,
+    families.critic,
+)  # fmt: skip

@@ -110,7 +110,9 @@ class Subject:
         """Test, validation and training data, for pictures that small test sets leave empty."""
         x = torch.cat([self.data.test.cpu(), self.data.valid.cpu(), self.data.train.cpu()])[:rows]
         parts = [getattr(self.data, f"{s}_labels", None) for s in ("test", "valid", "train")]
-        return x, None if parts[0] is None else torch.cat([p.cpu() for p in parts])[:rows]
+        return x, None if parts[0] is None else torch.cat(
+            [p.cpu() for p in parts if p is not None]
+        )[:rows]
 
     def images(self, x: Tensor) -> np.ndarray:
         """Rows as images (n, C, H, W)."""

@@ -62,11 +62,11 @@ class Theme:
             "axes.spines.right": False,
             "axes.linewidth": 0.8,
             "axes.prop_cycle": cycler(color=CYCLE),
-            "axes.titlesize": 10,
+            "axes.titlesize": 10.5,
             "axes.titleweight": "regular",
             "legend.frameon": False,
             "legend.fontsize": 9,
-            "font.size": 10,
+            "font.size": 10.5,
             "font.family": "DejaVu Sans",
             "lines.linewidth": 1.6,
             "image.cmap": self.images,
@@ -76,7 +76,7 @@ class Theme:
 
 LIGHT = Theme("light", "#ffffff", "#1d2330", "#9aa1ad", "gray_r", "Blues")
 DARK = Theme("dark", "#171b22", "#e4e7ec", "#6d7684", "gray", "cividis")
-WIDTH, NARROW, DPI = 9.6, 5.6, 150  # inches; dots per inch
+WIDTH, NARROW, DPI = 9.6, 5.2, 160  # inches; dots per inch
 
 
 def png(draw: Callable[[Theme], Figure], theme: Theme = LIGHT) -> bytes:

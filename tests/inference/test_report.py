@@ -18,12 +18,13 @@ from inference.report import (
     as_json,
     draw,
     html,
+    images,
     metrics,
     pictures,
     theme,
     write,
 )
-from inference.report.pictures import _ellipses
+from inference.report.families import _ellipses
 from inference.run import History
 
 
@@ -262,15 +263,15 @@ def test_an_empty_report_is_still_a_page(tmp_path):
     [
         draw.curves(np.arange(3.0), {"loss": np.array([3.0, np.nan, 1.0])}, "nats", mark=2),
         draw.curves(np.arange(99.0), {"loss": np.full(99, 2.0)}, "nats"),
-        draw.image_grid(np.random.rand(5, 3, 4, 4), columns=2, labels=["0", "1", "2"]),
-        draw.image_pairs(np.random.rand(3, 1, 4, 4), np.random.rand(3, 1, 4, 4)),
+        images.image_grid(np.random.rand(5, 3, 4, 4), columns=2, labels=["0", "1", "2"]),
+        images.image_pairs(np.random.rand(3, 1, 4, 4), np.random.rand(3, 1, 4, 4)),
         draw.scatter({"a": (np.random.rand(9, 2), np.arange(9)), "b": (np.zeros((1, 2)), None)}),
         draw.histograms({"c": {"data": np.zeros(5), "draws": np.ones(5)}}),
         draw.bars({"z": np.arange(40.0)}, "nats"),
         draw.amounts({"z_1": 1.0, "z_2": 0.0}, "nats"),
         draw.khat_plot(np.array([0.1, np.inf, np.nan, 1.4])),
         draw.khat_plot(np.array([np.nan])),
-        draw.stages({"t = 1": np.random.rand(4, 1, 3, 3)}, images=True),
+        images.stages({"t = 1": np.random.rand(4, 1, 3, 3)}, images=True),
     ],
 )  # fmt: skip
 def test_drawings_cope_with_what_comes(drawing):

@@ -14,6 +14,8 @@ import xarray
 import inference.report.page as page
 from inference import checkpoint
 from inference.progress import Progress
+from inference.ratio import density_ratio
+from inference.report.theme import png
 from zoo.cards import CARDS
 from zoo.cli import run, runs
 from zoo.cli.options import arguments, described, estimator, numbers, shown
@@ -26,13 +28,19 @@ VAE = ["fit", "vae", *TINY, "--hidden", "8", "--latent-dim", "2"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    """Work in an empty folder, and draw small pictures in light colours only."""
+    """Work in an empty folder, and draw nothing; `draws` and `fitted` do."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "png", lambda drawing, theme: b"\x89PNG")
+    monkeypatch.setattr(runs, "density_ratio", functools.partial(density_ratio, steps=20))
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """Draw small pictures, in light colours only; a call ends it."""
+    drawn = {}
     monkeypatch.setattr("inference.report.theme.DPI", 20)
-    quickly = functools.partial(runs.density_ratio, steps=20)
-    monkeypatch.setattr(runs, "density_ratio", quickly)
-    draw, light = page.png, {}
-    monkeypatch.setattr(page, "png", lambda d, theme: light.setdefault(d, draw(d, page.LIGHT)))
+    monkeypatch.setattr(page, "png", lambda d, theme: drawn.setdefault(d, png(d)))
+    return lambda: monkeypatch.setattr(page, "png", lambda drawing, theme: b"\x89PNG")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +156,7 @@ def test_the_same_seed_writes_the_same_numbers(fitted, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_every_family_goes_to_its_trainer_and_its_pictures(argv, shown, tmp_path):
+def test_every_family_goes_to_its_trainer_and_its_pictures(argv, shown, tmp_path, draws):
     np.savetxt("small.csv", np.random.default_rng(0).normal(size=(90, 2)), delimiter=",")
     folder = tmp_path / "run"
     assert run(["fit", *argv, "--out", str(folder)]) == 0
@@ -156,6 +164,7 @@ def test_every_family_goes_to_its_trainer_and_its_pictures(argv, shown, tmp_path
     assert f"figures/{shown}.png" in names
     before = figures(folder)
     assert before
+    draws()
     assert run(["report", str(folder)]) == 0  # read back, the same again
     assert figures(folder) == pytest.approx(before, rel=1e-5)
 

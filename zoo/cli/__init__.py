@@ -14,14 +14,29 @@ from typing import Annotated, Any
 import typer
 
 from .fit import Interrupted, Models, go_on
+from .options import explained
+
+ORDER = ("list", "fit", "report", "sample")  # of the commands in the help; others follow
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands in the order in which one needs them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names."""
+        return [*ORDER, *sorted(set(self.commands) - set(ORDER))]
+
 
 app = typer.Typer(
-    help="A model zoo for Pyro: fit a model, judge it, look at it.",
+    cls=Commands, help="A model zoo for Pyro: fit a model, judge it, look at it.",
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-fit_app = typer.Typer(cls=Models, invoke_without_command=True, rich_markup_mode="rich")
+fit_app = typer.Typer(
+    cls=Models, invoke_without_command=True, rich_markup_mode="rich",
+    subcommand_metavar="MODEL [OPTIONS]",
+)  # fmt: skip
 fit_app.callback()(go_on)
 app.add_typer(fit_app, name="fit")
 
@@ -58,15 +73,12 @@ def report(run: Folder) -> None:
 @app.command()
 def sample(
     run: Folder,
-    n: Annotated[int, typer.Option("--n", "-n", help="how many draws", show_default="64")] = 64,
-    label: Annotated[
-        int | None, typer.Option(help="the label, for a conditional model", show_default="each")
-    ] = None,
+    n: Annotated[int, explained("how many draws", "64", "--n", "-n")] = 64,
+    label: Annotated[int | None, explained("for a conditional model", "each in turn")] = None,
     out: Annotated[
-        str | None,
-        typer.Option(help="a new .png, .npy or .csv", show_default="RUN-samples.png or .csv"),
+        str | None, explained("a new .png, .npy or .csv", "RUN-samples.png or .csv")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    seed: Annotated[int, explained("of the draws", "0")] = 0,
 ) -> None:
     """Draw x from a fitted model: a picture, an array or a table."""
     from .sample import draw
@@ -76,18 +88,18 @@ def sample(
 
 @app.command()
 def mixture(
-    data: Annotated[str, typer.Option(help="a set by name, or a .npy or .csv")] = "old-faithful",
-    root: Annotated[
-        str | None, typer.Option(help="the folder of the data", show_default="$ZOO_DATA")
-    ] = None,
-    components: Annotated[int, typer.Option(help="the most that can be used")] = 2,
-    covariance: Annotated[str, typer.Option(help="full or diagonal")] = "full",
-    held_out: Annotated[float, typer.Option(help="share of the data kept to judge by")] = 0.2,
-    restarts: Annotated[int, typer.Option(help="starts of EM and variational Bayes")] = 10,
-    steps: Annotated[int, typer.Option(help="updates of SVI")] = 1_500,
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    data: Annotated[
+        str, explained("a set by name, or a .npy or .csv", "old-faithful")
+    ] = "old-faithful",
+    root: Annotated[str | None, explained("the folder of the data", "$ZOO_DATA")] = None,
+    components: Annotated[int, explained("the most that can be used", "2")] = 2,
+    covariance: Annotated[str, explained("full or diagonal", "full")] = "full",
+    held_out: Annotated[float, explained("share of the data to judge by", "0.2")] = 0.2,
+    restarts: Annotated[int, explained("starts of EM and variational Bayes", "10")] = 10,
+    steps: Annotated[int, explained("updates of SVI", "1500")] = 1_500,
+    seed: Annotated[int, explained("of everything random", "0")] = 0,
     out: Annotated[
-        str | None, typer.Option(help="a new .png, .svg or .pdf", show_default="runs/mixture-...")
+        str | None, explained("a new .png, .svg or .pdf", "runs/mixture-DATA-001.png")
     ] = None,
 ) -> None:
     """Fit a Gaussian mixture by EM, variational Bayes and SVI, and put them side by side."""

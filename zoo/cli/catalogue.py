@@ -42,7 +42,7 @@ def models() -> None:
         table.add_column()
         for c in cards:
             table.add_row(c.name, c.summary)
-            table.add_row("", f"[dim]{c.paper}; trained by {c.trained}[/dim]")
+            table.add_row("", f"[dim]{c.paper}; training: {c.trained}[/dim]")
             table.add_row("", f"[dim]exact: {c.exact}[/dim]")
         console.print(table)
         console.print()

@@ -13,7 +13,7 @@ import typer
 
 from zoo.cards import CARDS, TRAINERS, Card, card
 
-from .options import Argument, arguments, command, option
+from .options import Argument, arguments, command, explained, option
 
 if TYPE_CHECKING:
     from zoo.data import DataSet
@@ -46,7 +46,7 @@ def how(
     Args:
         trainer: how it is trained, where there are several ways.
         seed: of everything random.
-        out: the folder to write; it must not exist.
+        out: the folder to write, which must not exist; by default the next runs/MODEL-DATA-NNN.
         particles: draws for each test datum, for log p(x) and k-hat.
         test_rows: how many test data are judged.
     """
@@ -80,15 +80,9 @@ class Models(typer.core.TyperGroup):
 
 def go_on(
     ctx: typer.Context,
-    resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="go on from this run folder", show_default="")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="with --resume: updates in all", show_default="as before")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(help="with --resume: the new folder", show_default="runs/...")
-    ] = None,
+    resume: Annotated[str | None, explained("go on from this run folder", metavar="RUN")] = None,
+    steps: Annotated[int | None, explained("with --resume: updates in all", "as before")] = None,
+    out: Annotated[str | None, explained("with --resume: the new folder", "runs/...")] = None,
 ) -> None:
     """Fit a model and write a run folder, with a page that shows it.
 

@@ -65,19 +65,24 @@ def option(
         instead: what the default is in special cases, by the words that name the case.
         panel: the heading under which help shows it.
     """
-    default = "" if argument.default in (None, False) else shown(argument.default)
+    silent = argument.default is None or argument.default is False
+    default = "" if silent else shown(argument.default)
     cases = [f"{shown(value)} {case}" for case, value in instead.items()]
-    told = escape(f"[{'; '.join(filter(None, [default, *cases]))}]")
-    info = typer.Option(
-        argument.flag,
-        help=escape(argument.help) + (f" [dim]{told}[/dim]" if default or cases else ""),
-        show_default=False,
+    info = explained(
+        argument.help, "; ".join(filter(None, [default, *cases])), argument.flag,
         rich_help_panel=panel or None,
-    )
-    hint = Annotated[argument.kind | None, info]
+    )  # fmt: skip
+    kind: Any = argument.kind
+    hint = Annotated[kind | None, info]
     return inspect.Parameter(
         argument.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint
     )
+
+
+def explained(help: str, default: str = "", *flags: str, **more: Any) -> Any:
+    """An option of typer's whose default stands behind its help."""
+    text = escape(help) + (f" [dim]{escape(f'[{default}]')}[/dim]" if default else "")
+    return typer.Option(*flags, help=text, show_default=False, **more)
 
 
 def command(name: str, run: Callable, parameters: Iterable[inspect.Parameter], help: str) -> Any:

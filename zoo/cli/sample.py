@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference.report import Subject, draw_images
+from inference.report import Subject, image_grid
 from inference.report.theme import png
 
 from .runs import read
@@ -37,7 +37,7 @@ def draw(folder: str, n: int, label: int | None, out: str | None, seed: int) -> 
     elif path.suffix == ".csv":
         np.savetxt(path, x.numpy(), delimiter=",", fmt="%.7g")
     else:
-        path.write_bytes(png(draw_images(subject.images(x), columns=min(8, n))))
+        path.write_bytes(png(image_grid(subject.images(x), columns=min(8, n))))
     return path
 
 

@@ -201,7 +201,8 @@ def by_critic(
     """Against a critic.
 
     Args:
-        objective: non-saturating, minimax, wasserstein, kl, reverse-kl, js or pearson.
+        objective: non-saturating, minimax, wasserstein, or a divergence: kl, reverse-kl, js,
+            pearson, hellinger.
         steps: moves of the generator.
         batch_size: rows of data, and draws, in a step.
         lr: learning rate of both players.
