@@ -43,7 +43,9 @@ def uniformity(ranks: ArrayLike, draws: int) -> np.ndarray:
     Returns:
         (...): the probability that uniform ranks stray as far, somewhere.
 
-    Source: Säilynoja et al. 2022, arXiv:2103.10522, section 2; for ranks, P(rank < j) = j / (L + 1).
+    A uniform rank has P(rank < j) = j / (L + 1), so its counts are binomial at whole j.
+
+    Source: Säilynoja et al. 2022, arXiv:2103.10522, section 2.
     """
     ranks = np.asarray(ranks)
     n = len(ranks)
@@ -77,3 +79,33 @@ def _smallest(n: int, points: tuple[float, ...]) -> np.ndarray:
     widths = np.diff([0.0, *points, 1.0])
     counts = np.random.default_rng(0).multinomial(n, widths, SIMULATIONS)[:, :-1].cumsum(1)
     return _tails(n, points)[counts, np.arange(len(points))].min(-1)
+
+
+def symmetry(pit: ArrayLike, flips: int = 1_000) -> np.ndarray:
+    """p-values of values in (0, 1) that are distributed symmetrically around 1/2.
+
+    Their ECDF against that of their mirror images (Kolmogorov-Smirnov), and the law of that
+    distance when every value is mirrored or not by the toss of a coin.
+
+    Args:
+        pit: (R, ...).
+        flips: tosses.
+
+    Returns:
+        (...).
+
+    Source: Yao et al. 2018, "Yes, but did it work?", arXiv:1802.02538, section 4 (VSBC).
+    """
+    pit = np.asarray(pit)
+    n = len(pit)
+    at = np.linspace(0, 0.5, POINTS + 1)[1:]
+    flat = pit.reshape(n, -1)
+    sign = np.random.default_rng(0).choice([-1.0, 1.0], (flips, n))
+    out = []
+    for column in flat.T:
+        # F(t) less that of the mirror images: +1 for each value <= t, -1 for each >= 1 - t
+        step = (column[:, None] <= at).astype(float) - (column[:, None] >= 1 - at)  # (R, J)
+        seen = np.abs(step.sum(0)).max()
+        null = np.abs(sign @ step).max(1)
+        out.append((1 + (null >= seen).sum()) / (1 + flips))
+    return np.array(out).reshape(pit.shape[1:])

@@ -188,11 +188,14 @@ def diagnose(
     if local:
         with sources[best].ready(seed):
             found.append(checks.collapse(tree, _rates(sources[best])))
+    pointwise = prediction.evidence(tree, best) if local else None
     if (loo := prediction.leave_one_out(tree)) is not None:
         found.append(loo[0])
-        said, places = prediction.worst_data(loo[1])
-        evidence |= {"pointwise": loo[1], "worst": places}
+        pointwise = loo[1]
+    if pointwise is not None:
+        said, places = prediction.worst_data(pointwise)
         found.append(said)
+        evidence |= {"pointwise": pointwise, "worst": places}
     best_tree = tree if corrected is None else corrected
     found.append(prediction.predictive(best_tree))
     if (pit := prediction.loo_pit(tree, seed)) is not None:

@@ -21,7 +21,7 @@ GUIDE, TRUTH, GREY = "C0", "C1", "0.6"
 def figures(diagnosis: Diagnosis) -> dict[str, Figure]:
     """Name -> figure, for each finding that has something to show."""
     drawers = {
-        "weights": _weights, "marginals": _marginals, "leave-one-out": _leave_one_out,
+        "weights": _weights, "marginals": _marginals, "data": _pointwise,
         "loo-pit": _loo_pit, "predictive": _predictive, "loss": _loss, "gaps": _gaps,
         "latents": _latents, "worst-data": _worst_data,
     }  # fmt: skip
@@ -90,7 +90,7 @@ def _marginals(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _leave_one_out(d: Diagnosis) -> Figure | None:
+def _pointwise(d: Diagnosis) -> Figure | None:
     pointwise = d.evidence.get("pointwise")
     if pointwise is None:
         return None
@@ -99,9 +99,9 @@ def _leave_one_out(d: Diagnosis) -> Figure | None:
     draws = d.datatree.posterior.sizes["draw"] * d.datatree.posterior.sizes["chain"]
     left.plot(k, ".", color=GUIDE)
     left.axhline(good_khat(draws), color="k", linestyle="--")
-    left.set(ylabel="k-hat", title="Leave-one-out weights")
+    left.set(ylabel="k-hat", title="Weights per observation")
     right.plot(elpd, ".", color=GUIDE)
-    right.set(ylabel="elpd, nats", title="Left-out density")
+    right.set(ylabel="elpd, nats", title="Predictive density")
     (dim, *more) = pointwise.khat.dims
     for axes in (left, right):
         axes.set_xlabel(", ".join([str(dim), *map(str, more)]))
@@ -209,7 +209,7 @@ def _worst_data(d: Diagnosis) -> Figure | None:
             axes.imshow(image.reshape(shape).transpose(1, 2, 0).squeeze(), "gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(title)
-    figure.suptitle("Least likely when left out")
+    figure.suptitle("Least likely data")
     return figure
 
 

@@ -24,8 +24,9 @@ ALPHA = 0.01  # level of the LOO-PIT's test of uniformity
 def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset] | None:
     """Expected log predictive density of left-out data, and the k-hat of each.
 
-    Joint weights go through `arviz_stats.loo_approximate_posterior`; where every datum has weights
-    of its own, its leave-one-out ratio is its weight over its likelihood.
+    By `arviz_stats.loo_approximate_posterior`, for joint weights. Where every datum has latents of
+    its own the others say nothing about it, and its left-out density is its evidence: see
+    `evidence`.
 
     Returns:
         The finding, and a data set of `elpd` (nats) and `khat` per observation.
@@ -33,50 +34,40 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset] | None:
     Source: Magnusson et al. 2019, arXiv:1904.10679, eq. 9.
     """
     likelihood = tree.log_likelihood.ds
-    if len(likelihood.data_vars) != 1:
+    if len(likelihood.data_vars) != 1 or tree.sample_stats.log_weight.ndim > 2:
         return None
     (name,) = likelihood.data_vars
-    s = tree.sample_stats
-    lw = s.log_weight
-    local = [d for d in lw.dims if d not in ("chain", "draw")]
-    data = [d for d in likelihood[name].dims if d not in ("chain", "draw")]
-    if not data:
+    if likelihood[name].ndim < 3:
         return None
-    draws = lw.sizes["chain"] * lw.sizes["draw"]
-    if local:
-        if set(local) != set(data):
-            return None
-        ll = _flat(likelihood[name].transpose("chain", "draw", *data))
-        ratio = _flat(lw.transpose("chain", "draw", *data)) - ll
-        weights, k = psis(ratio)
-        elpd = torch.logsumexp(weights + ll, 0)
-        lppd = torch.logsumexp(ll, 0) - math.log(draws)
-        shape = [likelihood.sizes[d] for d in data]
-        elpd_i = xr.DataArray(elpd.reshape(shape).numpy(), dims=data)
-        khat = xr.DataArray(k.reshape(shape).numpy(), dims=data)
-        p = float((lppd - elpd).sum())
-    else:
-        with warnings.catch_warnings():  # what it warns of is in the finding
-            warnings.simplefilter("ignore", UserWarning)
-            loo = arviz_stats.loo_approximate_posterior(
-                tree, s.log_p, s.log_q, pointwise=True, var_name=name
-            )
-        elpd_i, khat, p = loo.elpd_i, loo.pareto_k, float(loo.p)
-    values, k = elpd_i.values.ravel(), khat.values.ravel()
-    limit = good_khat(draws)
+    s = tree.sample_stats
+    with warnings.catch_warnings():  # what it warns of is in the finding
+        warnings.simplefilter("ignore", UserWarning)
+        loo = arviz_stats.loo_approximate_posterior(
+            tree, s.log_p, s.log_q, pointwise=True, var_name=name
+        )
+    pointwise = xr.Dataset({"elpd": loo.elpd_i, "khat": loo.pareto_k})
+    k, limit = loo.pareto_k.values.ravel(), good_khat(loo.n_samples)
     above = int((~(k <= limit)).sum())
-    se = math.sqrt(len(values)) * values.std(ddof=1) if len(values) > 1 else math.nan
     text = (
-        f"elpd_loo {values.sum():.2f} ± {se:.2f} nats over {len(values)} observations, {p:.2f} "
+        f"elpd_loo {loo.elpd:.2f} ± {loo.se:.2f} nats over {len(k)} observations, {loo.p:.2f} "
         f"effective parameters; k-hat above {limit:.2f} for {above}"
     )
     if above:
-        text += (
-            f" ({listed(_labels(khat, np.argsort(-k)[:above]))}): refit without those to be sure"
-        )
-    numbers = {"elpd": values.sum(), "se": se, "p": p, "khat_above": above}
-    pointwise = xr.Dataset({"elpd": elpd_i, "khat": khat})
+        text += f" ({listed(_labels(loo.pareto_k, np.argsort(-k)[:above]))}): refit without those"
+    numbers = {
+        "elpd": float(loo.elpd), "se": float(loo.se), "p": float(loo.p), "khat_above": above
+    }  # fmt: skip
     return Finding("leave-one-out", text + ".", above == 0, False, numbers), pointwise
+
+
+def evidence(tree: xr.DataTree, chain: int) -> xr.Dataset:
+    """log p(x) (nats, as `elpd`) and k-hat of every element of the shared plates."""
+    lw = tree.sample_stats.log_weight.isel(chain=chain)
+    dims = [d for d in lw.dims if d != "draw"]
+    raw = torch.as_tensor(lw.transpose("draw", *dims).values).double()
+    elpd = torch.logsumexp(raw, 0) - math.log(len(raw))
+    khat = tree.sample_stats.khat.isel(chain=chain).transpose(*dims)
+    return xr.Dataset({"elpd": (dims, elpd.numpy()), "khat": khat}).drop_vars("chain")
 
 
 def predictive(tree: xr.DataTree) -> Finding | None:
@@ -113,6 +104,8 @@ def loo_pit(tree: xr.DataTree, seed: int = 0) -> tuple[Finding, np.ndarray] | No
     """
     if "posterior_predictive" not in tree.children or len(tree.log_likelihood.data_vars) != 1:
         return None
+    if tree.sample_stats.log_weight.ndim > 2:
+        return None  # other data say nothing about a datum with latents of its own
     (name,) = tree.log_likelihood.data_vars
     if name not in tree.observed_data.data_vars:
         return None
@@ -143,7 +136,7 @@ def worst_data(pointwise: xr.Dataset, most: int = 8) -> tuple[Finding, list[tupl
     places = [tuple(int(i) for i in np.unravel_index(o, elpd.shape)) for o in order]
     typical = float(elpd.median())
     named = [f"{n} ({elpd.values.ravel()[o]:.1f})" for n, o in zip(_labels(elpd, order), order)]
-    text = f"least likely when left out, nats (median {typical:.1f}): {', '.join(named)}."
+    text = f"least likely, nats (median {typical:.1f}): {', '.join(named)}."
     numbers = {"places": places, "elpd": elpd.values.ravel()[order]}
     return Finding("worst data", text, None, False, numbers), places
 
