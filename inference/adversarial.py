@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .fit import Batches, pick_device
-from .game import AVERAGE, GameUpdate, Played, as_function, named, play
+from .game import AVERAGE, GameUpdate, Played, as_function, named, play, under
 from .optim import Adam
 from .pair import Pair, modules_of, own_copy
 from .ratio import DIVERGENCES, Critic, gradient_penalty
@@ -211,21 +211,17 @@ def fit_adversarial(
             _check_generator(pair.model(n), n, dim)
         own = default_critic(x) if critic is None else deepcopy(critic)
         own = own.to(where)
-        if own(x[:n]).shape != (n,):
-            raise ValueError(
-                f"critic: expected one number a row, shape ({n},), got "
-                f"{tuple(own(x[:n]).shape)}. Squeeze its last axis."
-            )
+        check_critic(own, x[:2])
 
         def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
             (x_real,) = batch
-            with pair.bind(_under("generator.", params), _under("generator.", buffers)):
+            with pair.bind(under("generator.", params), under("generator.", buffers)):
                 x_fake = pair.model(len(x_real))
             v = as_function(own, "critic.", params, buffers)
             still = x_fake.detach()
             return {
-                "critic": critic_loss(v, x_real, still, objective, penalty),
-                "generator": generator_loss(v, x_fake, objective),
+                "critic_loss": critic_loss(v, x_real, still, objective, penalty),
+                "generator_loss": generator_loss(v, x_fake, objective),
                 "divergence": critic_divergence(v, x_real, still, objective),
             }
 
@@ -235,10 +231,13 @@ def fit_adversarial(
             steps=steps if schedule == "cosine" else None, decay=average,
         )  # fmt: skip
         params = {
-            **named("critic.", own.named_parameters()),
+            **named("critic.", dict(own.named_parameters())),
             **named("generator.", pair.params),
         }
-        buffers = {**named("critic.", own.named_buffers()), **named("generator.", pair.buffers)}
+        buffers = {
+            **named("critic.", dict(own.named_buffers())),
+            **named("generator.", pair.buffers),
+        }
         if average:
             buffers |= named(AVERAGE, named("generator.", pair.params))
         variables = update.start(params, buffers)
@@ -247,13 +246,13 @@ def fit_adversarial(
             compile=compile, progress=progress,
         )  # fmt: skip
 
-    kept = _under(f"{AVERAGE}generator." if average else "generator.",
+    kept = under(f"{AVERAGE}generator." if average else "generator.",
                   variables.buffers if average else variables.params)  # fmt: skip
     kept = {k: v.requires_grad_() for k, v in kept.items()}  # Pyro warns of frozen parameters
-    state = _under("generator.", variables.buffers)
+    state = under("generator.", variables.buffers)
     pair.write_back(kept, state)
     own.load_state_dict(
-        {**_under("critic.", variables.params), **_under("critic.", variables.buffers)}
+        {**under("critic.", variables.params), **under("critic.", variables.buffers)}
     )
 
     def draw(n: int) -> Tensor:
@@ -277,6 +276,16 @@ def check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
         near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{argument}: expected one of {list(known)}, got {name!r}.{hint}")
+
+
+def check_critic(critic: nn.Module, x: Tensor) -> None:
+    """Raise ValueError unless the critic gives one number for each row of x (B, D)."""
+    got = critic(x).shape
+    if got != x.shape[:1]:
+        raise ValueError(
+            f"critic: expected one number a row, shape {tuple(x.shape[:1])}, got {tuple(got)}. "
+            "Squeeze its last axis."
+        )
 
 
 def check_rows(x: Any) -> Tensor:
@@ -303,10 +312,6 @@ def _check_generator(x: Any, n: int, dim: int) -> None:
             "generator: no gradient reaches its parameters from x. Draw every site with a "
             "reparameterised distribution, and register the parameters (pyro.param, nn.Module)."
         )
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _no_guide(*args: Any, **kwargs: Any) -> None:

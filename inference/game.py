@@ -33,8 +33,8 @@ class GameUpdate:
     """One move of some players.
 
     Args:
-        losses: (params, buffers, batch) -> every player's loss by the player's name, and after
-            them whatever else is to be recorded.
+        losses: (params, buffers, batch) -> every player's loss under the name "PLAYER_loss", and
+            whatever else is to be recorded: scalars.
         players: all of them; `movers`: those whose parameters this update changes.
         optimiser: a pure one (`inference.optim`); each player has its own state.
         steps: the learning rate falls to zero along a cosine over so many moves of the last
@@ -66,12 +66,13 @@ class GameUpdate:
         """Change `variables` in place; returns what `losses` gave, in its order: (columns,)."""
         names = list(variables.params)
         own = {p: [i for i, n in enumerate(names) if n.startswith(p + ".")] for p in self.movers}
+        own = {p: index for p, index in own.items() if index}  # a fixed player just stands there
         with torch.enable_grad(), no_validation():
             leaves = {k: v.detach().requires_grad_() for k, v in variables.params.items()}
             values = self.losses(leaves, variables.buffers, batch)
             grads = {
                 player: torch.autograd.grad(
-                    values[player],
+                    values[f"{player}_loss"],
                     [leaves[names[i]] for i in index],
                     retain_graph=True,
                     materialize_grads=True,
@@ -109,8 +110,8 @@ class Played:
     """How a game went: the record every adversarial run carries.
 
     Attributes:
-        history: a row each log interval: `step`, `NAME_loss` of each player and what else the
-            losses report (nats), `seconds`; means over the interval.
+        history: a row each log interval: `step`, the losses and what else is reported with them
+            (nats, means over the interval), `seconds`.
         seconds: of the loop, compiling included.
         stopped: why it ended early, or None.
         compiled, eager_because: whether the compiled step was used, and if not, what stopped it.
@@ -121,6 +122,18 @@ class Played:
     stopped: str | None = None
     compiled: bool = False
     eager_because: str | None = None
+
+    def then(self, later: Played) -> Played:
+        """This record with a later one behind it, its steps and seconds counted on."""
+        start = {"step": self.history.rows[-1]["step"], "seconds": self.seconds}
+        rows = [{k: v + start.get(k, 0.0) for k, v in r.items()} for r in later.history.rows]
+        return Played(
+            History([*self.history.rows, *rows]),
+            self.seconds + later.seconds,
+            later.stopped,
+            self.compiled,
+            self.eager_because,
+        )
 
 
 def play(
@@ -134,7 +147,7 @@ def play(
     compile: bool | str,
     progress: bool,
 ) -> Played:
-    """Make `steps` moves of all players, each after `critic_steps` − 1 moves of the first alone.
+    """Make `steps` moves of all, each after `critic_steps` − 1 moves of all but the last player.
 
     Ctrl-C ends it early; `variables` hold what was reached.
 
@@ -142,7 +155,7 @@ def play(
         ValueError: a loss is no longer finite.
     """
     rate = torch.tensor(lr, device=variables.count.device)
-    alone = GameUpdate(**{**update.__dict__, "movers": update.players[:1]})
+    alone = GameUpdate(**{**update.__dict__, "movers": update.players[:-1]})
     columns = _columns(update, variables, batches.example())
     played, pending = Played(), []
     begin, every = time.perf_counter(), max(1, min(100, steps // 50))
@@ -188,8 +201,7 @@ def _columns(update: GameUpdate, variables: Variables, batch: tuple) -> list[str
     devices = [variables.count.device] if variables.count.is_cuda else []
     with torch.random.fork_rng(devices), no_validation():
         params = {k: v.detach().requires_grad_() for k, v in variables.params.items()}
-        values = update.losses(params, variables.buffers, batch)
-    return [f"{k}_loss" if k in update.players else k for k in values]
+        return list(update.losses(params, variables.buffers, batch))
 
 
 def _compiled(
@@ -213,15 +225,15 @@ def _compiled(
 
 def as_function(module: nn.Module, prefix: str, params: Tensors, buffers: Tensors) -> Callable:
     """The module as a function, its tensors taken from those whose names begin with `prefix`."""
-    tensors = {
-        k.removeprefix(prefix): v
-        for part in (params, buffers)
-        for k, v in part.items()
-        if k.startswith(prefix)
-    }
+    tensors = {**under(prefix, params), **under(prefix, buffers)}
     return lambda *args: functional_call(module, tensors, args)
 
 
-def named(prefix: str, tensors: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]]) -> Tensors:
+def named(prefix: str, tensors: Tensors) -> Tensors:
     """The same tensors with `prefix` before each name."""
-    return {prefix + k: v for k, v in dict(tensors).items()}
+    return {prefix + k: v for k, v in tensors.items()}
+
+
+def under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """Those tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
