@@ -4,7 +4,18 @@ from . import elbo, optim
 from .check import check
 from .evaluate import evaluate
 from .fit import fit
+from .guides import fit_guides, make_guide
 from .many import fit_many
 from .weights import log_weights
 
-__all__ = ["check", "elbo", "evaluate", "fit", "fit_many", "log_weights", "optim"]
+__all__ = [
+    "check",
+    "elbo",
+    "evaluate",
+    "fit",
+    "fit_guides",
+    "fit_many",
+    "log_weights",
+    "make_guide",
+    "optim",
+]

@@ -217,7 +217,7 @@ def _high_variance(guide: Recording) -> Iterable[Finding]:
     for name, site in guide.latents().items():
         if getattr(site.fn, "has_rsample", False) or site.infer.get("enumerate"):
             continue
-        if site.family in ("Unit", "Delta"):
+        if site.auxiliary or site.family in ("Unit", "Delta"):
             continue
         finite = getattr(site.fn, "has_enumerate_support", False)
         yield Finding(

@@ -1,0 +1,98 @@
+"""A guide for any model by the name of its kind."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+
+from .packed import Flow, Laplace, Mixture
+from .plates import FAMILIES, PlateGuide
+
+KINDS: dict[str, Callable[..., AutoGuide]] = {
+    "mean-field": AutoNormal,
+    "full-rank": AutoMultivariateNormal,
+    "low-rank": AutoLowRankMultivariateNormal,
+    "structured": functools.partial(PlateGuide, family="structured"),
+    "mixture": Mixture,
+    "iaf": functools.partial(Flow, transform="iaf"),
+    "spline": functools.partial(Flow, transform="spline"),
+    "flow": Flow,
+    "laplace": Laplace,
+    "delta": AutoDelta,
+}
+
+
+def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any) -> AutoGuide:
+    """A guide for the continuous latents of `model`. Discrete ones are left to exact enumeration.
+
+    | kind | q over the unconstrained latents u | parameters |
+    |---|---|---|
+    | mean-field | independent normals (Pyro's AutoNormal) | 2 D |
+    | full-rank | one normal distribution (AutoMultivariateNormal) | D²/2 |
+    | low-rank | N(m, diag + W Wᵀ), `rank` (AutoLowRankMultivariateNormal) | (rank + 2) D |
+    | structured | normal per element of each plate, linear in what is around it | as the plates |
+    | mixture | `components` diagonal normals | 2 C D |
+    | iaf, spline | autoregressive flow with affine or rational-quadratic layers | network |
+    | flow | `transform`: a function of D that returns an invertible map | its own |
+    | laplace | the peak, then its curvature: call `laplace(run, data)` after the fit | D |
+    | delta | a point, the peak in the latents' own space (AutoDelta) | D |
+
+    All work under a plate of particles and can be compiled. None needs to know the data: parameters
+    are made when the guide is first called.
+
+    Args:
+        kind: from the table.
+        model: a Pyro model, or a pair, whose model is taken.
+        amortized: the latents of each datum get their distribution from a network that is shown
+            the datum, instead of parameters of their own: for mini-batches and new data. For
+            mean-field, low-rank, full-rank, structured, iaf and spline; latents of no datum keep
+            their parameters.
+        options: of the guide's class: `init_scale`, `rank`, `components`, `transform`, `hidden`,
+            `depth`, `encoder`, `create_plates`.
+
+    Returns:
+        An autoguide, for `fit`, `pyro.infer.SVI` or as part of a larger one.
+
+    Raises:
+        ValueError: an unknown kind (the nearest is named), or one that cannot be amortised.
+        TypeError: an option that this kind does not have.
+    """
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind).lower().replace("_", "-"), KINDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"guide: there is no {kind!r}; {hint}known are {', '.join(KINDS)}.")
+    make = KINDS[kind]
+    if amortized:
+        if kind not in FAMILIES:
+            raise ValueError(
+                f"guide: {kind!r} cannot be amortised; these can: {', '.join(FAMILIES)}."
+            )
+        make = functools.partial(PlateGuide, family=kind, amortized=True)
+    if callable(getattr(model, "model", None)) and callable(getattr(model, "guide", None)):
+        model = model.model
+    accepted = [p for p in inspect.signature(make).parameters if p != "model"]
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise TypeError(
+            f"guide: {kind!r} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}."
+        )
+    return make(poutine.block(model, hide_fn=_discrete), **options)
+
+
+def _discrete(site: Any) -> bool:
+    """Whether a site is a latent that takes one of several values."""
+    if site["type"] != "sample" or site["is_observed"]:
+        return False
+    return bool(getattr(site["fn"], "has_enumerate_support", False))

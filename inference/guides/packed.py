@@ -1,0 +1,207 @@
+"""Guides over all continuous latents, packed into one unconstrained vector.
+
+They share Pyro's packing (`AutoContinuous`): sites, transforms to their supports, and plates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.constraints import softplus_positive
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median, init_to_sample
+from pyro.nn import PyroParam
+from torch import Tensor, nn
+
+from ..run import Run
+from ..weights import log_weights, no_validation
+from .flows import Chain, FlowNormal, layers
+
+
+class Mixture(AutoContinuous):
+    """q(u) = Σ_c π_c N(loc_c, diag scale_c²), for posteriors with several modes.
+
+    A component k is drawn, then u from it. The weight divides by the whole mixture's density,
+    whichever component u came from; gradients reach loc and scale through u, and π through the
+    score function of k (use several particles: they make its baseline). The components start at
+    draws from the prior, so that they differ, and their weights are learned ten times more slowly
+    than their places: a component far from the posterior is not given up before it has moved.
+
+    Args:
+        model: a Pyro model with continuous latents.
+        components: C.
+        init_scale: their standard deviation at the start.
+
+    Source: Jaakkola & Jordan 1998, "Improving the mean field approximation via the use of mixture
+    distributions".
+    """
+
+    scale: Any  # in its own support when read
+
+    def __init__(self, model: Callable, components: int = 8, init_scale: float = 0.3):
+        super().__init__(model, init_loc_fn=init_to_sample)
+        self.components, self.init_scale = components, init_scale
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        starts = []
+        for _ in range(self.components):
+            super()._setup_prototype(*args, **kwargs)
+            starts.append(self._init_loc())
+        loc = torch.stack(starts)  # (C, D)
+        self.loc = nn.Parameter(loc)
+        self.scale = PyroParam(torch.full_like(loc, self.init_scale), softplus_positive)
+        self.logits = nn.Parameter(loc.new_zeros(self.components))
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The packed latents, (..., D)."""
+        name = f"_{self._pyro_name}"
+        helps: Any = {"is_auxiliary": True}
+        logits, loc, scale = self._log_weights(), self.loc, self.scale
+        k = pyro.sample(f"{name}_component", dist.Categorical(logits=logits), infer=helps)
+        u = pyro.sample(f"{name}_draw", dist.Normal(loc[k], scale[k]).to_event(1), infer=helps)
+        parts = dist.Normal(loc, scale).log_prob(u.unsqueeze(-2)).sum(-1) + logits  # (..., C)
+        mine = parts.gather(-1, k.unsqueeze(-1)).squeeze(-1)
+        whole = dist.Delta(u, log_density=parts.logsumexp(-1) - mine, event_dim=1)
+        return pyro.sample(f"{name}_latent", whole, infer=helps)
+
+    def _log_weights(self) -> Tensor:
+        return (0.1 * self.logits).log_softmax(-1)
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        weight = self._log_weights().exp().unsqueeze(-1)
+        loc = (weight * self.loc).sum(0)
+        second = (weight * (self.loc.square() + self.scale.square())).sum(0)
+        return loc, (second - loc.square()).sqrt()
+
+
+class Flow(AutoContinuous):
+    """u = loc + scale * flow(ε), ε ~ N(0, I): a normalizing flow over the packed latents.
+
+    Args:
+        model: a Pyro model with continuous latents.
+        transform: "iaf", "spline", or a function of the number of latents D that returns an
+            invertible map: a `torch.distributions.Transform`, a module that has `call_and_ladj` and
+            `inv_and_ladj`, or one that has `forward` and `inverse`, returning the other end and
+            log |det dy/dx|.
+        hidden: widths of the networks; None is two layers of max(16, 4 D), at most 128.
+        depth: autoregressive layers.
+        init_scale: standard deviation of every latent at the start.
+
+    Source: Rezende & Mohamed 2015, arXiv:1505.05770; Kingma et al. 2016, arXiv:1606.04934; Durkan
+    et al. 2019, arXiv:1906.04032.
+    """
+
+    scale: Any  # in its own support when read
+
+    def __init__(
+        self,
+        model: Callable,
+        transform: str | Callable[[int], Any] = "iaf",
+        hidden: Sequence[int] | None = None,
+        depth: int = 3,
+        init_scale: float = 0.1,
+    ):
+        super().__init__(model, init_loc_fn=init_to_median)
+        self.transform, self.hidden, self.depth = transform, hidden, depth
+        self.init_scale = init_scale
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        self.loc = nn.Parameter(self._init_loc())
+        self.scale = PyroParam(torch.full_like(self.loc, self.init_scale), softplus_positive)
+        dim = self.latent_dim
+        if callable(self.transform):
+            flow = Chain(self.transform(dim))
+        else:
+            kind = {"iaf": "affine", "spline": "spline"}[self.transform]
+            flow = layers(dim, kind, self.hidden or widths(dim), self.depth)
+        self.flow = flow.to(self.loc)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        """The flow's distribution over the packed latents."""
+        return FlowNormal(self.loc, self.scale, self.flow)
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a flow has no quantiles in closed form: draw from it.")
+
+
+def widths(dim: int) -> tuple[int, int]:
+    """Hidden widths for a flow of `dim` variables."""
+    width = min(128, max(16, 4 * dim))
+    return width, width
+
+
+class Laplace(AutoContinuous):
+    """The posterior's peak u*, and then N(u*, H⁻¹) with H the curvature of -log p(x, u) there.
+
+    Fitted, it is a point mass at the peak in unconstrained space; `laplace(run, data)` then gives
+    it the curvature. (Pyro's own draws discrete latents in the Hessian; here they are summed out.)
+
+    Source: Tierney & Kadane 1986; MacKay 2003, "Information theory, inference, and learning
+    algorithms", eq. 27.4.
+    """
+
+    scale_tril: Tensor | None
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        self.loc = nn.Parameter(self._init_loc())
+        self.register_buffer("scale_tril", None)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        """A point mass, or a normal distribution once the curvature is known."""
+        if self.scale_tril is None:
+            return dist.Delta(self.loc).to_event(1)
+        return dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril)
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.scale_tril is None:
+            raise ValueError("the curvature is not known yet: laplace(run, data) gives it.")
+        return self.loc, self.scale_tril.square().sum(-1).sqrt()
+
+
+def laplace(run: Run, data: Any) -> Run:
+    """Give a fitted "laplace" guide its curvature; the run's guide is a normal distribution then.
+
+    Args:
+        run: of `fit(model, make_guide("laplace", model), data)`.
+        data: all of them, a tensor or a tuple of the pair's arguments.
+
+    Raises:
+        TypeError: the run's guide is another one.
+        ValueError: the curvature is not positive: the fit has not reached a peak.
+    """
+    guide = run.pair_.guide
+    if not isinstance(guide, Laplace):
+        raise TypeError(
+            f"laplace: expected a run of a 'laplace' guide, got {type(guide).__name__}."
+        )
+    args = data if isinstance(data, tuple) else (data,)
+    guide.scale_tril = None
+    (name,) = (n for n in run.state if n.split(".")[-1] == "loc" and n.startswith("guide"))
+    others = {k: v for k, v in run.state.items() if k != name}
+
+    def energy(loc: Tensor) -> Tensor:
+        with no_validation(), run.pair_.bind({**others, name: loc}, run.variables.buffers):
+            return (
+                -log_weights(run.pair_.model, guide, *args, nesting=run.pair_.nesting, **run.kwargs)
+                .elbo()
+                .sum()
+            )
+
+    with torch.enable_grad():
+        curvature = torch.autograd.functional.hessian(energy, run.state[name].detach())
+    smallest = float(torch.linalg.eigvalsh(curvature)[0])
+    if not smallest > 0:
+        raise ValueError(
+            f"laplace: the smallest curvature at the fitted point is {smallest:.3g}, not positive: "
+            "it is no peak. Fit longer, or from another start; a posterior without one (a scale "
+            "that goes to 0 in a centred hierarchy) has no Laplace approximation."
+        )
+    guide.scale_tril = torch.linalg.cholesky(torch.linalg.inv(curvature))
+    return run

@@ -1,0 +1,339 @@
+"""Guides that follow the model's plates: one small distribution for each element of a plate.
+
+    q = ∏ over blocks b, elements i of q(u_bi | u of the blocks around it)
+
+A block is all sites that share their plates, an element of it one vector u_bi. What describes its
+distribution is a parameter for each element, or the output of a network that is shown the element's
+data (amortised).
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from .flows import FlowNormal, layers
+from .packed import widths
+
+FLOWS = ("iaf", "spline")
+FAMILIES = ("mean-field", "low-rank", "full-rank", "structured", *FLOWS)
+
+
+@dataclass
+class Block:
+    """Sites in the same plates, packed per element.
+
+    Attributes:
+        plates: their names, outermost batch dimension first.
+        sites: name -> (support, event dimension, unconstrained event shape).
+        batch: batch shape that the plates make, ones for dimensions without a plate.
+        parents: indices of the blocks whose plates are among these.
+        above: numbers in the parents' elements together.
+    """
+
+    plates: tuple[str, ...]
+    sites: dict[str, tuple[Any, int, torch.Size]]
+    batch: torch.Size
+    parents: tuple[int, ...] = ()
+    above: int = 0
+
+    @property
+    def dim(self) -> int:
+        """L, numbers in one element."""
+        return sum(math.prod(shape) for _, _, shape in self.sites.values())
+
+
+class PlateGuide(AutoGuide):
+    """Normal or flow guides per element of each plate.
+
+    "structured" adds a linear dependence on the blocks around: q(z_i | θ) = N(m_i + A_i θ, S_i) for
+    the latents z_i of a plate given global latents θ, which is the form of every linear-Gaussian
+    hierarchy's posterior, with a number of parameters that grows as the plate does and not as its
+    square.
+
+    Args:
+        model: a Pyro model with continuous latents in vectorised plates.
+        family: "mean-field", "low-rank", "full-rank" or "structured" (normal distributions), "iaf"
+            or "spline" (flows).
+        amortized: compute the distributions of the latents in the data plate from the data, or
+            learn parameters for each.
+        encoder: a module (B, features) -> (B, outputs), or a function (features, outputs) that
+            makes one; None is an MLP. Features are all arguments with a row per datum, flattened,
+            concatenated, and standardised by the first batch.
+        hidden: widths of that MLP.
+        depth: layers of a flow.
+        rank: of "low-rank".
+        init_scale: standard deviation of every latent at the start.
+
+    Raises:
+        ValueError: an unknown family; no plate that matches the data's rows; latents in the data
+            plate and another one (amortised); parameters per element, and only some of them given.
+
+    Source: Kingma & Welling 2014, arXiv:1312.6114 (amortisation); Agrawal & Domke 2021,
+    "Amortized variational inference for simple hierarchical models", arXiv:2111.03144.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        family: str = "structured",
+        amortized: bool = False,
+        encoder: Any = None,
+        hidden: Sequence[int] = (64, 64),
+        depth: int = 2,
+        rank: int = 2,
+        init_scale: float = 0.1,
+    ):
+        if family not in FAMILIES:
+            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}.")
+        self._size_at = _position(model, "size")
+        super().__init__(InitMessenger(init_to_median)(model))
+        self.family, self.amortized = family, amortized
+        self._given = (encoder,)  # not yet a part of this module
+        self.hidden, self.depth, self.rank, self.init_scale = hidden, depth, rank, init_scale
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        self.data_plate = self._find_data_plate(args) if self.amortized else None
+        self._blocks = self._packed()
+        self.raws = nn.ParameterDict()
+        self.flows, self.encoders = nn.ModuleDict(), nn.ModuleDict()
+        starts = self._starts()
+        for i, (block, loc) in enumerate(zip(self._blocks, starts)):
+            raw = self._start(block, loc)
+            if self.data_plate in block.plates:
+                features = self._features(args)
+                self.register_buffer("shift", features.mean(0))
+                spread = features.std(0, correction=0)
+                self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
+                self.encoders[str(i)] = self._encoder(
+                    features.shape[-1], raw.flatten(0, -2).mean(0)
+                ).to(raw)
+            else:
+                self.raws[str(i)] = nn.Parameter(raw)
+            if self.family in FLOWS:
+                context = self.shift.shape[0] if self.data_plate in block.plates else 0
+                kind = "affine" if self.family == "iaf" else "spline"
+                flow = layers(block.dim, kind, widths(block.dim), self.depth, context)
+                self.flows[str(i)] = flow.to(raw)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every latent: site -> value."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        plates = self._plates(args, kwargs)
+        context = None
+        if self.amortized:
+            context = (self._features(args) - self.shift) / self.spread
+        drawn: list[Tensor] = []
+        out: dict[str, Tensor] = {}
+        for i, block in enumerate(self._blocks):
+            mine = None
+            if context is not None and self.data_plate in block.plates:
+                ones = (1,) * (len(block.batch) - 1)  # the plate's dimension may not be the last
+                mine = context.reshape(len(context), *ones, -1)
+            raw = self.raws[str(i)] if mine is None else self.encoders[str(i)](mine)
+            above = [drawn[j] for j in block.parents]
+            q = self._element(i, block, raw, above, mine)
+            name = f"_{self._pyro_name}_{'_'.join(block.plates) or 'global'}"
+            with ExitStack() as stack:
+                for plate in block.plates:
+                    stack.enter_context(plates[plate])
+                u = pyro.sample(name, q, infer={"is_auxiliary": True})  # (..., plates, L)
+                drawn.append(u)
+                out |= _unpacked(block, u)
+        return out
+
+    def _packed(self) -> list[Block]:
+        """The model's latents by plates, blocks with fewer plates first."""
+        groups: dict[tuple, Block] = {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            frames = sorted((f for f in site["cond_indep_stack"]), key=lambda f: f.dim)
+            for f in frames:
+                if not self.amortized and f.full_size not in (None, f.size):
+                    raise ValueError(
+                        f"site {name!r}: this guide has parameters for each element of plate "
+                        f"{f.name!r}, which is told {f.full_size} and given {f.size}. Fit on all "
+                        "data, or use amortized=True."
+                    )
+            key = tuple(f.name for f in frames)
+            start = biject_to(site["fn"].support).inv(site["value"])
+            batch = site["fn"].batch_shape
+            group = groups.setdefault(key, Block(key, {}, batch))
+            group.sites[name] = site["fn"].support, site["fn"].event_dim, start.shape[len(batch) :]
+        blocks = sorted(groups.values(), key=lambda b: len(b.plates))
+        for i, block in enumerate(blocks):
+            if self.data_plate in block.plates and len(block.plates) > 1:
+                raise ValueError(
+                    f"sites {', '.join(block.sites)}: they lie in plates "
+                    f"{', '.join(block.plates)}; "
+                    f"an amortised guide takes latents in plate {self.data_plate!r} alone. Declare "
+                    "the other dimension with .to_event(1), or write the guide by hand."
+                )
+            if self.family == "structured":
+                inside = [j for j in range(i) if set(blocks[j].plates) < set(block.plates)]
+                block.parents = tuple(inside)
+                block.above = sum(blocks[j].dim for j in inside)
+        return blocks
+
+    def _starts(self) -> list[Tensor]:
+        """Each block's unconstrained values at the start, (*batch, L)."""
+        nodes = self.prototype_trace.nodes
+        out = []
+        for block in self._blocks:
+            parts = [
+                biject_to(support).inv(nodes[n]["value"].detach()).reshape(*block.batch, -1)
+                for n, (support, _, _) in block.sites.items()
+            ]
+            out.append(torch.cat(parts, -1))
+        return out
+
+    def _start(self, block: Block, loc: Tensor) -> Tensor:
+        """The raw numbers at the start, (*batch, outputs)."""
+        length = block.dim
+        raw = loc.new_zeros(*block.batch, self._outputs(block))
+        raw[..., :length] = loc
+        raw[..., length : 2 * length] = math.log(math.expm1(self.init_scale))
+        if self.family == "low-rank":  # factors of zero would stay there
+            rest = raw[..., 2 * length :]
+            rest.normal_(0, self.rank**-0.5)
+        return raw
+
+    def _outputs(self, block: Block) -> int:
+        """How many numbers describe an element: location, scale, and what the family adds."""
+        length = block.dim
+        more = {
+            "full-rank": length * (length - 1) // 2,
+            "structured": length * (length - 1) // 2 + length * block.above,
+            "low-rank": length * self.rank,
+        }
+        return 2 * length + more.get(self.family, 0)
+
+    def _element(
+        self, i: int, block: Block, raw: Tensor, above: list[Tensor], context: Tensor | None
+    ) -> TorchDistribution:
+        """The distribution of one block's elements."""
+        length = block.dim
+        loc, scale, rest = raw.split([length, length, raw.shape[-1] - 2 * length], -1)
+        scale = F.softplus(scale)
+        if self.family in FLOWS:
+            return FlowNormal(loc, scale, self.flows[str(i)], context)
+        if self.family == "mean-field":
+            return dist.Normal(loc, scale).to_event(1)
+        if self.family == "low-rank":
+            factor = rest.unflatten(-1, (length, self.rank)) * scale.unsqueeze(-1)
+            return dist.LowRankMultivariateNormal(loc, factor, scale.square())
+        pairs = length * (length - 1) // 2
+        if block.above:
+            weight = rest[..., pairs:].unflatten(-1, (length, block.above))
+            theta = _joined(above)  # (..., above)
+            loc = loc + (weight * theta.unsqueeze(-2)).sum(-1)
+        rows, columns = torch.tril_indices(length, length, -1, device=raw.device)
+        lower = torch.diag_embed(torch.ones_like(scale))
+        lower[..., rows, columns] = rest[..., :pairs]
+        return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * lower)
+
+    def _encoder(self, features: int, start: Tensor) -> nn.Module:
+        """A network of the features whose output starts at `start` wherever it can."""
+        outputs = len(start)
+        (given,) = self._given
+        if given is not None:
+            return given if isinstance(given, nn.Module) else given(features, outputs)
+        sizes = itertools.pairwise([features, *self.hidden])
+        parts = [part for a, b in sizes for part in (nn.Linear(a, b), nn.SiLU())]
+        last = nn.Linear([features, *self.hidden][-1], outputs)
+        with torch.no_grad():
+            last.weight.mul_(0.1)
+            last.bias.copy_(start)
+        return nn.Sequential(*parts, last)
+
+    def _find_data_plate(self, args: tuple) -> str:
+        rows = _rows(args)
+        frames = {
+            f.name: f
+            for _, site in self.prototype_trace.iter_stochastic_nodes()
+            for f in site["cond_indep_stack"]
+        }
+        mine = [f for f in frames.values() if f.size == rows]
+        if not mine:
+            there = (
+                ", ".join(f"{n!r} of {f.size}" for n, f in frames.items()) or "none with latents"
+            )
+            raise ValueError(
+                f"amortized: no plate of the latents has the {rows} rows of the data (there is: "
+                f"{there}). Put the latents of each datum in pyro.plate('data', size, "
+                "subsample=x), or use amortized=False."
+            )
+        return max(mine, key=lambda f: f.dim).name
+
+    def _features(self, args: tuple) -> Tensor:
+        """All arguments with a row per datum, (B, features)."""
+        rows = _rows(args)
+        mine = [a for a in args if torch.is_tensor(a) and a.dim() and len(a) == rows]
+        kind = next((a.dtype for a in mine if a.is_floating_point()), torch.get_default_dtype())
+        return torch.cat([a.reshape(rows, -1).to(kind) for a in mine], -1)
+
+    def _plates(self, args: tuple, kwargs: dict) -> dict[str, Any]:
+        """The model's plates; that of the data holds the rows of this batch."""
+        rows = _rows(args)
+        at = self._size_at
+        told = kwargs.get("size") or (args[at] if at is not None and at < len(args) else None)
+        out = {}
+        with poutine.block():  # which rows these are is the model's to say
+            for name, f in self._prototype_frames.items():
+                size, mine = f.size, torch.arange(f.size)
+                if name == self.data_plate:
+                    size, mine = told or rows, torch.arange(rows)
+                out[name] = pyro.plate(name, size, subsample=mine, dim=f.dim)
+        return out
+
+
+def _unpacked(block: Block, u: Tensor) -> dict[str, Tensor]:
+    """Point masses at the sites of a block, with the density of their transforms."""
+    out, at = {}, 0
+    for name, (support, event_dim, shape) in block.sites.items():
+        n = math.prod(shape)
+        free = u[..., at : at + n].reshape(u.shape[:-1] + shape)
+        at += n
+        transform = biject_to(support)
+        value = transform(free)
+        density = transform.inv.log_abs_det_jacobian(value, free)
+        extra = density.dim() - (value.dim() - event_dim)
+        if extra:
+            density = density.flatten(-extra).sum(-1)
+        out[name] = pyro.sample(name, dist.Delta(value, density, event_dim))
+    return out
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    return torch.cat([p.expand(batch + p.shape[-1:]) for p in parts], -1)
+
+
+def _rows(args: tuple) -> int:
+    tensors = [a for a in args if torch.is_tensor(a) and a.dim()]
+    return len(tensors[0]) if tensors else 0
+
+
+def _position(function: Callable, name: str) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index(name) if name in names else None

@@ -1,0 +1,441 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from inference import check, elbo, evaluate, fit, fit_guides, log_weights, make_guide
+from inference.guides import KINDS, laplace
+from inference.guides.flows import Chain, FlowNormal, layers
+from inference.pair import Pair
+from inference.step import explain
+from inference.weights import no_validation
+
+QUIET = {"progress": False, "compile": False}
+NAMED = [k for k in KINDS if k != "flow"]
+AMORTIZED = ("mean-field", "low-rank", "full-rank", "structured", "iaf", "spline")
+
+
+def regression(x, y):
+    """Two coefficients, correlated a posteriori; float64 follows from the data."""
+    w = pyro.sample("w", dist.Normal(x.new_zeros(2), 2.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal((w * x).sum(-1), x.new_tensor(0.7)), obs=y)
+
+
+def regression_data():
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(30, 2, generator=draw, dtype=torch.float64)
+    x[:, 1] = 0.8 * x[:, 0] + 0.6 * x[:, 1]
+    y = x[:, 0] - 0.5 * x[:, 1] + 0.7 * torch.randn(30, generator=draw, dtype=torch.float64)
+    eye = torch.eye(30, dtype=x.dtype)
+    precision = x.T @ x / 0.49 + eye[:2, :2] / 4  # of the posterior
+    cov = 4 * x @ x.T + 0.49 * eye
+    evidence = dist.MultivariateNormal(x.new_zeros(30), cov).log_prob(y)
+    return (x, y), precision, float(evidence)
+
+
+def hierarchy(y):
+    """Two levels of plates with linear-Gaussian latents in each; 3 x 2 data."""
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 1.0))
+    shift = pyro.sample("shift", dist.Normal(y.new_zeros(()), 0.5))
+    with pyro.plate("rows", 3, dim=-2):
+        a = pyro.sample("a", dist.Normal(mu, 1.0))
+        with pyro.plate("columns", 2, dim=-1):
+            b = pyro.sample("b", dist.Normal(a + shift, 0.5))
+            pyro.sample("y", dist.Normal(b, 0.3), obs=y)
+
+
+def hierarchy_evidence(y):
+    row = torch.arange(3).repeat_interleave(2)
+    same = (row[:, None] == row).double()
+    cov = 1.0 + 0.25 + same + (0.25 + 0.09) * torch.eye(6, dtype=torch.float64)
+    return float(dist.MultivariateNormal(y.new_zeros(6), cov).log_prob(y.flatten()))
+
+
+def banana(x):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(b - 2 * a**2, 0.5), obs=x)
+
+
+def absolute(x):
+    a = pyro.sample("a", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(a.abs(), 1.0), obs=x)
+
+
+def assorted(x):
+    """Supports of every kind, plates, and a discrete latent."""
+    w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
+    tril = pyro.sample("tril", dist.LKJCholesky(2, 1.0))
+    s = pyro.sample("s", dist.Gamma(2.0, 1.0))
+    p = pyro.sample("p", dist.Uniform(2.0, 5.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(w[..., 0], s))
+        r = pyro.sample("r", dist.LogNormal(0.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(z + k * p + tril[..., 1, 0], 0.1 + r), obs=x)
+
+
+def local(x, size=None):
+    with pyro.plate("data", size or len(x), subsample=x):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+# ---------------------------------------------------------------- exact truths
+
+
+def test_full_rank_is_exact_on_a_gaussian_posterior():
+    (x, y), precision, evidence = regression_data()
+    guide = make_guide("full-rank", regression)
+    guide(x, y)
+    tril = torch.linalg.cholesky(torch.linalg.inv(precision))
+    guide.loc.data = torch.linalg.solve(precision, x.T @ y / 0.49)
+    guide.scale, guide.scale_tril = tril.diagonal(), tril / tril.diagonal().unsqueeze(-1)
+    weight = log_weights(regression, guide, x, y, particles=50).elbo()
+    assert (weight - evidence).abs().max() < 1e-9
+
+
+def test_fits_reach_full_rank_and_miss_by_the_closed_form_in_mean_field():
+    """q_i has variance 1 / Λ_ii: the gap is ½ Σ log Λ_ii - ½ log det Λ."""
+    args, precision, evidence = regression_data()
+    gap = 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))
+    table = fit_guides(regression, args, ["mean-field", "full-rank"], steps=500, lr=0.05,
+                       elbo=elbo.STL(8), draws=4000, compile=False)  # fmt: skip
+    row = table["mean-field"]
+    assert gap > 0.3
+    assert abs(row.elbo - (evidence - gap)) < 4 * row.elbo_se
+    assert row.elbo < row.evidence < evidence + 4 * row.evidence_se
+    assert row.khat < 0.5 or "k-hat" in row.note
+    assert list(table) == ["full-rank", "mean-field"]
+    # the path gradient vanishes at the optimum: what is left is Adam's last, small steps
+    assert table["full-rank"].elbo == pytest.approx(evidence, abs=1e-4)
+    assert table["full-rank"].ess == pytest.approx(4000, rel=1e-4)
+
+
+def test_structured_is_exact_on_a_linear_hierarchy_and_mean_field_is_not():
+    y = torch.randn(3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    evidence = hierarchy_evidence(y)
+    guide = make_guide("structured", hierarchy)
+    run = fit(hierarchy, guide, y, elbo=elbo.STL(8), steps=500, lr=0.1, schedule="cosine",
+              **QUIET)  # fmt: skip
+    weight = log_weights(run.model, run.guide, y, particles=100).elbo()
+    assert (weight - evidence).abs().max() < 1e-3
+    shapes = {k: tuple(v.shape) for k, v in run.params.items()}
+    # per element: location, scale, and a weight for each number above it
+    assert shapes["guide.raws.1"] == (3, 1, 2 + 2) and shapes["guide.raws.2"] == (3, 2, 2 + 3)
+
+
+def test_laplace_is_exact_on_a_gaussian_posterior():
+    args, precision, evidence = regression_data()
+    run = fit(regression, make_guide("laplace", regression), args, steps=500, lr=0.05,
+              schedule="cosine", **QUIET)  # fmt: skip
+    run = laplace(run, args)
+    weight = log_weights(run.model, run.guide, *args, particles=9).elbo()
+    assert (weight - evidence).abs().max() < 1e-6
+    tril = run.pair_.guide.scale_tril
+    assert torch.allclose(torch.linalg.inv(tril @ tril.T), precision, rtol=1e-9)
+
+
+def test_laplace_says_when_there_is_no_peak():
+    args, *_ = regression_data()
+    run = fit(regression, make_guide("full-rank", regression), args, steps=1, **QUIET)
+    with pytest.raises(TypeError, match="expected a run of a 'laplace' guide, got Auto"):
+        laplace(run, args)
+
+    def saddle(x):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.factor("well", 2 * z**2 - 0.1 * z**4 + 0 * x.sum())
+
+    x = torch.zeros(2)
+    run = fit(saddle, make_guide("laplace", saddle), x, steps=1, lr=1e-9, check=False, **QUIET)
+    run.variables.params["guide.loc"].zero_()
+    with pytest.raises(ValueError, match="not positive: it is no peak"):
+        laplace(run, x)
+
+
+def test_amortised_guides_reach_the_evidence_in_mini_batches():
+    """x_i ~ N(0, 2) once z_i ~ N(0, 1) is integrated; q(z_i | x_i) = N(x_i / 2, 1 / 2)."""
+    x = 2 * torch.randn(200, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    exact = float(dist.Normal(0.0, math.sqrt(2.0)).log_prob(x).mean())
+    guide = make_guide("mean-field", local, amortized=True, hidden=())
+    run = fit(local, guide, x, batch_size=50, elbo=elbo.STL(4), steps=500, lr=0.05,
+              schedule="cosine", **QUIET)  # fmt: skip
+    assert run.elbo == pytest.approx(exact, abs=0.05)  # a mean over batches
+    new = torch.randn(7, dtype=torch.float64)
+    weights = log_weights(run.model, run.guide, new, particles=20).log_weight()
+    assert weights.shape == (20, 7)
+    at = dist.Normal(0.0, math.sqrt(2.0)).log_prob(new)
+    assert (weights - at).abs().max() < 1e-3
+
+
+# ---------------------------------------------------------------- beyond normal
+
+
+def test_flows_beat_full_rank_on_a_banana_by_many_standard_errors():
+    x = torch.zeros(5)
+    flows = {k: (k, {"hidden": (16,), "depth": 2}) for k in ("iaf", "spline")}
+    table = fit_guides(banana, x, {"full-rank": "full-rank", **flows}, steps=400, lr=3e-2,
+                       elbo=elbo.Trace(16), compile=False)  # fmt: skip
+    full = table["full-rank"]
+    for name in ("iaf", "spline"):
+        row = table[name]
+        assert row.elbo - full.elbo > 8 * math.hypot(row.elbo_se, full.elbo_se)
+
+
+def test_a_mixture_finds_both_modes():
+    """|a| is observed: one normal distribution loses log 2 against two."""
+    x = torch.full((5,), 2.0)
+    grid = torch.linspace(-15, 15, 20_001, dtype=torch.float64)
+    log_joint = dist.Normal(0.0, 3.0).log_prob(grid)
+    log_joint = log_joint + 5 * dist.Normal(grid.abs(), 1.0).log_prob(torch.tensor(2.0))
+    evidence = float(torch.logsumexp(log_joint, 0) + math.log(30 / 20_000))
+    table = fit_guides(absolute, x, ["mixture", "full-rank"], steps=700, lr=3e-2,
+                       elbo=elbo.Trace(16), compile=False)  # fmt: skip
+    mixture, full = table["mixture"], table["full-rank"]
+    assert abs(mixture.elbo - evidence) < 0.05
+    assert abs(full.elbo - (evidence - math.log(2))) < 0.05
+    assert abs(mixture.evidence - evidence) < 4 * mixture.evidence_se
+
+
+@pytest.mark.parametrize("kind", ["affine", "spline"])
+def test_flow_layers_are_inverted_and_have_the_jacobian_of_autodiff(kind):
+    flow = layers(4, kind, (16, 16), 3, context_dim=2).double()
+    start, _ = flow(torch.ones(4, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(start, torch.ones(4, dtype=torch.float64), atol=1e-12)  # the identity
+    for p in flow.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    x, context = 2 * torch.randn(6, 4).double(), torch.randn(6, 2).double()
+    y, ladj = flow(x, context)
+    back, again = flow.inverse(y, context)
+    assert torch.allclose(back, x, atol=1e-10) and torch.allclose(again, ladj, atol=1e-10)
+    for i in range(6):
+        jacobian = torch.autograd.functional.jacobian(lambda v, i=i: flow(v, context[i])[0], x[i])
+        assert torch.linalg.slogdet(jacobian)[1] == pytest.approx(ladj[i].item(), abs=1e-10)
+
+
+def test_a_flow_remembers_the_density_of_its_draw_and_computes_that_of_others():
+    flow = layers(3, "spline", (8,), 2).double()
+    for p in flow.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+    q = FlowNormal(torch.randn(3).double(), torch.rand(3).double(), flow).expand([5])
+    z = q.rsample()
+    assert torch.allclose(q.log_prob(z), q.log_prob(z.clone()), atol=1e-10)
+    assert q.log_prob(z) is q.log_prob(z)
+
+
+def test_transforms_of_torch_and_of_ones_own_are_taken():
+    class Shift(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.by = nn.Parameter(torch.zeros(dim))
+
+        def call_and_ladj(self, x, context=None):
+            return x + self.by, x.new_zeros(x.shape[:-1])
+
+        def inv_and_ladj(self, y, context=None):
+            return y - self.by, y.new_zeros(y.shape[:-1])
+
+    chain = Chain(Shift(3), dist.transforms.AffineTransform(1.0, 2.0))
+    y, ladj = chain(torch.ones(5, 3))
+    assert torch.equal(y, torch.full((5, 3), 3.0)) and float(ladj[0]) == pytest.approx(
+        3 * math.log(2)
+    )
+    assert torch.equal(chain.inverse(y)[0], torch.ones(5, 3))
+    guide = make_guide("flow", banana, transform=Shift)
+    run = fit(banana, guide, torch.zeros(5), steps=3, **QUIET)
+    assert "guide.flow.owned.0.by" in run.params
+
+
+# ---------------------------------------------------------------- every kind
+
+
+def make(kind, model, **options):
+    if kind == "flow":
+        options["transform"] = lambda dim: layers(dim, "affine", (8,), 1)
+    return make_guide(kind, model, **options)
+
+
+ALL = [(k, False) for k in KINDS] + [(k, True) for k in AMORTIZED]
+
+
+@pytest.mark.parametrize("kind, amortized", ALL)
+def test_supports_are_respected_and_discrete_latents_are_summed_out(kind, amortized):
+    x = torch.randn(9)
+    guide = make(kind, assorted, amortized=amortized)
+    found = check(assorted, guide, x)
+    assert not found.errors and not found.warnings, found
+    run = fit(assorted, guide, x, steps=2, **QUIET)
+    weights = log_weights(run.model, run.guide, x, particles=40)
+    assert torch.isfinite(weights.elbo()).all()
+    draws = {n: t.value for n, t in weights.guide.items() if n in ("w", "tril", "s", "p", "z", "r")}
+    assert len(draws) == 6 and "k" not in weights.guide and "k" not in weights.model
+    assert draws["z"].shape == (40, 9)
+    assert (draws["w"] > 0).all() and (draws["w"].sum(-1) - 1).abs().max() < 1e-5
+    assert (draws["s"] > 0).all() and (draws["r"] > 0).all()
+    assert ((draws["p"] > 2) & (draws["p"] < 5)).all()
+    tril = draws["tril"].reshape(40, 2, 2)
+    assert (tril.square().sum(-1) - 1).abs().max() < 1e-5 and (tril[:, 0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("kind, amortized", ALL)
+def test_the_step_can_be_traced_and_is_the_eager_one(kind, amortized):
+    """Loss and gradient of the ATen graph, on the same noise: what is compiled."""
+    x = torch.randn(6, dtype=torch.float64)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 1.0))
+        s = pyro.sample("s", dist.LogNormal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, s))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    guide = make(kind, model, amortized=amortized)
+    pair = Pair(model, guide, (x,))
+    estimator = elbo.Trace(3)
+
+    def step(params, x):
+        params = [p.detach().requires_grad_() for p in params]
+        with pair.bind(dict(zip(pair.params, params)), pair.buffers):
+            loss = estimator.differentiable_loss(pair.model, pair.guide, x, nesting=pair.nesting)
+        return loss.detach(), torch.autograd.grad(loss, params, materialize_grads=True)
+
+    values = [p + 0.1 for p in pair.params.values()]
+    with no_validation():
+        graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(values, x)
+        results = []
+        for run in (step, graph):
+            torch.manual_seed(3)
+            loss, grads = run(values, x)
+            results.append([loss, *grads])
+    for eager, traced in zip(*results):
+        assert torch.allclose(eager, traced, rtol=1e-9, atol=1e-9)
+        assert torch.isfinite(eager).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, amortized", ALL)
+def test_every_kind_compiles(kind, amortized):
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 1.0))
+        s = pyro.sample("s", dist.LogNormal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, s))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    text = explain((model, make(kind, model, amortized=amortized)), (torch.randn(6),))
+    assert text.startswith("This pair compiles"), text
+
+
+# ---------------------------------------------------------------- the call
+
+
+def test_unknown_names_and_options_are_answered():
+    with pytest.raises(ValueError, match="no 'meanfield'; did you mean 'mean-field'"):
+        make_guide("meanfield", banana)
+    with pytest.raises(ValueError, match="did you mean 'full-rank'"):
+        make_guide("Full_Rank", banana)
+    with pytest.raises(ValueError, match="'mixture' cannot be amortised; these can: mean-field"):
+        make_guide("mixture", banana, amortized=True)
+    with pytest.raises(TypeError, match="'full-rank' has no option rank; it takes init_loc_fn"):
+        make_guide("full-rank", banana, rank=3)
+    with pytest.raises(ValueError, match="at least 25"):
+        fit_guides(banana, torch.zeros(5), draws=10)
+
+
+def test_a_pair_gives_its_model_and_options_reach_the_guide():
+    class Pair:
+        model = staticmethod(banana)
+        guide = staticmethod(lambda x: None)
+
+    guide = make_guide("low-rank", Pair, rank=1, init_scale=0.5)
+    guide(torch.zeros(5))
+    assert guide.cov_factor.shape == (2, 1)
+    assert guide.scale[0].item() == pytest.approx(0.5 * math.sqrt(0.5))
+
+
+def test_guides_per_datum_ask_for_all_data():
+    x = torch.randn(20)
+    for kind in ("mean-field", "structured"):
+        with pytest.raises(ValueError, match="row for each datum of a mini-batch"):
+            fit(local, make_guide(kind, local), x, batch_size=5, steps=1, **QUIET)
+    with pytest.raises(
+        ValueError, match=r"told 20 and given 5\. Fit on all data, or use amortized"
+    ):
+        make_guide("structured", local)(x[:5], size=20)
+
+
+def test_amortised_guides_say_what_they_need():
+    def nested(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("time", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="takes latents in plate 'data' alone"):
+        make_guide("mean-field", nested, amortized=True)(torch.randn(5, 3))
+    with pytest.raises(ValueError, match="no plate of the latents has the 5 rows"):
+        make_guide("mean-field", banana, amortized=True)(torch.zeros(5))
+
+
+def test_an_encoder_of_ones_own_is_trained():
+    class Net(nn.Module):
+        def __init__(self, features, outputs):
+            super().__init__()
+            self.layer = nn.Linear(features, outputs)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    x = torch.randn(12)
+    for encoder in (Net, Net(1, 2)):
+        guide = make_guide("mean-field", local, amortized=True, encoder=encoder)
+        run = fit(local, guide, x, steps=3, **QUIET)
+        name = next(n for n in run.params if n.endswith("layer.weight"))
+        assert run.params[name].shape == (2, 1)
+
+
+def test_the_table():
+    x = torch.zeros(5)
+
+    def hand_written(x):
+        pyro.sample("a", dist.Normal(pyro.param("m", torch.tensor(0.0)), 0.5))
+        pyro.sample("b", dist.Normal(1.0, 1.0))
+
+    def forgetful(x):
+        pyro.sample("a", dist.Normal(pyro.param("m", torch.tensor(0.0)), 0.5))
+
+    table = fit_guides(
+        banana, x, ["delta", ("low-rank", {"rank": 1}), hand_written, forgetful], steps=60,
+        draws=500, compile=False,
+    )  # fmt: skip
+    assert list(table)[-1] == "delta" and set(table) == {
+        "delta", "low-rank (rank=1)", "hand_written",
+    }  # fmt: skip
+    assert "forgets a latent" in table.failed["forgetful"]
+    assert math.isnan(table["delta"].elbo) and "log p(x, z) = " in table["delta"].note
+    row = table["low-rank (rank=1)"]
+    assert row.draws == 500 and row.seconds > 0 and row.elbo < row.evidence
+    judged = evaluate(table.runs["low-rank (rank=1)"], x, particles=500)
+    assert abs(judged.elbo - row.elbo) < 5 * row.elbo_se
+    text = str(table)
+    assert "log evidence (nats)" in text and "forgetful: not fitted." in text
+    assert text.startswith("guide") and text.splitlines()[1].startswith(next(iter(table)))
+    frame = table.to_dataframe()
+    assert list(frame.index) == list(table) and frame.loc["delta", "draws"] == 500
+    assert table.best is table.runs[next(iter(table))]
+    with pytest.raises(ValueError, match=r"(?s)none could be fitted.*forgets"):
+        fit_guides(banana, x, [forgetful], steps=1)
+    with pytest.raises(ValueError, match="names, \\(name, options\\) or Pyro guides"):
+        fit_guides(banana, x, [3], steps=1)
+
+
+def test_the_same_seed_gives_the_same_table():
+    options = {"steps": 20, "draws": 100, "compile": False}
+    rows = [fit_guides(banana, torch.zeros(5), ["mixture"], **options)["mixture"] for _ in "ab"]
+    assert (rows[0].elbo, rows[0].khat) == (rows[1].elbo, rows[1].khat)
