@@ -18,6 +18,7 @@ TRAINERS = {
     "em": "expectation maximisation",
     "variational-bayes": "coordinate ascent of the ELBO",
     "adversarial": "against a critic",
+    "implicit": "stochastic gradients of an ELBO in which a critic stands for log q(z | x)",
 }
 
 
@@ -66,6 +67,8 @@ class Card:
             "closed-form": "closed form",
             "em": "EM",
             "variational-bayes": "variational Bayes",
+            "adversarial": "a critic",
+            "implicit": "ELBO by a critic",
         }
         return ", or ".join(words.get(t, t) for t in self.trainers)
 
@@ -310,6 +313,19 @@ _ALL = (
         data="eight-gaussians",
         pixels="none",
         images={"output": "sigmoid", "latent_dim": 16},
+        bound=False,
+    ),
+    Card(
+        "implicit-vae",
+        "zoo.implicit:ImplicitVAE",
+        "VAE whose guide computes the latent from the datum and noise, without a density",
+        "Mescheder et al. 2017, arXiv:1701.04722",
+        "linear-Gaussian model: KL(q || p) at the optimum",
+        IMPLICIT,
+        trainers=("implicit",),
+        pixels="static",
+        images={"latent_dim": 4, "noise_dim": 16},
+        tables={"likelihood": "gaussian"},
         bound=False,
     ),
 )

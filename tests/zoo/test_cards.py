@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from zoo.cards import CARDS, TRAINERS, card
+from zoo.cli.build import build, validate
 from zoo.cli.fit import fit_command, how, resolved, trainer_arguments, what
 from zoo.cli.options import arguments
 from zoo.cli.train import TRAINERS as FUNCTIONS
-from zoo.cli.train import build, validate
 from zoo.data import SETS, load
 
 EACH = pytest.mark.parametrize("entry", CARDS.values(), ids=list(CARDS))

@@ -21,7 +21,7 @@ from zoo.cli import run, runs
 from zoo.cli.options import arguments, described, estimator, numbers, shown
 from zoo.data import SETS
 
-COMMANDS = ("fit", "report", "sample", "list", "mixture")
+COMMANDS = ("fit", "report", "sample", "list", "mixture", "diagnose", "compare")
 TINY = shlex.split("--steps 6 --batch-size 16 --compile no --particles 30 --test-rows 12")
 VAE = ["fit", "vae", *TINY, "--hidden", "8", "--latent-dim", "2"]
 
@@ -149,6 +149,7 @@ def test_the_same_seed_writes_the_same_numbers(fitted, tmp_path):
         (["conditional-vae", *TINY, "--hidden", "8"], "samples"),
         (["sparse-autoencoder", *TINY], "reconstructions"),
         (["made", *TINY, "--hidden", "8"], "loss"),
+        (["implicit-vae", "--steps", "4", "--batch-size", "16", "--compile", "no"], "samples"),
         (
             ["mixture", "--trainer", "elbo", "--data", "small.csv", "--components", "2", *TINY],
             "loss",
@@ -209,6 +210,23 @@ def test_old_faithful_by_the_command(zoo_data, capsys):
     argv = ["mixture", "--root", str(zoo_data), "--held-out", "0", "--steps", "2"]
     assert run(argv) == 0
     assert "-1130.26" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def test_diagnose_gives_a_verdict_and_writes_it(fitted, tmp_path, capsys):
+    assert run(["diagnose", str(fitted), "--rows", "4", "--out", "seen"]) == 0
+    assert "trust" in capsys.readouterr().out.lower()
+    told = json.loads((tmp_path / "seen" / "diagnosis.json").read_text())
+    assert told["verdict"] in ("trust", "trust the corrected posterior", "do not trust")
+    assert list((tmp_path / "seen").glob("*.png"))
+
+
+def test_compare_measures_the_estimators_named(fitted, capsys):
+    assert run(["compare", str(fitted), "trace", "iwae:4", "--rows", "4", "--draws", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "Trace(1)" in out and "IWAE(4)" in out
 
 
 # ---------------------------------------------------------------- Ctrl-C
@@ -325,10 +343,15 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["report", "taken"], ["taken", "config.json"]),
         (["sample", "nowhere"], ["nowhere"]),
         (["list", "modles"], ["models"]),
+        (["diagnose", "nowhere"], ["nowhere"]),
+        (["diagnose", "FITTED", "--rows", "0"], ["--rows"]),
+        (["diagnose", "FITTED", "--out", "taken"], ["taken"]),
+        (["compare", "FITTED", "trece"], ["trece", "trace"]),
     ],
     ids=lambda value: " ".join(value) if value[0] in COMMANDS else "",
 )
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(argv, words, capsys, tmp_path):
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(argv, words, capsys, tmp_path, fitted):
+    argv = [str(fitted) if word == "FITTED" else word for word in argv]
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     (tmp_path / "empty").mkdir()

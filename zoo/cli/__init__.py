@@ -1,4 +1,4 @@
-"""The command `zoo`: list, fit, report, sample.
+"""The command `zoo`: list, fit, report, sample, diagnose, compare, mixture.
 
 A new command is a function under `@app.command()`. The options of `zoo fit MODEL` come from the
 signatures of the model and of its trainers (`options`), so that a new model needs a card only.
@@ -16,7 +16,14 @@ import typer
 from .fit import Interrupted, Models, go_on
 from .options import explained
 
-ORDER = ("list", "fit", "report", "sample")  # of the commands in the help; others follow
+ORDER = (
+    "list",
+    "fit",
+    "report",
+    "sample",
+    "diagnose",
+    "compare",
+)  # of the commands in the help; others follow
 
 
 class Commands(typer.core.TyperGroup):
@@ -84,6 +91,34 @@ def sample(
     from .sample import draw
 
     print(draw(run, n, label, out, seed))
+
+
+@app.command()
+def diagnose(
+    run: Folder,
+    rows: Annotated[int, explained("test data to look at", "100")] = 100,
+    out: Annotated[str | None, explained("a new folder for figures and JSON")] = None,
+) -> None:
+    """Say whether a fitted posterior can be trusted, with the evidence."""
+    from .verdict import diagnose
+
+    diagnose(run, rows, out)
+
+
+@app.command()
+def compare(
+    run: Folder,
+    estimators: Annotated[
+        list[str], typer.Argument(metavar="ESTIMATOR...", help="such as trace iwae:8 dreg:8")
+    ],
+    rows: Annotated[int, explained("test data to measure on", "64")] = 64,
+    draws: Annotated[int, explained("of value and gradient, each", "1000")] = 1_000,
+    out: Annotated[str | None, explained("a new folder for the table and figures")] = None,
+) -> None:
+    """Measure which ELBO estimator suits a fitted pair: bias, variance, cost."""
+    from .verdict import compare
+
+    compare(run, estimators, rows, draws, out)
 
 
 @app.command()

@@ -172,8 +172,9 @@ def _cases(entry: Card, name: str) -> dict[str, Any]:
 
 def fit_model(entry: Card, given: Mapping[str, Any]) -> None:
     """Fit a card's model with the options given on the command line."""
+    from .build import build, validate
     from .runs import Plan
-    from .train import Task, build, validate
+    from .train import Task
 
     trainer = given.get("trainer", entry.trainers[0])
     if trainer not in entry.trainers:

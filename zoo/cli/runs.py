@@ -21,10 +21,12 @@ from inference.arviz import write_datatree
 from inference.checkpoint import whole_folder
 from inference.ratio import density_ratio
 from inference.report import Metric, Report, Subject, metrics, pictures, write
+from inference.run import Run
 from zoo.cards import TRAINERS, Card, card
 from zoo.data import DataSet, load
 
-from .train import Fitted, Task, arguments_of, build, of_run, restored
+from .build import arguments_of, build, restored
+from .train import Fitted, of_run
 
 DRAWS, POSTERIOR_ROWS = 200, 100  # of posterior.nc
 
@@ -182,7 +184,7 @@ def read(folder: str | Path) -> tuple[Plan, DataSet, Fitted]:
     data = plan.load()
     model = build(plan.card, plan.options, data, plan.seed)
     if plan.trainer in ("elbo", "likelihood"):
-        run = restored(folder, Task(plan.card, model, data, plan.seed), plan.settings)
+        run = restored(folder, model, data, plan.settings, plan.seed)
         fitted = of_run(run)
     else:
         fitted = Fitted(
@@ -197,6 +199,20 @@ def read(folder: str | Path) -> tuple[Plan, DataSet, Fitted]:
         fitted.metrics = [Metric(**m) for m in told["metrics"]]
         fitted.notes = told["notes"]
     return plan, data, fitted
+
+
+def fitted_pair(folder: str | Path, rows: int) -> tuple[Plan, DataSet, Run]:
+    """A run folder that holds a fitted pair, to be looked at on some rows.
+
+    Raises:
+        ValueError: no rows, or the run was trained without an ELBO.
+    """
+    if rows < 1:
+        raise ValueError(f"--rows: expected at least 1, got {rows}.")
+    plan, data, fitted = read(folder)
+    if fitted.run is None:
+        raise ValueError(f"{folder} was trained by {plan.trainer}: there is no guide to look at.")
+    return plan, data, fitted.run
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -251,11 +267,12 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     notes = list(fitted.notes)
     if fitted.stopped:
         notes.insert(0, f"Stopped at step {fitted.done:,} of {fitted.steps:,}: {fitted.stopped}.")
+    told = [*metrics(subject), *fitted.metrics]
     return Report(
         title=f"{plan.card.name} on {data.name}",
         subtitle=f"{plan.card.summary[0].upper()}{plan.card.summary[1:]} ({plan.card.paper}).",
         command=plan.command,
-        metrics=[*metrics(subject, plan.card.bound), *fitted.metrics],
+        metrics=told if plan.card.bound else [*fitted.metrics, *metrics(subject, bound=False)],
         pictures=pictures(subject),
         facts={
             "Model": _facts(plan.options),

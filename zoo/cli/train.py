@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from inference import checkpoint, fit
+from inference import fit
 from inference.adversarial import fit_adversarial
 from inference.em import expectation_maximization, kmeans_plus_plus, variational_bayes
-from inference.fit import Batches, pick_device, start
+from inference.implicit import fit_implicit
 from inference.report import Metric
 from inference.run import History, Run
 from zoo.cards import Card
@@ -224,6 +223,45 @@ def by_critic(
     return Fitted(run.generator, run.history, unit, run.seconds, done, steps, run.stopped)
 
 
+def by_implicit(
+    task: Task,
+    *,
+    steps: int = 10_000,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    critic_steps: int = 2,
+    compile: str = "auto",
+    device: str = "auto",
+) -> Fitted:
+    """Adversarial variational Bayes.
+
+    Args:
+        steps: moves of the pair.
+        batch_size: rows in a step.
+        lr: learning rate of pair and critic; it falls to zero along a cosine.
+        critic_steps: moves of the critic for one of the pair.
+        compile: the step: yes, no, or auto, where the run is long enough to earn it.
+        device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
+    """
+    run = fit_implicit(
+        task.model, task.data, steps=steps, batch_size=batch_size, lr=lr,
+        critic_steps=critic_steps, compile=_compile(compile), device=device, seed=task.seed,
+    )  # fmt: skip
+    if not run.history.rows:
+        raise KeyboardInterrupt
+    test = task.data.test.to(next(run.critic.parameters()).device)
+    values = []
+    for label, part in zip(("ELBO ≈", "reconstruction ≈", "KL z ≈"), run.evaluate(test)):
+        key = label.split()[0].lower()
+        note = f"by a critic, no bound; error of the draws alone, {len(test):,} test data"
+        values.append(Metric(key, label, part.value, "nats per datum", part.se, note))
+    done = int(run.history["step"][-1])
+    return Fitted(
+        run.pair, run.history, "nats per datum", run.seconds, done, max(steps, done), run.stopped,
+        values,
+    )  # fmt: skip
+
+
 def _compile(word: str) -> bool | str:
     words: dict[str, bool | str] = {"yes": True, "no": False, "auto": "auto"}
     if word not in words:
@@ -238,60 +276,5 @@ TRAINERS: dict[str, Callable[..., Fitted]] = {
     "em": by_em,
     "variational-bayes": by_variational_bayes,
     "adversarial": by_critic,
+    "implicit": by_implicit,
 }
-
-
-def build(card: Card, options: Mapping[str, Any], data: DataSet, seed: int) -> Any:
-    """The untrained model of a card for a data set, its weights drawn from the seed."""
-    from .options import takes
-
-    cls = card.load()
-    first, *others = takes(cls)
-    known = {"image_shape": data.image_shape, "seed": seed}
-    options = {**{k: v for k, v in known.items() if k in others}, **options}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cls(data.train if first == "data" else data.data_dim, **options)
-
-
-def validate(model: Any, data: DataSet) -> None:
-    """Raise ValueError where a split does not suit the model, naming the split."""
-    from .options import takes
-
-    check = getattr(model, "validate", None)
-    if check is None:
-        return
-    for split in ("train", "valid", "test"):
-        x, y = getattr(data, split), getattr(data, f"{split}_labels")
-        if split == "train":  # as a step will see it
-            with torch.random.fork_rng(devices=[]):
-                x = data.transform(x)
-        args = (x, y) if "y" in takes(check) else (x,)
-        if "y" in takes(check) and y is None:
-            raise ValueError(f"{data.name}: the model needs labels y, and this set has none.")
-        try:
-            check(*args)
-        except ValueError as error:
-            raise ValueError(f"{data.name} ({split}): {error}") from error
-
-
-def arguments_of(model: Any, data: DataSet, split: str) -> tuple[Tensor, ...]:
-    """(x,) or (x, y) of a split, as the pair takes them."""
-    from .options import takes
-
-    x, y = getattr(data, split), getattr(data, f"{split}_labels")
-    return (x, y) if "y" in takes(model.model) else (x,)
-
-
-def restored(folder: Any, task: Task, settings: Mapping[str, Any]) -> Run:
-    """The run in a folder, ready to be judged or to go on."""
-    args = arguments_of(task.model, task.data, "train")
-    device = pick_device(settings.get("device", "auto"))
-    batches = Batches(tuple(a.to(device) for a in args), settings["batch_size"], task.seed)
-    return checkpoint.load(
-        folder,
-        lambda: start(
-            task.model.model, task.model.guide, batches.example(), batches.size,
-            estimator(settings.get("elbo", "trace")), device, task.seed,
-        ),
-    )  # fmt: skip
