@@ -2,6 +2,7 @@
 
 from . import elbo, optim
 from .check import check
+from .compare import compare
 from .evaluate import evaluate
 from .fit import fit
 from .guides import fit_guides, make_guide

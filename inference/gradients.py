@@ -151,16 +151,20 @@ class Gradients:
 
 
 class Moments:
-    """Running mean and variance of rows, in float64."""
+    """Running mean and variance of rows, in float64, about the first row (against rounding)."""
 
     def __init__(self) -> None:
         self.n = 0
+        self.origin: Tensor | None = None
         self.sum: Tensor | float = 0.0
         self.squares: Tensor | float = 0.0
 
     def add(self, rows: Tensor) -> None:
         """Rows (R, ...)."""
         rows = rows.double()
+        if self.origin is None:
+            self.origin = rows[0].clone()
+        rows = rows - self.origin
         self.n += len(rows)
         self.sum = self.sum + rows.sum(0)
         self.squares = self.squares + rows.square().sum(0)
@@ -168,10 +172,12 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """The mean of the rows."""
-        return torch.as_tensor(self.sum) / self.n
+        assert self.origin is not None
+        return self.origin + torch.as_tensor(self.sum) / self.n
 
     @property
     def variance(self) -> Tensor:
         """Of one row, unbiased."""
-        spread = torch.as_tensor(self.squares) / self.n - self.mean.square()
+        about = torch.as_tensor(self.sum) / self.n
+        spread = torch.as_tensor(self.squares) / self.n - about.square()
         return spread.clamp(min=0.0) * self.n / max(1, self.n - 1)

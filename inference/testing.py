@@ -151,7 +151,7 @@ def _checks(estimator: Estimator) -> dict[str, Check]:
         "discrete": Switch,
         "discrete and continuous": SwitchedGaussian,
     }
-    out: dict[str, Check] = {}
+    out: dict[str, Check] = {"traceable": _traceable}  # first: what cannot be is slow to draw
     for name, kind in pairs.items():
         if estimator.is_bound:
             out[f"tight, {name}"] = _on(kind, True, _tight)
@@ -163,7 +163,6 @@ def _checks(estimator: Estimator) -> dict[str, Check]:
     if estimator.is_bound:
         out["mini-batches"] = _mini_batches
         out["masks"] = _masks
-    out["traceable"] = _traceable
     return out
 
 
@@ -226,15 +225,30 @@ def _gradient(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) 
 
 
 def _at_rest(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
+    kind = type(toy).__name__
+    name, (bias, se) = _largest_pull(estimator, toy, x, draws, seed)
+    assert _ratio(bias, se) < SIGMA, (
+        f"{estimator!r} moves the guide away from the exact posterior: on {kind} the mean gradient "
+        f"of {name!r} is {bias:.3g} ± {se:.1g}, not zero."
+    )
+    away, (pull, pull_se) = _largest_pull(estimator, toy.away(), x, draws, seed)
+    assert _ratio(pull, pull_se) > SIGMA, (
+        f"{estimator!r} does not move the guide: on {kind}, away from the posterior, its largest "
+        f"mean gradient is {pull:.3g} ± {pull_se:.1g} ({away!r})."
+    )
+    return (
+        f"largest gradient {_ratio(bias, se):.1f} standard errors ({name}), away from it "
+        f"{_ratio(pull, pull_se):.0f} ({away})"
+    )
+
+
+def _largest_pull(
+    estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int
+) -> tuple[str, tuple[float, float]]:
     pair = Pair(toy.model, toy.guide, (x,))
     found = gradient_bias(Gradients(pair, estimator, (x,), draws=draws), None, draws, seed)
     guide = {k: v for k, v in found.items() if k.startswith("guide")}
-    name, (bias, se) = max(guide.items(), key=lambda item: _ratio(*item[1]))
-    assert _ratio(bias, se) < SIGMA, (
-        f"{estimator!r} moves the guide away from the exact posterior: on {type(toy).__name__} the "
-        f"mean gradient of {name!r} is {bias:.3g} ± {se:.1g}, not zero."
-    )
-    return f"largest gradient {_ratio(bias, se):.1f} standard errors ({name})"
+    return max(guide.items(), key=lambda item: _ratio(*item[1]))
 
 
 def _mini_batches(estimator: Estimator, draws: int, seed: int) -> str:

@@ -26,9 +26,11 @@ def _rows(*shape: int) -> Tensor:
 class Toy(nn.Module):
     """Parameters of the model and of the guide under names that tell them apart."""
 
+    distance = 0.4  # from the posterior, in the guide's parameters
+
     def __init__(self, model: dict[str, Tensor], guide: dict[str, Tensor], exact: bool):
         super().__init__()
-        off = 0.0 if exact else 0.4
+        off = 0.0 if exact else self.distance
         self.p = nn.ParameterDict({k: nn.Parameter(v) for k, v in model.items()})
         self.guide_ = nn.ParameterDict(
             {k: nn.Parameter(v + off * _off(v)) for k, v in guide.items()}
@@ -41,6 +43,10 @@ class Toy(nn.Module):
     def guide(self, x: Any, size: int | None = None) -> None:
         """q(latents | data)."""
         raise NotImplementedError
+
+    def away(self) -> Toy:
+        """The same pair with its guide away from the posterior."""
+        return type(self)(exact=False)  # type: ignore[call-arg]
 
     def data(self) -> Tensor:
         """The same few rows at every call."""
@@ -155,6 +161,8 @@ class Switch(Toy):
 
     The posterior's log odds are a + m x - m²/2. Sites k, x; plate data.
     """
+
+    distance = 1.0
 
     def __init__(self, exact: bool = False):
         model = {"log_odds": _numbers(-0.4), "m": _numbers(1.5)}

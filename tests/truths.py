@@ -44,3 +44,14 @@ def ppca_log_likelihood(x: Tensor, latent_dim: int) -> Tensor:
     noise = eigenvalues[: d - latent_dim].mean()
     log_det = eigenvalues[d - latent_dim :].log().sum() + (d - latent_dim) * noise.log()
     return -0.5 * (d * math.log(2 * math.pi) + log_det + d)
+
+
+def linear_gaussian_posterior(
+    x: Tensor, w: Tensor, b: Tensor
+) -> torch.distributions.MultivariateNormal:
+    """p(z | x) of z ~ N(0, I), x | z ~ N(W z + b, I), for every row of x (N, D).
+
+    N(P⁻¹ Wᵀ (x - b), P⁻¹), P = I + Wᵀ W.
+    """
+    covariance = torch.linalg.inv(torch.eye(w.shape[1], dtype=w.dtype) + w.T @ w)
+    return torch.distributions.MultivariateNormal((x - b) @ w @ covariance, covariance)

@@ -81,11 +81,16 @@ class Estimator(pyro.infer.ELBO):
     def reference(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """A scalar whose gradient has the bound's expectation by definition, whatever the variance.
 
-        What the surrogate of an estimator that `follows_bound` is tested against.
+        ∇ E_q[bound] = E_q[∇ bound] + E_q[(bound - b) · ∇ log q], b the bound of another draw. What
+        the surrogate of an estimator that `follows_bound` is tested against.
         """
         weights = Estimator.draw(self, model, guide, *args, **kwargs)
         bound = self.bound(weights)
-        return bound + score_function(weights, lambda site: bound)
+        if not any(term.scored for term in weights.guide.values()):
+            return bound
+        with torch.no_grad():
+            other = self.bound(Estimator.draw(self, model, guide, *args, **kwargs))
+        return bound + score_function(weights, lambda site: bound - other)
 
     # Pyro's names
 

@@ -17,6 +17,7 @@ from pyro.infer import (
 )
 from pyro.optim import Adam
 from torch import nn
+from wrong_estimators import IWAEWithoutScore
 
 from inference import elbo
 from inference.testing import check_estimator
@@ -59,6 +60,11 @@ ESTIMATORS = [
     elbo.DReG(3, vectorized=False),
     elbo.MeanField(3, vectorized=False),
 ]
+
+
+def test_sticking_the_landing_on_iwae_is_biased():
+    with pytest.raises(AssertionError, match=r"is biased: on LinearGaussian .* standard errors"):
+        check_estimator(IWAEWithoutScore(4), draws=2_000)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
