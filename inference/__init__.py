@@ -11,6 +11,7 @@ from .weights import log_weights
 
 __all__ = [
     "check",
+    "compare",
     "elbo",
     "evaluate",
     "fit",
