@@ -41,7 +41,8 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
             f"{hint}add the site to the guide (or condition the model on it).",
         )  # fmt: skip
     for name in unknown:
-        near = difflib.get_close_matches(name, [n for n in latents if n not in drawn], n=1)
+        free = [n for n in latents if n not in drawn]
+        near = difflib.get_close_matches(name, free, n=1, cutoff=0.4)
         hint = f"call it {near[0]!r}, or " if near else "remove it, or "
         yield Finding(
             "error", name, "the guide draws a site that the model does not have",

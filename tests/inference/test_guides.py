@@ -1,4 +1,6 @@
 import math
+import runpy
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -439,3 +441,14 @@ def test_the_same_seed_gives_the_same_table():
     options = {"steps": 20, "draws": 100, "compile": False}
     rows = [fit_guides(banana, torch.zeros(5), ["mixture"], **options)["mixture"] for _ in "ab"]
     assert (rows[0].elbo, rows[0].khat) == (rows[1].elbo, rows[1].khat)
+
+
+def test_the_example_of_a_new_guide_runs(capsys):
+    path = Path(__file__).parents[2] / "examples" / "new_guide.py"
+    advice, table = runpy.run_path(str(path))["main"](steps=20)
+    assert {f.site for f in advice.errors} == {"mu", "mo", "tau", "theta"}
+    assert not table.failed and set(table) == {
+        "new", "mean-field", "full-rank", "structured", "iaf",
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "constraints.positive" in said and "log evidence" in said
