@@ -92,7 +92,6 @@ _ALL = (
         "Kingma & Welling 2014, arXiv:1312.6114",
         "linear networks: probabilistic PCA; unit guide: KL = |mean|²/2",
         LATENT,
-        steps=6_000,
         tables=GAUSSIAN,
     ),
     Card(

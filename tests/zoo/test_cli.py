@@ -93,7 +93,7 @@ def test_help_of_a_model_lists_its_own_options_with_defaults(capsys, monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     assert run(["fit", "vae", "--help"]) == 0
     out = capsys.readouterr().out
-    for word in ("--latent-dim", "[8; 2 for tables]", "--elbo", "[trace]", "--steps", "[6000]"):
+    for word in ("--latent-dim", "[8; 2 for tables]", "--elbo", "[trace]", "--steps", "[10000]"):
         assert word in out, word
 
 
