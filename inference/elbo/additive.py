@@ -25,7 +25,7 @@ class Additive(Estimator):
 
     def bound(self, weights: LogWeights) -> Tensor:
         """The sum, averaged over particles."""
-        return torch.stack([torch.as_tensor(c * t.total()) for c, t in self.costs(weights)]).sum()
+        return torch.as_tensor(sum(c * t.total() for c, t in self.costs(weights)))
 
     def score(self, weights: LogWeights) -> Tensor | float:
         """Each site's score times what it can influence, less the other particles' mean."""
