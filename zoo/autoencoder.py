@@ -120,7 +120,8 @@ class LinearAutoencoder(Autoencoder):
     and principal component analysis", Neural Networks 2:53, fact 4); their order and scale are
     free. Sites and plates as for `Autoencoder`. Truth: `projector` is that of PCA.
 
-    Subtract the mean from the data first: left to the biases, it slows gradient descent several times.
+    Subtract the mean from the data first: left to the biases, it slows gradient descent down
+    several times.
     """
 
     def __init__(self, data_dim: int, latent_dim: int = 8):
