@@ -84,8 +84,9 @@ def log_weights(
     marked = poutine.infer_config(
         _under_plate(model, particles, dim), functools.partial(enumerate_unguided, names)
     )
-    with poutine.enum():
-        model_trace = poutine.trace(poutine.replay(marked, trace=seen)).get_trace(*args, **kwargs)
+    # enumeration inside the replay, for the same reason
+    replayed = poutine.replay(poutine.enum(marked), trace=seen)
+    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
 
     drawn = {n: s for n, s in guide_trace.nodes.items() if is_latent(s) and is_free(s)}
     shape = particles, nesting, sizes
@@ -170,10 +171,8 @@ def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         names = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
         marked = poutine.infer_config(model, functools.partial(enumerate_unguided, names))
-        with poutine.enum(first_available_dim=-20):
-            model_trace = poutine.trace(poutine.replay(marked, trace=guide_trace)).get_trace(
-                *args, **kwargs
-            )
+        replayed = poutine.replay(poutine.enum(marked, first_available_dim=-20), trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     return max(
         (-(f.dim or 0) for t in (guide_trace, model_trace) for s in t.nodes.values()
          if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized),

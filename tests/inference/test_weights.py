@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from inference import elbo
 from inference.weights import dream, log_q_at, log_weights
 
 
@@ -267,6 +268,32 @@ def test_guide_side_enumeration_is_the_exact_average():
     assert torch.allclose(weights.log_weight(), expected, rtol=1e-13)
     again = weights.fixed()
     assert torch.allclose(again.log_weight(), weights.log_weight(), rtol=1e-13)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_drawn_latent_with_a_summed_out_parent(particles):
+    """The guide draws z only; p(z) = Σ_k p(k) p(z | k) is a mixture."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=LOG_PI))
+            z = pyro.sample("z", dist.Normal(MEANS[k], 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.9))
+
+    x = X.flatten()
+    weights = log_weights(model, guide, x, particles=particles)
+    z = weights.guide["z"].value.reshape(particles, 6)
+    prior = torch.logsumexp(LOG_PI + Normal(MEANS, 1.0).log_prob(z[..., None]), -1)
+    expected = prior + Normal(z, 1.0).log_prob(x) - Normal(x / 2, 0.9).log_prob(z)
+    assert torch.allclose(weights.log_weight(), expected, rtol=1e-13)
+    assert weights.model["marginal:k,z"].sites == ("k", "z")
+    with pytest.raises(ValueError, match="the prior of z was summed out"):
+        elbo.Beta(2.0).bound(weights)
+    assert elbo.kl_by_site(weights) == {}
 
 
 def test_enumeration_beyond_a_subsampled_plate_is_refused():

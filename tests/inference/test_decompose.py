@@ -1,0 +1,142 @@
+"""The ELBO's decompositions against closed forms, and as identities."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+from truths import linear_gaussian_posterior
+
+from inference import fit
+from inference.decompose import evidence_and_gap, reconstruction_and_kl, surgery
+from inference.toys import GlobalLocal, LinearGaussian, SwitchedGaussian
+from zoo.hierarchical import HierarchicalVAE
+from zoo.vae import VAE
+
+
+def guide_of(toy, x):
+    g = {k: v.detach() for k, v in toy.guide_.items()}
+    return Normal(x @ g["a"].T + g["c"], g["log_scale"].exp())
+
+
+def test_reconstruction_and_kl():
+    toy = LinearGaussian()
+    x = toy.data()
+    parts = reconstruction_and_kl(toy, x, particles=20_000)
+    q, w, b = guide_of(toy, x), toy.p["w"].detach(), toy.p["b"].detach()
+    kl = kl_divergence(q, Normal(torch.zeros(2).double(), 1.0)).sum(1).mean()
+    residual = x - q.mean @ w.T - b
+    spread = (q.variance @ w.square().T).sum(1)
+    reconstruction = (
+        -1.5 * math.log(2 * math.pi) - 0.5 * (residual.square().sum(1) + spread)
+    ).mean()
+    noise = 5 * 4 / math.sqrt(20_000 * 5)  # 5 standard errors; log densities have sd below 4
+    assert abs(parts["kl"] - kl) < noise and abs(parts["reconstruction"] - reconstruction) < noise
+    assert math.isclose(parts["elbo"], parts["reconstruction"] - parts["kl"], rel_tol=1e-12)
+    assert parts.unit == "nats per datum" and "kl" in str(parts)
+
+
+def test_one_divergence_per_latent():
+    pair = HierarchicalVAE(6, (3, 2), hidden=((5,), (4,)))
+    x = torch.bernoulli(torch.full((8, 6), 0.5))
+    parts = reconstruction_and_kl(pair, x)
+    assert {"kl z_1", "kl z_2"} <= set(parts.values)
+    assert math.isclose(parts["kl"], parts["kl z_1"] + parts["kl z_2"], rel_tol=1e-5)
+
+
+def test_evidence_and_gap():
+    toy = LinearGaussian()
+    x = toy.data()
+    parts = evidence_and_gap(toy, x, particles=50_000)
+    posterior = linear_gaussian_posterior(x, toy.p["w"].detach(), toy.p["b"].detach())
+    exact = Normal(posterior.mean, posterior.variance.sqrt())
+    gap = kl_divergence(guide_of(toy, x), exact).sum(1).mean()
+    assert math.isclose(parts["elbo"], parts["log_px"] - parts["gap"], rel_tol=1e-12)
+    assert abs(parts["log_px"] - toy.log_px(x).item() / 5) < 0.05
+    assert abs(parts["gap"] - gap) < 0.06
+    tight = LinearGaussian(exact=True)
+    parts = evidence_and_gap(tight, x, particles=10)
+    assert abs(parts["gap"]) < 1e-12 and parts.errors["gap"] < 1e-12
+
+
+def test_global_latents_are_joint():
+    toy = GlobalLocal(exact=True)
+    x = toy.data()
+    parts = evidence_and_gap(toy.model, toy.guide, x, particles=50)
+    assert parts.unit == "nats" and math.isclose(parts["log_px"], toy.log_px(x), rel_tol=1e-12)
+    assert parts.errors["log_px"] < 1e-12
+    with pytest.raises(ValueError, match="one data plate"):
+        surgery(toy, x)
+
+
+def test_a_prior_that_was_summed_out_is_refused():
+    toy = SwitchedGaussian()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    with pytest.raises(ValueError, match="the prior of z was summed out"):
+        reconstruction_and_kl(toy.model, guide, toy.data())
+
+
+class Coder(nn.Module):
+    """q(z_i | x_i) = N(c x_i, s²), the prior N(0, I)."""
+
+    def __init__(self, slope, scale):
+        super().__init__()
+        self.slope, self.scale = slope, scale
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            mean = self.slope * x
+            pyro.sample("z", dist.Normal(mean, self.scale).to_event(1))
+
+
+def test_surgery_by_hand():
+    x = torch.randn(30, 2).double()
+    pair = Coder(0.9, 0.5)
+    parts = surgery(pair, x, seed=3)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        from inference.weights import log_weights
+
+        z = log_weights(pair.model, pair.guide, x, nesting=1).guide["z"].value
+    pairs = Normal(0.9 * x, torch.tensor(0.5).double()).log_prob(z[:, None]).sum(2)  # (z, x)
+    aggregate = torch.logsumexp(pairs, 1) - math.log(30)
+    prior = Normal(torch.zeros(2).double(), 1.0).log_prob(z).sum(1)
+    assert math.isclose(parts["mutual_information"], (pairs.diagonal() - aggregate).mean())
+    assert math.isclose(parts["marginal_kl"], (aggregate - prior).mean(), rel_tol=1e-9)
+    total = parts["mutual_information"] + parts["marginal_kl"]
+    assert math.isclose(parts["kl"], total, rel_tol=1e-12)
+    assert math.isclose(parts["elbo"], parts["reconstruction"] - parts["kl"], rel_tol=1e-12)
+
+
+def test_mutual_information_has_its_limits():
+    x = torch.randn(40, 2).double()
+    assert abs(surgery(Coder(0.0, 1.0), x)["mutual_information"]) < 1e-12  # z ignores x
+    assert abs(surgery(Coder(0.0, 1.0), x)["marginal_kl"]) < 1e-12  # and is the prior
+    apart = surgery(Coder(1e4, 1e-3), x)["mutual_information"]
+    assert math.isclose(apart, math.log(40), rel_tol=1e-12)  # z names its row
+
+
+def test_surgery_of_hierarchies_and_runs(monkeypatch):
+    x = torch.bernoulli(torch.full((12, 6), 0.5))
+    pair = HierarchicalVAE(6, (3, 2), hidden=((5,), (4,)))
+    whole = surgery(pair, x)
+    monkeypatch.setattr("inference.decompose.ROWS", 24)  # two shifts at a time
+    chunked = surgery(pair, x)
+    assert np.allclose(list(whole.values.values()), list(chunked.values.values()), rtol=1e-5)
+    run = fit(VAE(6, latent_dim=2, hidden=(5,)), x, steps=20, batch_size=6, progress=False)
+    parts = surgery(run, x)
+    assert parts["mutual_information"] < math.log(12)  # each row's own term is in the mean
+    assert parts.unit == "nats per datum"
