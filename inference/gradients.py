@@ -15,7 +15,7 @@ from .step import DrawnAnew
 from .trace import TraceFailure, compiled, traced
 from .weights import no_validation
 
-NUMBERS = 2**24  # floats of gradients in one batch, so that memory stays bounded
+NUMBERS = {"cpu": 2**24, "cuda": 2**28}  # floats held in one batch of draws: memory is bounded
 
 
 class Gradients:
@@ -60,13 +60,15 @@ class Gradients:
         for name, p in self.params.items():
             self.slices[name] = slice(end, end + p.numel())
             end += p.numel()
-        room = max(1, NUMBERS // max(1, end * estimator.particles))
-        self.replicates = min(draws, room) if replicates is None else replicates
+        self.replicates = 2 if replicates is None else replicates
         self.seconds: list[float] = []
         self.note: str | None = None
         self.how = "batched"
         self._run: Callable[[], Tensor] = self._batched
         self._try_out()
+        if replicates is None:
+            room = NUMBERS.get(self._device().type, 2**24) // (end + self._held())
+            self.replicates = max(1, min(draws, room))
         if compile and self.how == "batched":
             self._compile()
 
@@ -104,7 +106,7 @@ class Gradients:
 
     def _function(self, *flat: Tensor) -> Tensor:
         params = dict(zip(self.params, flat))
-        count = torch.zeros(self.replicates, device=next(iter(params.values())).device)
+        count = torch.zeros(self.replicates, device=self._device())
 
         def one(_: Tensor) -> Tensor:
             grads, value = torch.func.grad(self._objective, has_aux=True)(params)
@@ -121,6 +123,25 @@ class Gradients:
             grads = torch.autograd.grad(surrogate, list(leaves.values()), materialize_grads=True)
             rows.append(torch.cat([value.detach().reshape(1), *(g.reshape(-1) for g in grads)]))
         return torch.stack(rows)
+
+    def _held(self) -> int:
+        """Numbers that one draw keeps for its gradient, parameters and data aside."""
+        shared = {t.data_ptr() for t in (*self.params.values(), *self.args) if torch.is_tensor(t)}
+        sizes: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            if tensor.data_ptr() not in shared:
+                sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        leaves = {k: p.clone().requires_grad_() for k, p in self.params.items()}
+        shared |= {p.data_ptr() for p in leaves.values()}
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            self._objective(leaves)
+        return sum(sizes.values())
+
+    def _device(self) -> torch.device:
+        return next(iter(self.params.values())).device
 
     def _try_out(self) -> None:
         """Run a batch of two: a pair that `vmap` cannot take is run draw by draw."""
@@ -146,7 +167,7 @@ class Gradients:
         self._run, self.how = lambda: run(inputs), "compiled"
 
     def _wait(self) -> None:
-        if any(p.is_cuda for p in self.params.values()):
+        if self._device().type == "cuda":
             torch.cuda.synchronize()
 
 
