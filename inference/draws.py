@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from .evaluate import resolve
 from .many import Many
@@ -24,6 +25,7 @@ GROUPS = (
     "posterior", "unconstrained_posterior", "log_likelihood", "log_prior", "posterior_predictive",
     "prior", "prior_predictive", "sample_stats",
 )  # fmt: skip
+DENSITIES = ("log_likelihood", "log_prior", "sample_stats")  # in float64: they are exponentiated
 RESERVED = ("chain", "draw", "sample")  # axes that mean something to ArviZ
 
 
@@ -99,7 +101,7 @@ def chains(run: Any, data: tuple, vectorized: bool | None = None) -> list[Chain]
     if isinstance(run, Many):
         run = list(run)
     if isinstance(run, (list, tuple)):
-        if len(run) == 2 and not any(isinstance(f, Run) for f in run):
+        if len(run) == 2 and all(callable(f) and not isinstance(f, Run) for f in run):
             return chains(run[0], (run[1], *data), vectorized)
         if not run:
             raise ValueError("expected at least one run, got an empty list.")
@@ -150,14 +152,16 @@ def _said(chain: Chain, weights: LogWeights, groups: Sequence[str]) -> Block:
 
     def put(group: str, name: str, tensor: Tensor, axes: Sequence[str | None]) -> None:
         if group in out:
+            if group in DENSITIES:
+                tensor = tensor.double()
             out[group][name] = Variable(_numpy(tensor), _dims(name, axes))
 
     for name, term in {**latent, **computed}.items():
         put("posterior", name, *values(term, k, nesting))
     for name, term in latent.items():
         put("log_prior", name, *pointwise(term, k, nesting))
-        if "unconstrained_posterior" in out and term.value.is_floating_point():
-            put("unconstrained_posterior", name, *values(unconstrained(term), k, nesting))
+        if "unconstrained_posterior" in out and (free := unconstrained(term)) is not None:
+            put("unconstrained_posterior", name, *values(free, k, nesting))
     for name, term in _likelihood(chain, weights).items():
         put("log_likelihood", name, *pointwise(term, k, nesting))
     put("sample_stats", "log_p", weights.total(weights.log_p()), [])
@@ -190,11 +194,25 @@ def _likelihood(chain: Chain, weights: LogWeights) -> dict[str, Term]:
     return out
 
 
-def unconstrained(term: Term) -> Term:
-    """The site with its value on the real line, where its support is continuous."""
-    value = biject_to(term.fn.support).inv(term.value)
+def unconstrained(term: Term) -> Term | None:
+    """The site with its value on the real line; None where its support has no way there."""
+    move = to_real(term)
+    if move is None:
+        return None
+    value = move.inv(term.value)
     lost = term.value.dim() - value.dim()  # a matrix can become a vector
     return term.having(value=value, fn=_Line(term.fn.event_dim - lost))
+
+
+def to_real(term: Term) -> Transform | None:
+    """The bijection from the real line to the site's support, where there is one."""
+    try:
+        support = term.fn.support
+        if isinstance(support, MixtureSameFamilyConstraint):
+            support = support.base_constraint
+        return biject_to(support)
+    except NotImplementedError:
+        return None
 
 
 @dataclass
@@ -222,15 +240,18 @@ def _same(a: Tensor, b: Any) -> bool:
     return torch.is_tensor(b) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
+def is_discrete(term: Term) -> bool:
+    """Whether a site's values can be counted."""
+    try:
+        return bool(term.fn.support.is_discrete)
+    except NotImplementedError:
+        return False
+
+
 def _counted(term: Term) -> Term:
     """Whole numbers as integers, so that what reads them knows that they are counts."""
-    try:
-        support = term.fn.support
-        discrete = support.is_discrete
-    except NotImplementedError:
-        return term
     value = torch.as_tensor(term.value)
-    if not discrete or not value.is_floating_point() or not (value == value.round()).all():
+    if not is_discrete(term) or not value.is_floating_point() or not (value == value.round()).all():
         return term
     return term.having(value=value.to(torch.int64))
 

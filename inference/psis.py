@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+EQUAL = 1e-3  # nats by which log weights may differ and yet be called the same
 GOOD = 0.7  # k-hat above which importance weights are not to be trusted, for a few thousand draws
 
 
@@ -21,8 +22,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The smoothed, normalised log weights (K, ...), and k̂ (...): -infinity where all weights are
-        the same (the guide is the posterior), infinity where fewer than five tail weights differ
-        otherwise, so that no tail can be fitted.
+        the same to a thousandth (the guide is the posterior, and what differs is rounding),
+        infinity where fewer than five tail weights differ otherwise, so that no tail can be fitted.
 
     Raises:
         ValueError: K < 25, too few for a tail of five.
@@ -48,7 +49,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     ranked = torch.cat([ranked[:-tail], torch.where(usable, smooth, ranked[-tail:])])
     out = torch.empty_like(lw).scatter_(0, order, ranked)
     khat = torch.where(usable, shape_hat, torch.full_like(shape_hat, math.inf))
-    khat = torch.where(lw.min(0).values == 0, -math.inf, khat)
+    khat = torch.where(lw.min(0).values > -EQUAL, -math.inf, khat)
     out = out - torch.logsumexp(out, 0)
     return out.reshape(k, *shape).to(log_weights.dtype), khat.reshape(shape).to(log_weights.dtype)
 

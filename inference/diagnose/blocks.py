@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
-from ..draws import Chain
+from ..draws import Chain, is_discrete, to_real
 from ..weights import LogWeights
 from ..weights.simulate import is_latent
 
@@ -63,25 +62,25 @@ def blocks(chain: Chain, draws: int) -> Blocks:
     if not latent:
         raise ValueError("the guide draws no continuous latent")
     for name, t in latent.items():
-        if not t.value.is_floating_point() or name not in weights.guide:
+        if is_discrete(t) or to_real(t) is None or name not in weights.guide:
             raise ValueError(f"{name!r} is discrete, or drawn by the model only")
         if any(torch.is_tensor(v) and v.dim() > 0 for v in vars(t.fn.support).values()):
             raise ValueError(f"the support of {name!r} depends on other latents")
-    to_real = {n: biject_to(t.fn.support) for n, t in latent.items()}
-    lines = {n: to_real[n].inv(t.value) for n, t in latent.items()}
+    moves = {n: to_real(t) for n, t in latent.items()}
+    lines = {n: moves[n].inv(t.value) for n, t in latent.items()}
     layout = Layout(weights, lines)
     dtype = next(iter(lines.values())).dtype
     origin = _origin(weights, lines)
     per_draw = sum(t.value.numel() for t in weights.model.values() if torch.is_tensor(t.value))
 
     def values(u: Tensor) -> dict[str, Tensor]:
-        return {n: to_real[n](line) for n, line in layout.sites(u.to(dtype)).items()}
+        return {n: moves[n](line) for n, line in layout.sites(u.to(dtype)).items()}
 
     def log_det(u: Tensor) -> Tensor:
         """log |dz / du|: (S, B)."""
         out = u.new_zeros(u.shape[:2])
         for name, line in layout.sites(u).items():
-            jacobian = to_real[name].log_abs_det_jacobian(line, to_real[name](line))
+            jacobian = moves[name].log_abs_det_jacobian(line, moves[name](line))
             out = out + layout.by_block(jacobian).sum(-1)
         return out
 
@@ -103,7 +102,7 @@ def blocks(chain: Chain, draws: int) -> Blocks:
     drawn, p, q = [], [], []
     for start, stop in chunks(draws, per_draw):
         weights = chain.weights(stop - start)
-        u = layout.flat({n: to_real[n].inv(weights.model[n].value) for n in latent}).double()
+        u = layout.flat({n: moves[n].inv(weights.model[n].value) for n in latent}).double()
         part_p, part_q = said(weights, u)
         drawn.append(u)
         p.append(part_p)

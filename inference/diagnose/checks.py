@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import arviz_stats
@@ -53,11 +54,11 @@ def convergence(losses: Sequence[float], unit: str) -> Finding | None:
     before, after = np.array(losses[-2 * n : -n]), np.array(losses[-n:])
     drop = before.mean() - after.mean()
     se = math.hypot(before.std() / math.sqrt(n), after.std() / math.sqrt(n))
-    good = drop < 3 * se
+    good = bool(drop < 3 * se)
     text = f"the loss fell by {drop:.3g} ± {se:.2g} {unit} over the last tenth of the steps"
     return Finding(
         "loss", text + ("." if good else ": it still falls, go on with fit(..., resume=run)."),
-        good, False, {"drop": drop, "se": se},
+        good, False, {"drop": float(drop), "se": se},
     )  # fmt: skip
 
 
@@ -94,9 +95,7 @@ def collapse(tree: xr.DataTree, kl: Mapping[str, float]) -> Finding | None:
     text = f"active dimensions: {', '.join(phrases)}"
     all_active = all(v["active"] == v["of"] for v in numbers.values())
     if dead:
-        text += (
-            f". {listed(dead)} has collapsed onto the prior: try warm-up or free bits (elbo.Beta)"
-        )
+        text += f". Collapsed: {listed(dead)}; try warm-up or free bits (elbo.Beta)"
     return Finding("latents", text + ".", all_active, False, numbers)
 
 
@@ -116,15 +115,20 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)  # what it logs is in the finding
-        table = arviz_stats.psense_summary(tree, prior_var_names=top or None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tails too short to fit
+            table = arviz_stats.psense_summary(tree, prior_var_names=top or None)
+    except ValueError as why:
+        return Finding("prior sensitivity", f"not computed: {why}.")
     finally:
         logger.setLevel(level)
     conflict = [str(i) for i, d in table.diagnosis.items() if "conflict" in d]
     strong = [str(i) for i, d in table.diagnosis.items() if "strong prior" in d]
-    worst = table["prior"].astype(float).idxmax()
-    text = (
-        f"power-scaling moves {worst} most (prior {float(table['prior'][worst]):.2f}, limit 0.05)"
-    )
+    prior = table["prior"].astype(float)
+    if prior.isna().all():
+        return Finding("prior sensitivity", "not computed: the prior hardly varies.")
+    worst = prior.idxmax()
+    text = f"power-scaling moves {worst} most (prior {float(prior[worst]):.2f}, limit 0.05)"
     if conflict:
         text += f". Prior and data pull apart: {listed(conflict)}"
     if strong:

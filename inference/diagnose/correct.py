@@ -38,12 +38,13 @@ class Correction:
         return mean, cov.diagonal(dim1=-2, dim2=-1).sqrt()
 
 
-def correct(source: Blocks, fresh: Blocks, threshold: float, rounds: int = 30) -> Correction:
+def correct(source: Blocks, fresh: Blocks, threshold: float, rounds: int = 20) -> Correction:
     """Pareto-smoothed importance weights, after moment matching where k-hat is above the threshold.
 
-    Such a block is moved by the affine map that gives its draws the weighted mean, then also the
-    weighted variances, then the weighted covariance, as long as its k-hat falls. The maps are
-    found on `source` and used on `fresh`, so that the k-hat reported is not the one made small.
+    Such a block is moved by the affine map that gives its draws the weighted mean, or else also the
+    weighted variances, or else the weighted covariance, again and again while its k-hat falls. The
+    maps are found on `source` and used on `fresh`, so that the k-hat reported is not the one made
+    small.
     Half of the fresh draws stay where they were, and all are weighted against the mixture of
     guide and moved guide: a map that leaves a part of the posterior cannot hide it.
 
@@ -56,7 +57,7 @@ def correct(source: Blocks, fresh: Blocks, threshold: float, rounds: int = 30) -
     algorithm 1; the mixture is Owen & Zhou 2000, "Safe and effective importance sampling".
     """
     before = psis(fresh.log_p - fresh.log_q)[1]
-    matrix, shift = _matched(source, threshold, rounds)
+    matrix, shift = _matched(source, before > threshold, threshold, rounds)
     eye = torch.eye(matrix.shape[-1]).to(matrix)
     moved = (matrix != eye).flatten(1).any(1) | (shift != 0).any(1)
     if not moved.any():
@@ -92,7 +93,7 @@ def _weighted(u: Tensor, log_p: Tensor, log_q: Tensor, before: Tensor, moved: Te
     return Correction(u, log_weight, khat, before, mean, se, moved)
 
 
-def _matched(source: Blocks, threshold: float, rounds: int) -> tuple[Tensor, Tensor]:
+def _matched(source: Blocks, high: Tensor, threshold: float, rounds: int) -> tuple[Tensor, Tensor]:
     """The affine map of every block, matrix (B, d, d) and shift (B, d); the identity by default."""
     u, log_q = source.u, source.log_q
     log_weight, khat = psis(source.log_p - log_q)
@@ -101,10 +102,11 @@ def _matched(source: Blocks, threshold: float, rounds: int) -> tuple[Tensor, Ten
     shift = u.new_zeros(u.shape[1], d)
     if not source.invertible:
         return matrix, shift
+    high = high | (khat > threshold)
     for _ in range(rounds):
         accepted = torch.zeros_like(khat, dtype=torch.bool)
         for step in (_mean, _mean_and_variance, _mean_and_covariance):
-            todo = (khat > threshold) & ~accepted
+            todo = high & ~accepted
             if not todo.any():
                 break
             a, b = step(u, log_weight)  # (B, d, d), (B, d)
@@ -119,7 +121,8 @@ def _matched(source: Blocks, threshold: float, rounds: int) -> tuple[Tensor, Ten
             log_weight = torch.where(better, new_weight, log_weight)
             khat = torch.where(better, new_khat, khat)
             accepted |= better
-        if not accepted.any():
+        high = accepted
+        if not high.any():
             break
     return matrix, shift
 

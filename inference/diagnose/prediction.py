@@ -21,7 +21,7 @@ SURPRISE = 0.01  # two-sided tail probability of a test statistic that is worth 
 ALPHA = 0.01  # level of the LOO-PIT's test of uniformity
 
 
-def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset] | None:
+def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset | None] | None:
     """Expected log predictive density of left-out data, and the k-hat of each.
 
     By `arviz_stats.loo_approximate_posterior`, for joint weights. Where every datum has latents of
@@ -40,11 +40,14 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset] | None:
     if likelihood[name].ndim < 3:
         return None
     s = tree.sample_stats
-    with warnings.catch_warnings():  # what it warns of is in the finding
-        warnings.simplefilter("ignore", UserWarning)
-        loo = arviz_stats.loo_approximate_posterior(
-            tree, s.log_p, s.log_q, pointwise=True, var_name=name
-        )
+    try:
+        with warnings.catch_warnings():  # what it warns of is in the finding
+            warnings.simplefilter("ignore", UserWarning)
+            loo = arviz_stats.loo_approximate_posterior(
+                tree, s.log_p, s.log_q, pointwise=True, var_name=name
+            )
+    except ValueError as why:  # too few different draws for a tail
+        return Finding("leave-one-out", f"not computed: {why}."), None
     pointwise = xr.Dataset({"elpd": loo.elpd_i, "khat": loo.pareto_k})
     k, limit = loo.pareto_k.values.ravel(), good_khat(loo.n_samples)
     above = int((~(k <= limit)).sum())
