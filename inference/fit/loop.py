@@ -20,6 +20,7 @@ from ..weights import no_validation
 from .batches import Batches
 
 WORTH_COMPILING = 30.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
+TIMED = 5  # eager steps that are timed to decide
 SMALL, WORTH_UNROLLING = 2_000, 50_000  # parameters, steps: eight updates in one graph
 
 
@@ -55,7 +56,7 @@ class Loop:
     def go(self) -> None:
         """Make the steps."""
         run = self.run
-        done = int(run.variables.count)
+        first = done = int(run.variables.count)
         log_every = max(1, min(100, self.steps // 50))
         begin, spent = time.perf_counter(), run.seconds
         pending: list[Tensor] = []
@@ -70,8 +71,10 @@ class Loop:
         with self.bar:
             try:
                 while done < self.steps:
-                    if not chosen and (self.compile is True or done - at_log >= 3 or done > 3):
-                        each = (time.perf_counter() - warm) / max(1, done - at_log)
+                    if done == first + 1:  # the first step pays for what is loaded and allocated
+                        warm = time.perf_counter()
+                    if not chosen and (self.compile is True or done == first + 1 + TIMED):
+                        each = (time.perf_counter() - warm) / TIMED
                         step, repeats = self._choose(each, self.steps - done)
                         chosen = True
                     use, n = (step, repeats) if done + repeats <= self.steps else (eager, 1)
