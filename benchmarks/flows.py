@@ -23,33 +23,32 @@ class PyroFlow(nn.Module):
 
     def __init__(self, parts):
         super().__init__()
-        self.parts = nn.ModuleList([p for p in parts if isinstance(p, nn.Module)])
+        modules = [p if isinstance(p, nn.Module) else getattr(p, "inv", None) for p in parts]
+        self.parts = nn.ModuleList([m for m in modules if isinstance(m, nn.Module)])
         self.all = parts
 
     def model(self, x):
         pyro.module("flow", self)
         base = dist.Normal(x.new_zeros(D), 1.0).to_event(1)
+        flow = dist.TransformedDistribution(base, self.all)
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.TransformedDistribution(base, self.all), obs=x)
+            pyro.sample("x", flow, obs=x)
+        flow.clear_cache()  # Pyro's transforms keep what they saw across optimiser steps
 
     def guide(self, x):
         pass
 
 
 def pyro_flow(kind):
+    flip = pt.Permute(torch.arange(D).flip(0), cache_size=0)
     if kind == "RealNVP":
-        parts = []
-        for i in range(8):
-            parts += [pt.affine_coupling(D, [64, 64]), pt.Permute(torch.arange(D).flip(0))]
-    elif kind == "MAF":
-        parts = []
-        for _ in range(4):
-            parts += [pt.affine_autoregressive(D, [64, 64]).inv, pt.Permute(torch.arange(D).flip(0))]
-        for i, p in enumerate(parts):  # the density direction is the cheap one
-            if hasattr(p, "inv") and isinstance(p.inv, nn.Module):
-                parts[i] = p
+        parts = [p for _ in range(8) for p in (pt.affine_coupling(D, [64, 64]), flip)]
+    elif kind == "MAF":  # inverted, so that the density is the direction of one pass
+        parts = [p for _ in range(4) for p in (pt.affine_autoregressive(D, [64, 64]).inv, flip)]
     else:
-        parts = [pt.spline_autoregressive(D, [64, 64], count_bins=8, order="linear") for _ in range(3)]
+        parts = [
+            pt.spline_autoregressive(D, [64, 64], count_bins=8, order="linear") for _ in range(3)
+        ]
     return PyroFlow(parts)
 
 
@@ -62,10 +61,7 @@ def zuko_flow(kind, x):
     except ImportError:
         return {}
     if kind == "RealNVP":
-        flow = zuko.flows.NICE(D, 0, transforms=8, hidden_features=(64, 64))
-        flow = zuko.flows.RealNVP(D, 0, transforms=8, hidden_features=(64, 64)) if hasattr(
-            zuko.flows, "RealNVP"
-        ) else flow
+        flow = zuko.flows.RealNVP(D, 0, transforms=8, hidden_features=(64, 64))
     elif kind == "MAF":
         flow = zuko.flows.MAF(D, 0, transforms=4, hidden_features=(64, 64))
     else:
