@@ -111,7 +111,8 @@ def posteriors(
     else:
         run = chain.run
         pair = run.pair_ if run else Pair(chain.model, chain.guide, chain.args, chain.kwargs)
-        params = run.state if run else pair.params
+        state = run.state if run else pair.params
+        params = {k: p.detach().requires_grad_() for k, p in state.items()}  # vmap cannot do it
         buffers, stacked = (run.variables.buffers if run else pair.buffers), None
 
     def one(params: dict, buffers: dict, args: tuple) -> Sites:
@@ -136,10 +137,10 @@ def posteriors(
         for start in range(0, len(sets), step):
             part = slice(start, start + step)
             cut = {k: v[part] if stacked == 0 else v for k, v in params.items()}
-            state = {k: v[part] if stacked == 0 else v for k, v in buffers.items()}
+            kept = {k: v[part] if stacked == 0 else v for k, v in buffers.items()}
             args = tuple(a[part] if v == 0 else a for a, v in zip(sets.args, vary))
             ask = torch.vmap(one, in_dims=(stacked, stacked, vary), randomness="different")
-            parts.append(ask(cut, state, args))
+            parts.append(ask(cut, kept, args))
     return {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
 
 
