@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..weights import no_validation
 
 LIBRARIES = ("torch", "pyro", "numpy", "builtins", "functools", "inference")
-DEPTH = 4  # how far references are followed from the function itself
+DEPTH, MANY = 4, 5_000  # how far references are followed, and how many of them
 
 
 @contextmanager
@@ -97,7 +97,9 @@ def referred(*functions: Any) -> dict[str, nn.Module | Tensor]:
     seen: set[int] = set()
 
     def visit(obj: Any, name: str, depth: int) -> None:
-        if depth < 0 or id(obj) in seen or isinstance(obj, (types.ModuleType, type, str, int)):
+        if depth < 0 or id(obj) in seen or len(seen) > MANY:
+            return
+        if isinstance(obj, (types.ModuleType, type, str, int, float)):
             return
         seen.add(id(obj))
         if isinstance(obj, (nn.Module, Tensor)):
@@ -121,8 +123,7 @@ def referred(*functions: Any) -> dict[str, nn.Module | Tensor]:
             if inner is not None:
                 visit(inner, name, depth)
             if not _of_a_library(obj):
-                variables = inspect.getclosurevars(obj)
-                for key, value in {**variables.globals, **variables.nonlocals}.items():
+                for key, value in _variables(obj).items():
                     visit(value, key, depth - 1)
         elif hasattr(obj, "func"):  # what Pyro's handlers make of a function
             visit(obj.func, name, depth)
@@ -133,6 +134,15 @@ def referred(*functions: Any) -> dict[str, nn.Module | Tensor]:
     for function in functions:
         visit(function, _name(function), DEPTH)
     return found
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """The globals and closure variables that a function's code names."""
+    try:
+        found = inspect.getclosurevars(function)
+    except ValueError:  # a variable of the closure has no value yet
+        return {}
+    return {**found.globals, **found.nonlocals}
 
 
 def _name(obj: Any) -> str:

@@ -105,7 +105,7 @@ def each(recording: Recording, tensors: Mapping[str, Tensor]) -> Iterable[Findin
         yield Finding(
             "note", None, f"plate {looped!r} of the {recording.half} is a Python loop",
             "with pyro.plate(...): and batched distributions", f"for i in pyro.plate({looped!r})",
-            "a vectorised plate does the same in one step, and its mini-batches are scaled.",
+            "a vectorised plate does the same in one step, and compiles to a small graph.",
         )  # fmt: skip
 
 

@@ -63,10 +63,11 @@ class Mixture(AutoContinuous):
         helps: Any = {"is_auxiliary": True}
         logits, loc, scale = self._log_weights(), self.loc, self.scale
         k = pyro.sample(f"{name}_component", dist.Categorical(logits=logits), infer=helps)
-        u = pyro.sample(f"{name}_draw", dist.Normal(loc[k], scale[k]).to_event(1), infer=helps)
+        mine = dist.Normal(_row(loc, k), _row(scale, k)).to_event(1)
+        u = pyro.sample(f"{name}_draw", mine, infer=helps)
         parts = dist.Normal(loc, scale).log_prob(u.unsqueeze(-2)).sum(-1) + logits  # (..., C)
-        mine = parts.gather(-1, k.unsqueeze(-1)).squeeze(-1)
-        whole = dist.Delta(u, log_density=parts.logsumexp(-1) - mine, event_dim=1)
+        part = parts.gather(-1, k.unsqueeze(-1)).squeeze(-1)
+        whole = dist.Delta(u, log_density=parts.logsumexp(-1) - part, event_dim=1)
         return pyro.sample(f"{name}_latent", whole, infer=helps)
 
     def _log_weights(self) -> Tensor:
@@ -77,6 +78,11 @@ class Mixture(AutoContinuous):
         loc = (weight * self.loc).sum(0)
         second = (weight * (self.loc.square() + self.scale.square())).sum(0)
         return loc, (second - loc.square()).sqrt()
+
+
+def _row(table: Tensor, k: Tensor) -> Tensor:
+    """table[k], where k without dimensions does not have to be read on the host."""
+    return table.index_select(0, k.flatten()).reshape(*k.shape, -1)
 
 
 class Flow(AutoContinuous):

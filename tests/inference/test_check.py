@@ -243,6 +243,32 @@ def test_a_network_in_a_closure_is_put_back():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+def test_closures_of_any_kind_are_survived():
+    class Loop:
+        def __init__(self):
+            self.itself, self.many = self, [object() for _ in range(20_000)]
+
+    loop = Loop()
+
+    def model(x):
+        if len(loop.many) == 0:
+            never()
+        location_scale_of(x)
+
+    def location_scale_of(x):
+        model  # refers back  # noqa: B018
+        broken_pairs.location_scale(x)
+
+    def guide(x):
+        broken_pairs.gaussian_site("mu")
+        broken_pairs.positive_site("sigma")
+
+    found = check(model, guide, normal_data())
+    if found is None:
+        never = None
+    assert not found
+
+
 def test_the_same_findings_every_time():
     assert [str(found_in("mean_instead_of_sum")) for _ in range(2)].count(
         str(found_in("mean_instead_of_sum"))

@@ -185,10 +185,16 @@ def test_flows_beat_full_rank_on_a_banana_by_many_standard_errors():
     flows = {k: (k, {"hidden": (16,), "depth": 2}) for k in ("iaf", "spline")}
     table = fit_guides(banana, x, {"full-rank": "full-rank", **flows}, steps=400, lr=3e-2,
                        elbo=elbo.Trace(16), compile=False)  # fmt: skip
+    side = torch.linspace(-5, 5, 1001, dtype=torch.float64)
+    a, b = side, 4 * side.unsqueeze(-1)
+    log_joint = dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(0.0, 3.0).log_prob(b)
+    log_joint = log_joint + 5 * dist.Normal(b - 2 * a**2, 0.5).log_prob(torch.zeros(()))
+    evidence = float(log_joint.flatten().logsumexp(0) + math.log(4 * 0.01**2))
     full = table["full-rank"]
     for name in ("iaf", "spline"):
         row = table[name]
         assert row.elbo - full.elbo > 8 * math.hypot(row.elbo_se, full.elbo_se)
+        assert row.elbo < evidence
 
 
 def test_a_mixture_finds_both_modes():
@@ -230,6 +236,11 @@ def test_a_flow_remembers_the_density_of_its_draw_and_computes_that_of_others():
     z = q.rsample()
     assert torch.allclose(q.log_prob(z), q.log_prob(z.clone()), atol=1e-10)
     assert q.log_prob(z) is q.log_prob(z)
+    affine = Chain(dist.transforms.AffineTransform(1.0, 2.0))
+    q = FlowNormal(torch.tensor([0.5, -1.0]), torch.tensor([0.3, 2.0]), affine)
+    normal = dist.Normal(torch.tensor([0.8, 1.0]), torch.tensor([0.6, 4.0])).to_event(1)
+    z = q.rsample((7,))
+    assert torch.allclose(q.log_prob(z), normal.log_prob(z), atol=1e-5)
 
 
 def test_transforms_of_torch_and_of_ones_own_are_taken():
@@ -287,7 +298,7 @@ def test_supports_are_respected_and_discrete_latents_are_summed_out(kind, amorti
 
 
 @pytest.mark.parametrize("kind, amortized", ALL)
-def test_the_step_can_be_traced_and_is_the_eager_one(kind, amortized):
+def test_the_step_can_be_traced_and_is_the_eager_one(kind, amortized, particles=3):
     """Loss and gradient of the ATen graph, on the same noise: what is compiled."""
     x = torch.randn(6, dtype=torch.float64)
 
@@ -300,7 +311,7 @@ def test_the_step_can_be_traced_and_is_the_eager_one(kind, amortized):
 
     guide = make(kind, model, amortized=amortized)
     pair = Pair(model, guide, (x,))
-    estimator = elbo.Trace(3)
+    estimator = elbo.Trace(particles)
 
     def step(params, x):
         params = [p.detach().requires_grad_() for p in params]
@@ -319,6 +330,10 @@ def test_the_step_can_be_traced_and_is_the_eager_one(kind, amortized):
     for eager, traced in zip(*results):
         assert torch.allclose(eager, traced, rtol=1e-9, atol=1e-9)
         assert torch.isfinite(eager).all()
+
+
+def test_a_mixture_can_be_traced_with_one_particle():
+    test_the_step_can_be_traced_and_is_the_eager_one("mixture", False, particles=1)
 
 
 @pytest.mark.slow
