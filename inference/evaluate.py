@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from .pair import modules_of
 from .psis import GOOD, khat
@@ -28,7 +28,9 @@ class Evaluation:
         reconstruction: E_q[log p(x | z)].
         kl: latent -> E_q[log q(z) - log p(z)].
         kl_per_dim: latent -> (L,), where prior and guide are diagonal normals.
-        log_px: log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound that rises to log p(x) with K.
+        log_px: log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound that rises to log p(x) with K;
+            NaN (as all that follows from it) where a plate inside the weights is subsampled, which
+            makes a logarithm of their mean meaningless.
         log_px_se: standard error of its mean over data (which are taken as a sample).
         log_px_mc_se: the part of it that comes from K being finite.
         active_units: latent -> how many dimensions have Var_x(E_q[z]) > 0.01.
@@ -58,8 +60,8 @@ class Evaluation:
         return float((self.khat > GOOD).double().mean())
 
     def metrics(self) -> dict[str, float | int | str]:
-        """A flat table, ready for JSON."""
-        return {
+        """A flat table, ready for JSON: what could not be estimated is left out."""
+        table: dict[str, float | int | str] = {
             "elbo": self.elbo,
             "elbo_se": self.elbo_se,
             "reconstruction": self.reconstruction,
@@ -75,13 +77,16 @@ class Evaluation:
             "n": self.n,
             "unit": self.unit,
         }
+        return {k: v for k, v in table.items() if not (isinstance(v, float) and math.isnan(v))}
 
     def __str__(self) -> str:
         kl = ", ".join(f"{k} {v:.2f}" for k, v in self.kl.items())
         lines = [
             f"ELBO            {self.elbo:.3f} ± {self.elbo_se:.3f} {self.unit}",
             f"  reconstruction {self.reconstruction:.3f}, KL {kl or 'none'}",
-            f"log p(x)      ≥ {self.log_px:.3f} ± {self.log_px_se:.3f} {self.unit} "
+            "log p(x)        not estimated: a subsampled plate lies inside the weights"
+            if math.isnan(self.log_px)
+            else f"log p(x)      ≥ {self.log_px:.3f} ± {self.log_px_se:.3f} {self.unit} "
             f"(K = {self.particles}, {self.bits_per_dim:.4f} bits per dimension)",
         ]
         if self.active_units:
@@ -90,10 +95,11 @@ class Evaluation:
                 for k, v in self.active_units.items()
             )
             lines.append(f"active units    {units}")
-        lines.append(
-            f"k-hat           median {float(self.khat.median()):.2f}, "
-            f"{100 * self.khat_above:.0f} % above {GOOD}"
-        )
+        if not math.isnan(self.log_px):
+            lines.append(
+                f"k-hat           median {float(self.khat.median()):.2f}, "
+                f"{100 * self.khat_above:.0f} % above {GOOD}"
+            )
         return "\n".join(lines)
 
 
@@ -195,14 +201,22 @@ def _shared(weights: LogWeights, terms: list[Term]) -> Tensor:
 
 
 def _kl_per_dim(q: Term, p: Term) -> Tensor | None:
-    """KL of diagonal normals per dimension, averaged over particles: (b, L)."""
-    if not (hasattr(q.fn, "base_dist") and hasattr(p.fn, "base_dist")) or q.fn.event_dim != 1:
+    """KL of independent one-dimensional distributions, averaged over particles: (b, L)."""
+    if not all(isinstance(t.fn, Independent) and t.fn.event_dim == 1 for t in (q, p)):
         return None
     try:
         kl = kl_divergence(q.fn.base_dist, p.fn.base_dist)
     except NotImplementedError:
         return None
-    return kl.reshape(-1, *kl.shape[-2:]).mean(0).double() if kl.dim() >= 2 else None
+    if kl.dim() < 2 or kl.shape[-1] != q.value.shape[-1]:
+        return None
+    return kl.reshape(-1, *kl.shape[-2:]).mean(0).double()
+
+
+def _subsampled_inside(weights: LogWeights) -> bool:
+    """Whether a subsampled plate lies inside the weights, so that their exponential is biased."""
+    shared = {p.name for p in weights.plates}
+    return any(p.scale != 1 and p.name not in shared for _, t in weights.terms() for p in t.plates)
 
 
 def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWeights) -> Evaluation:
@@ -221,6 +235,9 @@ def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWei
     def mean(name: str) -> float:
         return float(torch.cat([p[name].reshape(-1) for p in parts]).mean())
 
+    if _subsampled_inside(full):
+        log_px = torch.full_like(log_px, math.nan)
+        se = se_mc = math.nan
     units = {}
     for key in [k for k in parts[0] if k.startswith("mean:")]:
         values = torch.cat([p[key].reshape(-1, p[key].shape[-1]) for p in parts if p[key].dim()])
@@ -249,7 +266,11 @@ def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWei
         particles=particles,
         bits_per_dim=-float(log_px.mean()) / (numbers * math.log(2)),
         active_units=units,
-        khat=khat(log_w) if particles >= 25 else torch.full((per,), math.nan),
+        khat=(
+            khat(log_w)
+            if particles >= 25 and not _subsampled_inside(full)
+            else torch.full((per,), math.nan)
+        ),
         log_px_per_datum=log_px,
         n=n,
         unit="nats per datum" if local else "nats",

@@ -98,3 +98,11 @@ def test_global_latents_are_judged_jointly():
 def test_particles_must_be_positive(particles):
     with pytest.raises(ValueError, match="K >= 1"):
         evaluate(LinearGaussian(), X, particles=particles)
+
+
+def test_no_importance_sampling_over_a_subsampled_plate():
+    from zoo.diffusion import Diffusion
+
+    e = evaluate(Diffusion(2, 16), torch.randn(20, 2), particles=30)
+    assert torch.isnan(torch.tensor(e.log_px)) and "log_px" not in e.metrics()
+    assert "not estimated" in str(e)
