@@ -1,8 +1,11 @@
 """How a Pyro pair is fitted and judged: any Pyro model and guide, the zoo's or yours."""
 
 from . import elbo, optim
+from .arviz import to_datatree, write_datatree
+from .calibrate import calibrate
 from .check import check
 from .compare import compare
+from .diagnose import diagnose
 from .evaluate import evaluate
 from .fit import fit
 from .guides import fit_guides, make_guide
@@ -10,8 +13,10 @@ from .many import fit_many
 from .weights import log_weights
 
 __all__ = [
+    "calibrate",
     "check",
     "compare",
+    "diagnose",
     "elbo",
     "evaluate",
     "fit",
@@ -20,4 +25,6 @@ __all__ = [
     "log_weights",
     "make_guide",
     "optim",
+    "to_datatree",
+    "write_datatree",
 ]

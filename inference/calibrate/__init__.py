@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..diagnose.blocks import coordinates
@@ -17,6 +17,9 @@ from ..diagnose.finding import plain
 from ..draws import chains
 from .ecdf import band, symmetry, uniformity
 from .simulated import Sites, posteriors, simulated
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Calibration", "band", "calibrate", "symmetry", "uniformity"]
 
@@ -195,8 +198,6 @@ def calibrate(
     Source: Talts et al. 2018, arXiv:1804.06788 (SBC); Yao et al. 2018, arXiv:1802.02538 (VSBC);
     Lemos et al. 2023, arXiv:2302.03026 (TARP).
     """
-    import time
-
     begin = time.perf_counter()
     for name, number in (("datasets", datasets), ("draws", draws)):
         if number < 10:

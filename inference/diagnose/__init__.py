@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
-from matplotlib.figure import Figure
 
 from ..arviz import to_datatree
 from ..draws import GROUPS, Chain, chains
@@ -19,10 +18,12 @@ from . import checks, prediction
 from .blocks import Blocks, blocks
 from .correct import Correction, correct
 from .corrected import corrected_tree, correction
-from .figures import figures
 from .finding import Finding, plain
 from .gap import Gaps, amortization_gap
 from .tail import SHARE, against, good_khat, importance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Diagnosis", "Finding", "amortization_gap", "diagnose"]
 
@@ -92,6 +93,8 @@ class Diagnosis:
 
     def figures(self) -> dict[str, Figure]:
         """The figures that belong to the findings, by name."""
+        from .figures import figures
+
         return figures(self)
 
     def plot(self, folder: str | Path) -> list[Path]:

@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 
-import arviz_stats
 import numpy as np
 import xarray as xr
 
@@ -26,7 +25,9 @@ def restarts(tree: xr.DataTree) -> Finding | None:
     """
     if tree.posterior.sizes["chain"] < 2:
         return None
-    rhat = arviz_stats.rhat(tree.posterior.ds)
+    from arviz_stats import rhat as rank_rhat
+
+    rhat = rank_rhat(tree.posterior.ds)
     by_name = {n: float(v.max()) for n, v in rhat.data_vars.items()}
     worst = max(by_name, key=lambda n: by_name[n])
     lw = tree.sample_stats.log_weight
@@ -110,6 +111,8 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
     local = tree.sample_stats.khat.ndim > 1
     if local or scalars > LARGE or not tree.log_likelihood.data_vars:
         return None
+    from arviz_stats import psense_summary
+
     top = [str(n) for n, v in tree.log_prior.data_vars.items() if v.ndim == 2]
     logger = logging.getLogger("arviz_stats.psense")
     level = logger.level
@@ -117,7 +120,7 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
         logger.setLevel(logging.ERROR)  # what it logs is in the finding
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tails too short to fit
-            table = arviz_stats.psense_summary(tree, prior_var_names=top or None)
+            table = psense_summary(tree, prior_var_names=top or None)
     except ValueError as why:
         return Finding("prior sensitivity", f"not computed: {why}.")
     finally:

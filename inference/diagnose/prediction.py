@@ -6,7 +6,6 @@ import math
 import warnings
 from typing import Any
 
-import arviz_stats
 import numpy as np
 import torch
 import xarray as xr
@@ -39,13 +38,13 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset | None] | None
     (name,) = likelihood.data_vars
     if likelihood[name].ndim < 3:
         return None
+    from arviz_stats import loo_approximate_posterior
+
     s = tree.sample_stats
     try:
         with warnings.catch_warnings():  # what it warns of is in the finding
             warnings.simplefilter("ignore", UserWarning)
-            loo = arviz_stats.loo_approximate_posterior(
-                tree, s.log_p, s.log_q, pointwise=True, var_name=name
-            )
+            loo = loo_approximate_posterior(tree, s.log_p, s.log_q, pointwise=True, var_name=name)
     except ValueError as why:  # too few different draws for a tail
         return Finding("leave-one-out", f"not computed: {why}."), None
     pointwise = xr.Dataset({"elpd": loo.elpd_i, "khat": loo.pareto_k})
