@@ -157,11 +157,25 @@ def modules_of(function: Any) -> list[nn.Module]:
 def own_copy(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
     """Copies of a model and a guide that share no module with the originals (but with each other).
 
-    Plain functions have no parameters of their own and are returned as they are.
+    Plain functions have no parameters of their own and are returned as they are; so is a pair of
+    which one half is a plain function whose code uses a module of the other, which a copy would
+    part.
     """
-    if not modules_of(model) and not modules_of(guide):
+    mine, theirs = modules_of(model), modules_of(guide)
+    if not mine and not theirs:
+        return model, guide
+    if (not mine and _uses(model, theirs)) or (not theirs and _uses(guide, mine)):
         return model, guide
     return tuple(copy.deepcopy(_Together(model, guide)).functions)  # type: ignore[return-value]
+
+
+def _uses(function: Callable, modules: list[nn.Module]) -> bool:
+    """Whether a function's closure or globals hold one of the modules, or a part of one."""
+    from .check.isolation import referred
+
+    parts = {id(part) for module in modules for part in module.modules()}
+    reached = [r for r in referred(function).values() if isinstance(r, nn.Module)]
+    return any(id(part) in parts for module in reached for part in module.modules())
 
 
 class _Together:

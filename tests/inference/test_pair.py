@@ -90,6 +90,31 @@ def test_own_copy_leaves_the_autoguide_its_model(autoguide):
     pyro.clear_param_store()
 
 
+def test_a_function_and_a_method_keep_the_module_they_share():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc, self.slope = nn.Linear(1, 1), nn.Linear(1, 1)
+
+        def guide(self, x):
+            pyro.module("half", self)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.loc(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+    half = Half()
+    before = half.slope.weight.detach().clone()
+
+    def uses_half(x):
+        pyro.module("half", half)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(half.slope(z.unsqueeze(-1)).squeeze(-1), 1.0), obs=x)
+
+    run = fit(uses_half, half.guide, X, steps=5, lr=0.1, progress=False)
+    assert (run.params["guide.slope.weight"] - before).abs() > 0.1
+    assert torch.equal(half.slope.weight, run.params["guide.slope.weight"])
+
+
 def test_two_fits_never_touch_each_other():
     one = fit(model, guide, (X,), steps=50, lr=0.1, compile=False, progress=False)
     before = one.params["loc"].clone()
