@@ -8,10 +8,10 @@ import platform
 
 import torch
 
-from . import bayes, flows, vae
+from . import bayes, compare, flows, vae
 from .timing import measure, report
 
-ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS}
+ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS}
 
 
 def main() -> None:

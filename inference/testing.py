@@ -110,7 +110,7 @@ def gradient_bias(
 
     Args:
         own: gradients to judge.
-        other: gradients with the right mean; None stands for zero.
+        other: as many at once, with the right mean; None stands for zero.
         draws: in all.
         seed: of the noise.
     """
@@ -208,7 +208,7 @@ def _below(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> 
 def _gradient(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
     pair = Pair(toy.model, toy.guide, (x,))
     own = Gradients(pair, estimator, (x,), draws=draws)
-    right = Gradients(pair, estimator, (x,), draws=draws, reference=True)
+    right = Gradients(pair, estimator, (x,), replicates=own.replicates, reference=True)
     found = gradient_bias(own, right, draws, seed)
     rows = own(seed)[1]
     assert rows.abs().max() > 0, (

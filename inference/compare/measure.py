@@ -145,16 +145,18 @@ class Measured:
         if compile == "auto" and self.own.how == "batched" and ahead > WORTH_COMPILING:
             self.own = self._sampler(False, True)
             self.own(seed)
-        self.other = self._sampler(True, False) if estimator.follows_bound else None
+        self.other = None  # draws as many at once, with the same noise
+        if estimator.follows_bound:
+            self.other = self._sampler(True, False, self.own.replicates)
         self.values, self.gradients = Moments(), Moments()
         self.gap, self.along = Moments(), Moments()
 
-    def _sampler(self, reference: bool, compile: bool) -> Gradients:
+    def _sampler(self, reference: bool, compile: bool, replicates: int | None = None) -> Gradients:
         place = self.place
         return Gradients(
             place.pair, self.estimator, place.args, place.kwargs, params=place.params,
             buffers=place.buffers, draws=(self.draws + 1) // 2, reference=reference,
-            compile=compile,
+            compile=compile, replicates=replicates,
         )  # fmt: skip
 
     def batches(self) -> Iterator[None]:
