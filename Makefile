@@ -16,10 +16,9 @@ demo: $(STAMP)  ## fit a VAE to the embedded digits and write its report
 	$(BIN)/zoo fit vae --data digits
 
 test: $(STAMP)  ## the default suite, about ten minutes on two cores
-	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP)  ## the long ones as well (real images, seeds, H100 figures where there is one)
+test-slow: $(STAMP)  ## the long ones as well: real images, several seeds, a GPU where there is one
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## ratios against named peers, interleaved in one run
