@@ -39,7 +39,10 @@ def correction(
         change = f"{100 * share:.0f} % of the data above {limit:.2f} before, "
         change += f"{100 * above[best]:.0f} % after"
     if best not in usable:
-        text = f"none can be relied on: importance weights and moment matching leave {change}."
+        tried = "importance weights and moment matching leave"
+        if not corrections[best][0].invertible:
+            tried = "importance weights alone (this guide's draws cannot be moved) leave"
+        text = f"none can be relied on: {tried} {change}."
         return Finding("correction", text, False, False, numbers), None, []
     how = "moment matching" if moved else "PSIS"
     text = f"moment matching helps: {change}." if moved else "importance resampling is enough."
