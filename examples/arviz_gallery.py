@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from matplotlib import pyplot
 
-from inference import diagnose, elbo, fit, to_datatree
+from inference import diagnose, elbo, fit, make_guide, to_datatree
 
 EFFECT = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])  # Rubin 1981
 ERROR = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -35,20 +35,20 @@ def model(y, sigma):
 
 def main(steps: int = 2_000, out: str = "arviz_gallery", corrected: bool = False):
     """Fit, write each figure into the folder `out`; returns the tree."""
-    guide = pyro.infer.autoguide.AutoMultivariateNormal(model)
-    run = fit(model, guide, (EFFECT, ERROR), elbo=elbo.Trace(8), steps=steps, lr=0.02,
-              schedule="cosine", progress=False)  # fmt: skip
+    run = fit(model, make_guide("full-rank", model), (EFFECT, ERROR), elbo=elbo.Trace(8),
+              steps=steps, lr=0.02, schedule="cosine", progress=False)  # fmt: skip
     if corrected:
-        tree = diagnose(run, (EFFECT, ERROR), coords=COORDS).corrected
+        verdict = diagnose(run, (EFFECT, ERROR), coords=COORDS)
+        if verdict.corrected is None:
+            raise SystemExit(str(verdict))
+        tree = verdict.corrected
         loo = arviz_stats.loo(tree, pointwise=True)
     else:
         tree = to_datatree(run, (EFFECT, ERROR), draws=2_000, coords=COORDS)
         stats = tree.sample_stats
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
-            loo = arviz_stats.loo_approximate_posterior(
-                tree, stats.log_p, stats.log_q, pointwise=True
-            )
+            loo = arviz_stats.loo_approximate_posterior(tree, stats.log_p, stats.log_q, True)
     print(arviz_stats.summary(tree, var_names=["mu", "tau", "theta"], kind="stats"))
     print(loo)
 
