@@ -119,7 +119,7 @@ def write_datatree(
             axes = part["sample_stats"]["log_weight"].dims
     weights = Variable(np.concatenate(log_weight, 1), axes) if log_weight else None
     for group, dataset in datasets(_once(sources, weights, seed), coords, dims).items():
-        append(path, group, dataset, 0)
+        append(path, group, dataset.drop_attrs() if group in groups else dataset, 0)
     return path
 
 
@@ -247,8 +247,15 @@ def datasets(block: Block, coords: Names, dims: Names, start: int = 0) -> dict[s
                 elif axis == "draw":
                     labels["draw"] = np.arange(start, start + size)
             labels |= v.labels
-        out[group] = dict_to_dataset(
-            {n: v.array for n, v in variables.items()},
-            dims=names, coords=labels, sample_dims=[], inference_library=pyro,
-        )  # fmt: skip
+        sampled = {n: v.array for n, v in variables.items() if "draw" in v.dims}
+        whole = {n: v.array for n, v in variables.items() if n not in sampled}
+        parts = [
+            dict_to_dataset(
+                arrays, dims={n: names[n] for n in arrays}, coords=labels,
+                sample_dims=sample_dims, inference_library=pyro,
+            )
+            for arrays, sample_dims in ((sampled, ["chain", "draw"]), (whole, []))
+            if arrays
+        ]  # fmt: skip
+        out[group] = parts[0].assign(parts[-1].data_vars)
     return out
