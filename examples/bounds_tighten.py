@@ -40,7 +40,7 @@ def main(out="bounds.png", steps=1_500):
         toy, x = kind(exact=False), kind().data()
         size = 1 if kind is GlobalLocal else len(x)
         truth = toy.log_px(x).item() / size, 0.0
-        pairs[name] = toy.model, toy.guide, x, truth, 128_000
+        pairs[name] = toy.model, toy.guide, x, truth, 64_000
 
     found, figure = {}, Figure(figsize=(12, 4), layout="constrained")
     for axes, (name, (model, guide, x, truth, draws)) in zip(figure.subplots(1, 3), pairs.items()):
@@ -50,9 +50,11 @@ def main(out="bounds.png", steps=1_500):
         axes.axhspan(truth[0] - 3 * truth[1], truth[0] + 3 * truth[1], color="k", alpha=0.3)
         axes.axhline(truth[0], color="k", label="log p(x)")
         axes.set(xscale="log", xlabel="particles K", title=name)
+        axes.set_xticks(ks, [str(k) for k in ks], minor=False)
+        axes.minorticks_off()
         axes.legend()
         found[name] = [*rows, (float("inf"), *truth)]
-    figure.supylabel("nats per datum (right: nats in all), ± 3 SE")
+    figure.supylabel("nats per datum (right: nats in all), ± 3 SE", fontsize=9)
     figure.savefig(out, dpi=120)
     return found
 

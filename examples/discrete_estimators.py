@@ -29,7 +29,7 @@ class Causes(nn.Module):
         self.slope = nn.Parameter(self.effect.detach() / 2)
         self.offset = nn.Parameter(self.log_odds.detach() - 0.2)
 
-    def model(self, x):  # noqa: D102
+    def model(self, x):
         with pyro.plate("data", len(x)):
             mean = 0.0
             for j in range(len(self.effect)):
@@ -37,7 +37,7 @@ class Causes(nn.Module):
                 mean = mean + self.effect[j] * k
             pyro.sample("x", dist.Normal(mean, 0.5**0.5), obs=x)
 
-    def guide(self, x):  # noqa: D102
+    def guide(self, x):
         with pyro.plate("data", len(x)):
             for j in range(len(self.effect)):
                 pyro.sample(f"k_{j}", dist.Bernoulli(logits=self.offset[j] + self.slope[j] * x))
