@@ -15,7 +15,7 @@ from arviz_base import dict_to_dataset
 from .draws import GROUPS, Block, Chain, Variable, block, chains, observations
 from .psis import ess, khat
 
-NUMBERS = 2**24  # values that one chunk of draws may hold, when no chunk is given
+NUMBERS = 2**22  # values that one chunk of draws may hold, when no chunk is given
 TAIL = 25  # draws below which importance weights have no tail to look at
 
 Names = Mapping[str, Sequence] | None
@@ -56,7 +56,7 @@ def to_datatree(
         groups: which of the sampled groups to make.
         coords: axis name -> labels.
         dims: site -> names of its axes after (chain, draw), in place of the ones above.
-        chunk: draws per run of the pair; by default as many as hold 2^24 numbers.
+        chunk: draws per run of the pair; by default as many as hold 2^22 numbers.
         vectorized: whether the pair broadcasts under a particle plate; by default as it was fitted.
         seed: of the draws.
 
