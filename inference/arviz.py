@@ -112,14 +112,13 @@ def write_datatree(
     sources = chains(run, data, vectorized)
     log_weight: list[np.ndarray] = []
     for start, part in _chunks(sources, draws, groups, chunk, seed):
-        for group, dataset in datasets(part, coords, dims, start).items():
-            append(path, group, dataset, start)
+        append(path, datasets(part, coords, dims, start), start)
         if "sample_stats" in part:
             log_weight.append(part["sample_stats"]["log_weight"].array)
             axes = part["sample_stats"]["log_weight"].dims
     weights = Variable(np.concatenate(log_weight, 1), axes) if log_weight else None
-    for group, dataset in datasets(_once(sources, weights, seed), coords, dims).items():
-        append(path, group, dataset.drop_attrs() if group in groups else dataset, 0)
+    rest = datasets(_once(sources, weights, seed), coords, dims)
+    append(path, {g: d.drop_attrs() if g in groups else d for g, d in rest.items()}, 0)
     return path
 
 
@@ -136,34 +135,35 @@ def gathered(parts: Iterable[tuple[int, Block]], draws: int) -> Block:
     return whole
 
 
-def _append_netcdf(path: Path, group: str, dataset: xr.Dataset, start: int) -> None:
-    """Write a group, or more draws of it."""
+def _append_netcdf(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
+    """Write groups, or more draws of them."""
     if start == 0:
-        grows = "draw" in dataset.dims
-        chunks = {n: {"chunksizes": v.shape} for n, v in dataset.data_vars.items() if grows}
-        dataset.to_netcdf(
-            path, "a", group=group, engine="h5netcdf", encoding=chunks,
-            unlimited_dims=["draw"] if grows else [],
-        )  # fmt: skip
+        for group, dataset in groups.items():
+            grows = "draw" in dataset.dims
+            chunks = {n: {"chunksizes": v.shape} for n, v in dataset.data_vars.items() if grows}
+            dataset.to_netcdf(
+                path, mode="a", group=group, engine="h5netcdf", encoding=chunks,
+                unlimited_dims=["draw"] if grows else [],
+            )  # fmt: skip
         return
     import h5netcdf
 
     with h5netcdf.File(path, "a") as file:
-        stored = file[group]
-        stop = start + dataset.sizes["draw"]
-        stored.resize_dimension("draw", stop)
-        for name, variable in dataset.variables.items():
-            if "draw" in variable.dims:
-                at = [slice(None)] * variable.ndim
-                at[variable.dims.index("draw")] = slice(start, stop)
-                stored[name][tuple(at)] = variable.values
+        for group, dataset in groups.items():
+            stop = start + dataset.sizes["draw"]
+            file[group].resize_dimension("draw", stop)
+            for name, variable in dataset.variables.items():
+                if "draw" in variable.dims:
+                    at = [slice(None)] * variable.ndim
+                    at[variable.dims.index("draw")] = slice(start, stop)
+                    file[group][name][tuple(at)] = variable.values
 
 
-def _append_zarr(path: Path, group: str, dataset: xr.Dataset, start: int) -> None:
-    """Write a group, or more draws of it."""
-    dataset.to_zarr(
-        path, group=group, mode="a", consolidated=False, append_dim="draw" if start else None
-    )
+def _append_zarr(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
+    """Write groups, or more draws of them."""
+    more = "draw" if start else None
+    for group, dataset in groups.items():
+        dataset.to_zarr(path, group=group, mode="a", consolidated=False, append_dim=more)
 
 
 def _chunks(

@@ -136,6 +136,19 @@ def test_densities_at_given_coordinates(model, kind):
         torch.testing.assert_close(q, b.log_q, atol=1e-3, rtol=1e-5)
 
 
+def test_blocks_are_densities_on_the_real_line():
+    """The full-rank guide's own density there; weights are the same as in the latents' space."""
+    guide = AutoMultivariateNormal(non_centred, init_scale=0.5)
+    chain = chains((non_centred, guide), SCHOOLS)[0]
+    with chain.ready(0):
+        b = blocks(chain, 200)
+        weights = chain.weights(200, b.values(b.u))
+    q = guide.get_posterior()
+    torch.testing.assert_close(b.log_q, q.log_prob(b.u[:, 0].float())[:, None].double())
+    tau = b.u[:, :, b.names.index("tau")]  # log tau: log p gains log tau
+    torch.testing.assert_close(b.log_p, weights.log_p().double() + tau, atol=1e-3, rtol=1e-5)
+
+
 def test_tail_divergence_finds_the_heavy_coordinate():
     """Student-t with 3 degrees of freedom against a normal in one of three coordinates."""
     u = torch.randn(20_000, 1, 3, dtype=torch.float64)
@@ -143,6 +156,8 @@ def test_tail_divergence_finds_the_heavy_coordinate():
     kl, where = tail_divergence(u, log_weight)
     assert where.shape == kl.shape == (1, 3)
     assert kl[0].argmax() == 1 and kl[0, 1] > 1  # all of them in the two outer bins: log 5 = 1.6
+    one_sided = tail_divergence(u, u[..., 2])
+    assert one_sided[0][0].argmax() == 2 and one_sided[1][0, 2] > 0.98
     # the other coordinates play no part: chi-squared with 9 degrees of freedom over 2 M
     m = int(3 * math.sqrt(20_000))
     assert (kl[0, [0, 2]].abs() < 5 * math.sqrt(18) / (2 * m)).all()
@@ -244,6 +259,17 @@ def test_leave_one_out_of_a_conjugate_model():
     tolerance = 5 * ((x - mean).abs().numpy() / math.sqrt(30) + 1 / 30) / math.sqrt(4_000)
     assert (abs(found - exact.numpy()) < tolerance).all()
     assert d["worst data"].numbers["places"][0] == (int(exact.argmin()),)
+
+
+def test_loo_pit_of_a_conjugate_model():
+    """Left-out x_i is N(mean of the others, 1 + their posterior variance) again."""
+    x = torch.tensor([-2.5, -0.5, 0.3, 1.0, 2.0]).double()
+    pit = diagnose(Normals(), x, draws=8_000).evidence["pit"]
+    precision = 4.01
+    mean = (x.sum() - x) / precision
+    exact = dist.Normal(mean, math.sqrt(1 + 1 / precision)).cdf(x).numpy()
+    # a mean of 8,000 indicators, whose weights cost a factor of ten in effective draws
+    assert (abs(pit - exact) < 5 * np.sqrt(exact * (1 - exact) / 800)).all()
 
 
 def test_worst_data_are_named():
