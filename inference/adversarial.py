@@ -160,7 +160,7 @@ def fit_adversarial(
         generator: a Pyro model `n -> x` (n, D), or a module with such a method `model`. Its sites
             may be anything whose draw is differentiable; it needs no density. It is copied.
         data: x (N, D), or a data set with `train`.
-        critic: a module (..., D) -> (...), copied; None takes a network of two layers of 128.
+        critic: a module (..., D) -> (...), copied; None takes a network of three layers of 128.
         objective: one of `OBJECTIVES`.
         steps: moves of the generator.
         lr, betas: of Adam, for both players.
@@ -189,7 +189,7 @@ def fit_adversarial(
     check_name("schedule", schedule, ("cosine", "constant"))
     x = check_rows(getattr(data, "train", data)).to(where := pick_device(device))
     batches = Batches((x,), min(256, len(x)) if batch_size is None else batch_size, seed)
-    n, dim = batches.batch_size, x.shape[1]
+    n, dim = len(batches.example()[0]), x.shape[1]
     wasserstein = objective == "wasserstein"
     critic_steps = (5 if wasserstein else 1) if critic_steps is None else critic_steps
     penalty = (10.0 if wasserstein else 0.5) if penalty is None else penalty
@@ -264,10 +264,10 @@ def fit_adversarial(
 
 
 def default_critic(x: Tensor) -> Critic:
-    """A network of two layers of 128 on standardised data."""
+    """A network of three layers of 128 on standardised data."""
     sd = x.std(0)
     sd = torch.where(sd > 0, sd, torch.ones_like(sd))
-    return Critic(x.shape[1], quadratic="none", hidden=(128, 128), mean=x.mean(0), sd=sd).to(x)
+    return Critic(x.shape[1], quadratic="none", hidden=(128, 128, 128), mean=x.mean(0), sd=sd).to(x)
 
 
 def check_name(argument: str, name: str, known: tuple[str, ...]) -> None:

@@ -230,7 +230,7 @@ def datasets(block: Block, coords: Names, dims: Names, start: int = 0) -> dict[s
         if not variables:
             continue
         names: dict[str, list[str]] = {}
-        labels: dict[str, Sequence] = {}
+        labels: dict[str, Any] = {}
         for name, v in variables.items():
             own = [d for d in v.dims if d in ("chain", "draw", "step")]
             axes = [f"{d}_plate" if d in variables else d for d in v.dims[len(own) :]]

@@ -193,7 +193,7 @@ def fit_implicit(
 
     Args:
         data: a tensor, a tuple of arguments, or a data set with `train`.
-        critic: a module (..., D + L) -> (...), copied; None takes a network of two layers of 128.
+        critic: a module (..., D + L) -> (...), copied; None takes a network of three layers of 128.
         steps: moves of the pair.
         settle: moves of critic and contrast alone after that, with the pair held fixed, so that
             the estimates are those of the final guide; None takes a fifth of `steps`.
@@ -296,8 +296,8 @@ def fit_implicit(
 
         return run
 
-    module = next(iter(modules_of(pair.model) or modules_of(pair.guide)), None)
-    return ImplicitRun(bound(pair.model), bound(pair.guide), module, critic, contrast, record, seed)
+    whole = next(iter(modules_of(pair.model) or modules_of(pair.guide)), None)
+    return ImplicitRun(bound(pair.model), bound(pair.guide), whole, critic, contrast, record, seed)
 
 
 class _Parts(NamedTuple):
@@ -331,8 +331,8 @@ def _parts(weights: LogWeights) -> _Parts:
             )
     return _Parts(
         torch.cat([t.value.reshape(*shape, -1) for t in latents], -1),
-        sum(t.log_prob for t in latents),
-        sum(t.log_prob for t in observed),
+        torch.stack([t.log_prob for t in latents]).sum(0),
+        torch.stack([t.log_prob for t in observed]).sum(0),
     )
 
 
@@ -351,4 +351,4 @@ def _critic(contrast: Contrast) -> Critic:
     """A network on the standardised datum and the whitened latent, which is standard already."""
     still = contrast.offset.new_zeros(contrast.latent_dim)
     mean, sd = torch.cat([contrast.mean, still]), torch.cat([contrast.sd, still + 1])
-    return Critic(len(mean), quadratic="none", hidden=(128, 128), mean=mean, sd=sd).to(mean)
+    return Critic(len(mean), quadratic="none", hidden=(128, 128, 128), mean=mean, sd=sd).to(mean)
