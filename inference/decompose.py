@@ -202,7 +202,9 @@ def _drawn(run: Any, data: tuple, particles: int, seed: int) -> Iterator[tuple[L
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), no_validation(), context():
         torch.manual_seed(seed)
-        kwargs = {"size": len(args[0])} if isinstance(run, Run) and run.kwargs else {}
+        kwargs: dict[str, Any] = {}
+        if isinstance(run, Run) and run.kwargs:
+            kwargs["size"] = len(args[0])
         nesting = run.pair_.nesting if isinstance(run, Run) else plate_nesting(model, guide, *args)
         weights = log_weights(model, guide, *args, particles=particles, nesting=nesting, **kwargs)
         yield weights, _Call(guide, args, kwargs)

@@ -6,13 +6,16 @@ Both work on Pyro's packed tensors, whose dimensions are named by symbols: one s
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.rings import LogRing
 from torch import Tensor
 
 from .sites import (
@@ -131,7 +134,7 @@ def marginalised(
         scale = _one_scale(involved)
         frame = {plate_to_symbol[f.name]: f for s in involved.values() for f in frames(s)}
         label = "marginal:" + ",".join(involved)
-        contracted = contract_tensor_tree(factors, set(symbols))
+        contracted = contract_tensor_tree(factors, set(symbols), ring=_LogSumExp())
         for i, (around, parts) in enumerate(contracted.items()):
             ordinal = frozenset(frame[symbol] for symbol in around)
             where = {"cond_indep_stack": tuple(ordinal)}
@@ -145,6 +148,49 @@ def marginalised(
                     observed=True,
                     sites=tuple(involved),
                 )
+    return out
+
+
+class _LogSumExp(LogRing):
+    """Sums of products in logarithms, one variable after another, the cheapest first.
+
+    Pyro's own takes exponentials factor by factor, which can underflow, and through an
+    `autograd.Function` that `torch.func` cannot transform.
+    """
+
+    def sumproduct(self, terms: Any, dims: Any) -> Tensor:
+        """The sum over `dims` of the product of packed terms."""
+        left, todo = list(terms), set(dims)
+        while todo:
+            joint = {d: _sizes(t for t in left if d in t._pyro_dims) for d in sorted(todo)}
+            cheapest = min(joint, key=lambda d: math.prod(joint[d].values()))
+            touched = [t for t in left if cheapest in t._pyro_dims]
+            left = [t for t in left if cheapest not in t._pyro_dims]
+            if touched:
+                left.append(_sum_out(_product(touched), cheapest))
+            todo.remove(cheapest)
+        return _product(left)
+
+
+def _sizes(terms: Iterable[Any]) -> dict[str, int]:
+    return {d: n for t in terms for d, n in zip(t._pyro_dims, t.shape)}
+
+
+def _product(terms: list[Any]) -> Tensor:
+    terms = list(packed.broadcast_all(*terms, dims="".join(sorted(_sizes(terms)))))
+    out = functools.reduce(torch.add, terms)
+    out._pyro_dims = terms[0]._pyro_dims
+    return out
+
+
+def _sum_out(term: Any, dim: str) -> Tensor:
+    """log Σ exp along a dimension, with zero gradient where every entry is -inf."""
+    at = term._pyro_dims.index(dim)
+    top = term.detach().amax(at, keepdim=True).clamp(min=torch.finfo(term.dtype).min)
+    total = (term - top).exp().sum(at)
+    tiny = torch.finfo(term.dtype).tiny
+    out = torch.where(total > 0, total.clamp(min=tiny).log() + top.squeeze(at), -math.inf)
+    out._pyro_dims = term._pyro_dims.replace(dim, "")  # type: ignore[attr-defined]
     return out
 
 

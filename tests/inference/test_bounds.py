@@ -488,6 +488,33 @@ def test_path_derivatives_of_hierarchies_and_flows(kind, estimator):
     assert not torch.allclose(*spread)  # another estimator, with the same mean
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [elbo.IWAE(4), elbo.DReG(4), elbo.STL(2), elbo.Score(4), elbo.CIWAE(0.5, 4)],
+    ids=repr,
+)
+def test_continuous_latents_beside_discrete_ones_that_are_summed_out(estimator):
+    """The guide draws z of a mixture and leaves k to the sum."""
+
+    class Marginal(SwitchedGaussian):
+        def guide(self, x, size=None):
+            pyro.module("toy", self)
+            g = self.guide_
+            with pyro.plate("data", size or len(x), subsample=x):
+                mean = g["s"] * x + g["start"][0] + g["start"][1]
+                pyro.sample("z", dist.Normal(mean, 1.3 * g["log_scale"][0].exp()))
+
+    toy = Marginal()
+    x = toy.data()
+    value, se = mean_value(estimator, toy, x, draws=4_000)
+    assert value < toy.log_px(x) + 5 * se
+    pair = Pair(toy.model, toy.guide, (x,))
+    own = Gradients(pair, estimator, (x,), draws=8_000)
+    right = Gradients(pair, estimator, (x,), replicates=own.replicates, reference=True)
+    for name, (bias, se) in gradient_bias(own, right, 8_000).items():
+        assert abs(bias) < 5 * se + 1e-9, name
+
+
 def test_dreg_with_an_autoguide():
     """A flow over all latents: the drawn site is auxiliary, and Deltas hand out its parts."""
     from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal

@@ -340,6 +340,37 @@ def test_scales_that_differ_within_a_sum_are_refused():
         log_weights(model, nothing, X.flatten())
 
 
+def test_impossible_states_have_no_gradient():
+    odds = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    edge = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(logits=odds))
+            low = torch.where(k > 0, edge[1], edge[0])
+            pyro.sample("x", dist.Uniform(low, low + 1, validate_args=False), obs=x)
+
+    x = torch.tensor([0.5, 1.5, 1.7]).double()
+    total = log_weights(model, nothing, x).elbo().sum()
+    prior = dist.Bernoulli(logits=odds).log_prob(torch.tensor([0.0, 1.0, 1.0]).double()).sum()
+    assert torch.allclose(total, prior, rtol=1e-12)
+    (found,) = torch.autograd.grad(total, odds, retain_graph=True)
+    assert torch.allclose(found, torch.autograd.grad(prior, odds)[0], rtol=1e-12)
+
+
+def test_sums_that_underflow_factor_by_factor():
+    """The likely state of one factor is impossible in the other: exp of each alone is zero."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=x.new_tensor([0.0, -800.0])))
+            pyro.sample("x", dist.Normal(k * 60.0, 1.0), obs=x)
+
+    x = torch.tensor([60.0]).double()  # log p: -1,800 through k = 0, -800 through k = 1
+    expected = -800 + Normal(60.0, 1.0).log_prob(x)
+    assert torch.allclose(log_weights(model, nothing, x).log_weight()[0], expected, rtol=1e-12)
+
+
 def test_two_to_the_ten_states():
     """Ten binary latents per datum: the sum over 1,024 states, against an explicit loop."""
     prior = torch.linspace(-1, 1, 10).double()
