@@ -125,10 +125,8 @@ class Calibration:
         p = self.tarp_uniform()
         lines.append(f"  TARP: joint regions {'hold' if p > limit else 'fail'} (p = {p:.2g})")
         if not failed:
-            c = np.array([c for c, _ in coverage.values()])
-            lines.append(
-                f"  90 % intervals hold the truth in {100 * c.min():.1f} to {100 * c.max():.1f} %"
-            )
+            all_ = [100 * c for c, _ in coverage.values()]
+            lines.append(f"  90 % intervals hold the truth in {min(all_):.1f} to {max(all_):.1f} %")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,7 +211,7 @@ def calibrate(
     if not found:
         raise ValueError("the guide draws no site of the model: there is nothing to rank.")
     rng = np.random.default_rng(seed)
-    ranks = {}
+    ranks: dict[str, np.ndarray] = {}
     for name, drawn in found.items():
         below = ranked(drawn, sets.truths[name], rng)  # (R, ...)
         labels = coordinates(name, below.shape[1:])
@@ -237,7 +235,8 @@ def nearer(found: Sites, truths: Sites, scale: Sites, rng: np.random.Generator) 
 
     Source: Lemos et al. 2023, arXiv:2302.03026, algorithm 2.
     """
-    a, b = [], []
+    a: list[Tensor] = []
+    b: list[Tensor] = []
     for name, drawn in found.items():
         n = len(drawn)
         grid = scale[name].double().reshape(len(scale[name]), -1).T.sort(-1)[0].contiguous()

@@ -152,10 +152,10 @@ def diagnose(
         local = bool(one.plates)
         size = sum(t.value.numel() for t in one.model.values() if torch.is_tensor(t.value))
     draws = draws or (1_000 if local else 4_000)
-    groups = GROUPS
+    groups: Sequence[str] = GROUPS
     if draws * size * len(sources) > VALUES:
         groups = tuple(g for g in GROUPS if "predictive" not in g)
-    names = {"coords": coords, "dims": dims}
+    names: dict[str, Any] = {"coords": coords, "dims": dims}
     tree = to_datatree(run, *data, draws=draws, groups=groups, seed=seed, **names)
     weighed = draws if local else max(draws, min(WEIGHED, VALUES // max(1, size)))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from ..draws import Chain, is_discrete, to_real
 from ..weights import LogWeights
@@ -61,12 +62,14 @@ def blocks(chain: Chain, draws: int) -> Blocks:
     latent = {n: t for n, t in weights.model.items() if is_latent(t)}
     if not latent:
         raise ValueError("the guide draws no continuous latent")
+    moves: dict[str, Transform] = {}
     for name, t in latent.items():
-        if is_discrete(t) or to_real(t) is None or name not in weights.guide:
+        move = to_real(t)
+        if is_discrete(t) or move is None or name not in weights.guide:
             raise ValueError(f"{name!r} is discrete, or drawn by the model only")
+        moves[name] = move
         if any(torch.is_tensor(v) and v.dim() > 0 for v in vars(t.fn.support).values()):
             raise ValueError(f"the support of {name!r} depends on other latents")
-    moves = {n: to_real(t) for n, t in latent.items()}
     lines = {n: moves[n].inv(t.value) for n, t in latent.items()}
     layout = Layout(weights, lines)
     dtype = next(iter(lines.values())).dtype

@@ -75,14 +75,9 @@ def correct(source: Blocks, fresh: Blocks, threshold: float, rounds: int = 20) -
     after = _weighted(u, p, torch.logaddexp(q, q_moved) - math.log(2), before, moved)
     alone = _weighted(fresh.u, fresh.log_p, fresh.log_q, before, torch.zeros_like(moved))
     use = moved & (after.khat < before)
-    return Correction(
-        torch.where(use[:, None], after.u, alone.u),
-        *(
-            torch.where(use, getattr(after, k), getattr(alone, k))
-            for k in ("log_weight", "khat", "khat_before", "log_evidence", "log_evidence_se")
-        ),
-        use,
-    )
+    rest = ("log_weight", "khat", "khat_before", "log_evidence", "log_evidence_se")
+    chosen = {k: torch.where(use, getattr(after, k), getattr(alone, k)) for k in rest}
+    return Correction(u=torch.where(use[:, None], after.u, alone.u), moved=use, **chosen)
 
 
 def _weighted(u: Tensor, log_p: Tensor, log_q: Tensor, before: Tensor, moved: Tensor) -> Correction:

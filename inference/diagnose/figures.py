@@ -52,13 +52,13 @@ def _weights(d: Diagnosis) -> Figure | None:
         axes.axvline(good_khat(s), color="k", linestyle="--")
         axes.set(xlabel="k-hat of a datum", ylabel="data", title="Importance weights")
         return figure
-    smooth, k = psis(raw)
+    smooth, shape = psis(raw)
     m = tail_size(s)
     w = torch.softmax(raw[:, 0], 0).sort(descending=True)[0][:m]
     v = smooth[:, 0].exp().sort(descending=True)[0][:m]
     rank = np.arange(1, m + 1)
     axes.loglog(rank, w.numpy(), ".", color=GUIDE, label="weights")
-    axes.loglog(rank, v.numpy(), color=TRUTH, label=f"Pareto tail, k-hat {float(k):.2f}")
+    axes.loglog(rank, v.numpy(), color=TRUTH, label=f"Pareto tail, k-hat {float(shape):.2f}")
     axes.set(xlabel="rank", ylabel="share of all weight", title=f"The {m} heaviest of {s:,} draws")
     axes.legend(frameon=False)
     return figure
@@ -66,10 +66,10 @@ def _weights(d: Diagnosis) -> Figure | None:
 
 def _marginals(d: Diagnosis) -> Figure | None:
     """Guide and corrected posterior of the coordinates that differ most."""
-    blocks, corrections = d.evidence.get("blocks"), d.evidence.get("corrections")
+    blocks = d.evidence.get("blocks")
     if blocks is None or blocks.u.shape[1] > 1:
         return None
-    c = corrections[d.evidence["best"]][1]
+    c = d.evidence["corrections"][d.evidence["best"]][1]
     mean, sd = (m[0] for m in c.moments())
     u = blocks.u[:, 0]
     score = ((u.mean(0) - mean) / sd).abs() + (u.std(0) / sd).log().abs()
@@ -79,7 +79,8 @@ def _marginals(d: Diagnosis) -> Figure | None:
     label = "corrected" if d.corrected is not None else "weighted, not to be relied on"
     for axes, i in zip(grid.ravel(), chosen):
         a, b = u[:, i].numpy(), c.u[:, 0, i].numpy()
-        edges = np.linspace(*np.quantile(np.concatenate([a, b]), [0.0005, 0.9995]), 60)
+        low, high = np.quantile(np.concatenate([a, b]), [0.0005, 0.9995]).tolist()
+        edges = np.linspace(low, high, 60)
         axes.hist(a, edges, density=True, color=GUIDE, alpha=0.5, label="guide")
         axes.hist(b, edges, weights=w, density=True, histtype="step", color=TRUTH, label=label)
         axes.set(title=blocks.names[i], yticks=[])

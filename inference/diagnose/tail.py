@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def importance(source: Blocks) -> Finding:
     size = ess(smooth)
     elbo = raw.mean(0)
     evidence = torch.logsumexp(raw, 0) - math.log(s)
-    numbers = {"limit": limit, "draws": s}
+    numbers: dict[str, Any] = {"limit": limit, "draws": s}
     if b == 1:
         se = float((raw - evidence).exp().std()) / math.sqrt(s)
         elbo_se = float(raw.std()) / math.sqrt(s)
