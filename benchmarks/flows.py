@@ -104,6 +104,9 @@ ROWS = {
     "realnvp": lambda: row("RealNVP", lambda: RealNVP(D, layers=8, hidden=(64, 64)), 5.0, 1.5),
     "maf": lambda: row("MAF", lambda: MAF(D, layers=4, hidden=(64, 64)), 2.0, 1.2),
     "spline": lambda: row(
-        "neural spline flow", lambda: NeuralSplineFlow(D, layers=3, hidden=(64, 64), bins=8), 3.5, 1.2
+        "neural spline flow",
+        lambda: NeuralSplineFlow(D, layers=3, hidden=(64, 64), bins=8),
+        3.5,
+        1.2,
     ),
 }

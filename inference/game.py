@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .fit import WORTH_COMPILING, Batches
 from .optim import Optimiser
 from .progress import Progress
 from .run import History
-from .step import CompiledStep, EagerStep, Variables
+from .step import CompiledStep, EagerStep, Update, Variables
 from .trace import TraceFailure
 from .weights import no_validation
 
@@ -159,8 +160,8 @@ def play(
     columns = _columns(update, variables, batches.example())
     played, pending = Played(), []
     begin, every = time.perf_counter(), max(1, min(100, steps // 50))
-    rest: EagerStep | CompiledStep = EagerStep(update, variables, rate)
-    first: EagerStep | CompiledStep = EagerStep(alone, variables, rate)
+    rest: EagerStep | CompiledStep = EagerStep(_as_update(update), variables, rate)
+    first: EagerStep | CompiledStep = EagerStep(_as_update(alone), variables, rate)
     warm_up = 0 if compile is True else 5
     with Progress(steps, "nats", progress) as bar:
         try:
@@ -197,6 +198,11 @@ def play(
     return played
 
 
+def _as_update(update: GameUpdate) -> Update:
+    """A step asks of its update only what `GameUpdate` has too: a call, `optimiser`, `autocast`."""
+    return cast(Update, update)
+
+
 def _columns(update: GameUpdate, variables: Variables, batch: tuple) -> list[str]:
     devices = [variables.count.device] if variables.count.is_cuda else []
     with torch.random.fork_rng(devices), no_validation():
@@ -212,7 +218,7 @@ def _compiled(
     critic_steps: int,
 ) -> list[CompiledStep]:
     """Both steps compiled and proved equal to the eager ones, `variables` left as they were."""
-    steps = [CompiledStep(u, variables, rate) for u in updates]
+    steps = [CompiledStep(_as_update(u), variables, rate) for u in updates]
     kept = variables.clone()
     devices = [rate.device] if rate.is_cuda else []
     with torch.random.fork_rng(devices):

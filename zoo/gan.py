@@ -57,7 +57,7 @@ class GAN(nn.Module):
     def model(self, n: int) -> Tensor:
         """Draw z and x for n data; returns x (n, D)."""
         pyro.module("gan", self)
-        zero = self.generator[0].weight.new_zeros(self.latent_dim)
+        zero = next(self.parameters()).new_zeros(self.latent_dim)
         with pyro.plate("data", n):
             z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))  # (K, n, L)
             return pyro.deterministic("x", self.decode(z), event_dim=1)
@@ -65,7 +65,7 @@ class GAN(nn.Module):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """`n` draws of x: (n, D)."""
-        return self.decode(torch.randn(n, self.latent_dim).to(self.generator[0].weight))
+        return self.decode(next(self.parameters()).new_empty(n, self.latent_dim).normal_())
 
 
 class Critic(nn.Module):

@@ -152,6 +152,10 @@ class Beta(Additive):
                         key=len, default="")  # fmt: skip
             yield -beta * free.get(owner, 1), q
 
+    def score(self, weights: LogWeights) -> Tensor | float:
+        """As for any sum; but the floor of free nats ties all rows and particles together."""
+        return Estimator.score(self, weights) if self.free_bits else super().score(weights)
+
     def bound(self, weights: LogWeights) -> Tensor:
         """Expected log likelihood minus β times the divergence, free nats counted in full."""
         value = super().bound(weights)

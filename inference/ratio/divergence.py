@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 LOG_2 = math.log(2.0)
@@ -112,7 +112,7 @@ def divergence(name: str) -> FDivergence:
     return DIVERGENCES[name]
 
 
-def gradient_penalty(critic: nn.Module, x_p: Tensor, x_q: Tensor) -> Tensor:
+def gradient_penalty(critic: Callable, x_p: Tensor, x_q: Tensor) -> Tensor:
     """E[(|∇ critic(x)| − 1)²] at random points between samples of P and of Q.
 
     With it, E_P[critic] − E_Q[critic] estimates the Wasserstein distance, in units of x.

@@ -106,7 +106,8 @@ class DensityRatio:
                 torch.stack([predicted, observed, ((share * (y[i] - observed)) ** 2).sum().sqrt()])
             )
             error += float(w[i].sum() * (observed - predicted).abs())
-        return Calibration(*torch.stack(rows, 1), error)
+        predicted, observed, se = torch.stack(rows, 1)
+        return Calibration(predicted, observed, se, error)
 
     def plot(self) -> Figure:
         """Held-out log ratios under P and under Q, and the reliability of the critic."""

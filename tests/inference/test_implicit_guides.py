@@ -104,12 +104,13 @@ def test_kl_of_a_fixed_guide_that_is_not_the_posterior():
 
 def test_conjugate_model():
     """At the optimum the guide is the posterior: KL within 5 % of the truth."""
+    torch.manual_seed(0)
     pair = LinearGaussian()
     x = pair.data(2_000)
-    run = quick(pair, x, steps=300, lr=5e-3, batch_size=128, critic_steps=1)
+    run = quick(pair, x, steps=800, lr=5e-3, batch_size=128, critic_steps=1)
     got = run.evaluate(x[:500], draws=20)
     assert abs(got.kl.value / pair.posterior_kl(x[:500]) - 1) < 0.05
-    assert -0.3 < got.elbo.value - pair.log_px(x[:500]) < 0.05  # three hundred steps
+    assert abs(got.elbo.value - pair.log_px(x[:500])) < 0.05
     assert got.elbo.value == pytest.approx(got.log_likelihood.value - got.kl.value, abs=1e-5)
     assert not run.is_bound
 
