@@ -1,1 +1,1 @@
-"""Ratios of our steps against named peers, interleaved in one run. See `python -m benchmarks -h`."""
+"""Ratios of our steps against named peers, interleaved in one run (`python -m benchmarks -h`)."""

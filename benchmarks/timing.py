@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender once per round, so that drift of the machine hits all alike."""
+"""Interleaved timing: every contender once a round, so that drift of the machine hits all alike."""
 
 from __future__ import annotations
 
