@@ -60,17 +60,16 @@ class Adam(Optimiser):
         b1, b2 = self.betas
         count = state["count"][0] + 1
         # m̂ / (√v̂ + ε), with both corrections folded into the step size and ε
-        debias1 = 1 - torch.pow(b1, count)
-        debias2 = torch.sqrt(1 - torch.pow(b2, count))
+        debias = torch.sqrt(1 - torch.pow(b2, count))
+        rate = computed_once(lr * debias / (1 - torch.pow(b1, count)))
+        floor = computed_once(self.eps * debias)
         new, means, squares = [], [], []
         for p, g, m, v in zip(params, grads, state["mean"], state["square"]):
             g = self._gradient(p, g, lr)
             m = m + (1 - b1) * (g - m)
             v = b2 * v + (1 - b2) * g * g
-            rate = (lr / debias1).to(p.dtype)
-            new.append(
-                self._decayed(p, lr) - rate * m / (v.sqrt() / debias2.to(p.dtype) + self.eps)
-            )
+            step = rate.to(p.dtype) * m / (v.sqrt() + floor.to(p.dtype))
+            new.append(self._decayed(p, lr) - step)
             means.append(m)
             squares.append(v)
         return new, {"mean": means, "square": squares, "count": [count]}
@@ -80,6 +79,15 @@ class Adam(Optimiser):
 
     def _decayed(self, p: Tensor, lr: Tensor) -> Tensor:
         return p
+
+
+def computed_once(scalar: Tensor) -> Tensor:
+    """The same number, kept by the compiler in memory.
+
+    Inductor writes a formula of scalars into every loop that uses its value: two powers for each
+    vector of parameters, more than all the rest of the update. The result of a reduction it stores.
+    """
+    return scalar.expand(16).amax()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import traceback
@@ -17,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .matmul import lowered, use_onednn
 
 _HELP = {
     "_local_scalar_dense": "a tensor's value is read on the host (.item(), bool(), float(), an if "
@@ -195,7 +198,9 @@ def compiled(
         from torch._inductor.compile_fx import compile_fx
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        with torch.no_grad(), config.patch(fallback_random=True), warnings.catch_warnings():
+        ours = lowered() if use_onednn(graph) else contextlib.nullcontext()
+        patched = config.patch(fallback_random=True)
+        with torch.no_grad(), patched, ours, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run = compile_fx(graph, list(inputs))
             trial = [t.clone() for t in inputs]

@@ -18,6 +18,7 @@ from torch.distributions import constraints
 from ..elbo import Estimator, MeanField
 from ..pair import Pair, modules_of
 from ..weights import LogWeights
+from ..weights.sites import latents_only
 from . import minibatch, parameters, sites, supports
 from .failures import explain, mixture, named_tensors
 from .findings import Finding, Findings
@@ -129,7 +130,7 @@ def _look(
 
 def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
     """What one run of each half shows."""
-    q = record(guide, args, kwargs, "guide")
+    q = record(latents_only(guide), args, kwargs, "guide")
     p = record(model, args, kwargs, "model", replay=q.trace if q.error is None else None)
     ended = p.error is None and q.error is None
     known = named_tensors(args, _tensors(model, guide))
@@ -153,7 +154,7 @@ def _weights(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, elbo: Estimator | None
 ) -> Iterable[Finding]:  # fmt: skip
     """What further runs show: noise, gradients, particles, closed forms."""
-    yield from _fixed_seed(*(record(guide, args, kwargs, "guide", seed=i) for i in (0, 1)))
+    yield from _fixed_seed(*(record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1)))
     try:
         pair = Pair(model, guide, args, kwargs)
         weights, grads, strangers = parameters.gradients(pair, args, kwargs, 1)

@@ -61,8 +61,7 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
                 "error", name, "the guide observes data", "latents only",
                 f"pyro.sample({name!r}, ..., obs=...) in the guide, which divides the weight by "
                 "its density",
-                "remove the site from the guide: the likelihood belongs to the model (around one "
-                f"of Pyro's messenger guides: poutine.block(guide, hide=[{name!r}])).",
+                "remove the site from the guide: the likelihood belongs to the model.",
             )  # fmt: skip
     if not model.observed() and latents:
         yield Finding(

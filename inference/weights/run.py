@@ -20,6 +20,7 @@ from .sites import (
     is_enumerated,
     is_free,
     is_latent,
+    latents_only,
     sample_sites,
     terms_of,
 )
@@ -71,7 +72,7 @@ def log_weights(
         return stack(draws)
 
     dim = -nesting - 1
-    run_guide = _under_plate(guide, particles, dim)
+    run_guide = _under_plate(latents_only(guide), particles, dim)
 
     def trace_guide(given: Mapping[str, Tensor] | None = None) -> Any:
         # At is outermost: Pyro's enumeration must see the sites before they have a value
@@ -129,7 +130,7 @@ def log_q_at(
         values: site -> value, with the leading particle dimension when K > 1.
         args, kwargs: of the guide; particles, nesting: as for `log_weights`.
     """
-    run = poutine.trace(_under_plate(guide, particles, -nesting - 1))
+    run = poutine.trace(_under_plate(latents_only(guide), particles, -nesting - 1))
     with At(values):
         return terms_of(run.get_trace(*args, **kwargs), particles, nesting, {})
 
@@ -168,7 +169,7 @@ def dream(model: Callable, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor]
 def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> int:
     """How many tensor dimensions the pair's plates use, by running it once on a forked seed."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), no_validation():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        guide_trace = poutine.trace(latents_only(guide)).get_trace(*args, **kwargs)
         names = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
         marked = poutine.infer_config(model, functools.partial(enumerate_unguided, names))
         replayed = poutine.replay(poutine.enum(marked, first_available_dim=-20), trace=guide_trace)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -48,6 +50,13 @@ def is_free(site: Site) -> bool:
 def is_enumerated(site: Site) -> bool:
     """Whether a site's value is its whole support, along a dimension of its own."""
     return site["infer"].get("_enumerate_dim") is not None
+
+
+def latents_only(guide: Callable) -> Callable:
+    """The guide, without what one of Pyro's messenger guides observes as it runs the model."""
+    if not isinstance(poutine.unwrap(guide), GuideMessenger):
+        return guide
+    return poutine.block(guide, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
 
 
 class At(Messenger):
