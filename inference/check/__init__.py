@@ -22,7 +22,7 @@ from ..weights.sites import latents_only
 from . import minibatch, parameters, sites, supports
 from .failures import explain, mixture, named_tensors
 from .findings import Finding, Findings
-from .isolation import put_back, referred, untouched
+from .isolation import afresh, put_back, referred, untouched
 from .record import Recording, record, stored_shapes
 
 __all__ = ["Finding", "Findings", "check", "check_for_fit", "refuse_errors"]
@@ -114,15 +114,15 @@ def _look(
         if device is not None:
             for module in own:
                 module.to(device)
-        with put_back(modules):
+        with afresh(modules):
             seen = list(_sites(model, guide, args, kwargs))
         found += seen
         if any(f.level == "error" for f in seen):
             return found
-        with put_back(modules):
+        with afresh(modules):
             seen = list(_weights(model, guide, args, kwargs, elbo))
         if not any(f.level == "error" for f in seen):
-            with put_back(modules):
+            with afresh(modules):
                 sized = _takes_size(model, guide)
                 seen += minibatch.findings(model, guide, args, kwargs, modules, sized, batched)
     return found + seen
@@ -154,7 +154,9 @@ def _weights(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, elbo: Estimator | None
 ) -> Iterable[Finding]:  # fmt: skip
     """What further runs show: noise, gradients, particles, closed forms."""
-    yield from _fixed_seed(*(record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1)))
+    yield from _fixed_seed(
+        *(record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1))
+    )
     try:
         pair = Pair(model, guide, args, kwargs)
         weights, grads, strangers = parameters.gradients(pair, args, kwargs, 1)

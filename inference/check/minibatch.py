@@ -63,7 +63,7 @@ def findings(
         if grown:
             yield _per_datum(grown[0], tuple(pair.params[grown[0]].shape), n, minibatch)
             return
-        plates = {} if sized else _told(pair, half, kwargs, n)
+        plates = {} if sized else _told(pair, whole, half, kwargs, n)
         if plates is None:
             return
         measured = _measure(pair, whole, told, n, plates)
@@ -114,12 +114,13 @@ def _cut(args: tuple, rows: int, start: int, stop: int) -> tuple:
     )
 
 
-def _told(pair: Pair, half: tuple, kwargs: dict, n: int) -> dict[str, int] | None:
+def _told(pair: Pair, whole: tuple, half: tuple, kwargs: dict, n: int) -> dict[str, int] | None:
     """The size that `fit` would tell a plate of n/2 rows that is not told; None: there is none."""
-    weights = _draw(pair, half, kwargs, {}, 1, True)
-    plates = {p.name: p for _, t in weights.terms() if t.observed for p in t.plates}
-    if any(p.scale != 1 for p in plates.values()):
-        return None  # the model draws its own mini-batch
+    for rows in (whole, half):
+        weights = _draw(pair, rows, kwargs, {}, 1, True)
+        plates = {p.name: p for _, t in weights.terms() if t.observed for p in t.plates}
+        if any(p.scale != 1 for p in plates.values()):
+            return None  # the model draws its own mini-batch
     data = [p for p in plates.values() if p.size == n // 2 and p.dim == -1] or [
         p for p in plates.values() if p.size == n // 2
     ]

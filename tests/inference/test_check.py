@@ -9,11 +9,12 @@ import pytest
 import torch
 from broken_pairs import AE, BROKEN, N, normal_data, rows
 from pyro import poutine
-from pyro.infer import config_enumerate
+from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoDiscreteParallel,
+    AutoGaussian,
     AutoGuideList,
     AutoHierarchicalNormalMessenger,
     AutoIAFNormal,
@@ -22,12 +23,14 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
+    AutoRegressiveMessenger,
     AutoStructured,
 )
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import nn
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform, constraints
 
-from inference import elbo, fit
+from inference import elbo, fit, log_weights
 from inference.check import Finding, Findings, check, check_for_fit, refuse_errors
 from zoo.cards import CARDS
 
@@ -115,14 +118,32 @@ def constrained(y):
         pyro.sample("y", dist.Normal(w[..., 0] + p + u, 1.0), obs=y)
 
 
+def in_parts(model):
+    """A point for what comes first, normals for the others."""
+    first = ["mu", "w"]
+    guide = AutoGuideList(model)
+    guide.append(AutoDelta(poutine.block(model, expose=first)))
+    guide.append(AutoNormal(poutine.block(model, hide=first)))
+    return guide
+
+
+def messenger(kind):
+    """The mean of HalfCauchy, where Pyro would start, is infinite."""
+    return lambda model: kind(model, init_loc_fn=init_to_median)
+
+
 AUTOGUIDES = {
     "delta": AutoDelta,
     "diagonal": AutoDiagonalNormal,
+    "gaussian": lambda m: AutoGaussian(m, backend="dense"),
     "iaf": lambda m: AutoIAFNormal(m, hidden_dim=[16]),
     "laplace": AutoLaplaceApproximation,
+    "list": in_parts,
     "low-rank": AutoLowRankMultivariateNormal,
+    "messenger": messenger(AutoNormalMessenger),
     "mvn": AutoMultivariateNormal,
     "normal": AutoNormal,
+    "regressive messenger": messenger(AutoRegressiveMessenger),
     "structured": AutoStructured,
 }
 
@@ -154,17 +175,41 @@ def test_autoguides_of_a_part_of_a_model_have_no_errors():
     assert not found.errors and not found.warnings, found
 
 
-@pytest.mark.parametrize("guide", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])
-def test_messenger_guides_need_their_observations_blocked(guide):
+@pytest.mark.parametrize("kind", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])
+def test_what_a_messenger_guide_observes_is_left_out(kind):
+    """It runs the model, data and all; Pyro takes these sites out of its trace, and so do we."""
+
     def model(y):
         s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
-        u = pyro.sample("u", dist.Uniform(2.0, 5.0))
         with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(u, s), obs=y)
+            pyro.sample("y", dist.Normal(pyro.deterministic("twice", 2 * s), 1.0), obs=y)
 
-    (error,) = check(model, guide(model), Y).errors
-    assert error.site == "y" and "poutine.block(guide, hide=['y'])" in error.fix
-    assert not check(model, poutine.block(guide(model), hide=["y"]), Y).errors
+    guide = kind(model)
+    found = check(model, guide, Y)
+    assert not found.errors and not found.warnings, found
+    pyro.set_rng_seed(0)
+    loss = Trace_ELBO().loss(model, guide, Y)
+    pyro.set_rng_seed(0)
+    weights = log_weights(model, guide, Y, nesting=1)
+    assert list(weights.guide) == ["s"]
+    assert torch.allclose(weights.elbo().double(), torch.tensor([-loss], dtype=torch.double))
+    assert not check(model, poutine.block(guide, hide=["y"]), Y).errors
+
+
+def test_a_model_that_draws_its_own_mini_batch_is_not_called_biased():
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y), subsample_size=4) as rows:
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y[rows])
+
+    found = check(model, AutoNormal(model), Y)
+    assert not found.errors and not found.warnings, found
+
+
+def test_a_guide_that_is_built_more_than_once_keeps_its_ties():
+    """AutoIAFNormal holds a weight of its network under a second name."""
+    found = check(schools, AutoIAFNormal(schools, hidden_dim=[16]), Y, SIGMA)
+    assert not found.errors and not found.warnings, found
 
 
 def test_transforms_that_reach_the_support_pass():
