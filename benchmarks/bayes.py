@@ -27,7 +27,7 @@ def schools(y, s):
 
 def schools_row(autoguide):
     fast, eager, seconds = ours.steps(
-        schools, autoguide(schools), (Y, S), elbo.Trace(), lr=0.01, repeats=8
+        schools, autoguide(schools), (Y, S), elbo.Trace(), lr=0.01, repeats=64
     )
     svi = ours.pyro_svi(schools, autoguide(schools), (Y, S), pyro.infer.Trace_ELBO(), lr=0.01)
     return Row(

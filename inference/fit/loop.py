@@ -13,15 +13,18 @@ from torch import Tensor
 
 from ..elbo import Estimator
 from ..progress import Progress
+from ..replay import NotReplayable
 from ..run import Run
-from ..step import CompiledStep, EagerStep, ForeignStep, Update, at_step
+from ..step import UNROLL, CompiledStep, EagerStep, ForeignStep, Update, at_step
 from ..trace import TraceFailure
 from ..weights import no_validation
 from .batches import Batches
 
 WORTH_COMPILING = 30.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
+LOOP = 64  # updates in one call of a small model
 TIMED = 5  # eager steps that are timed to decide
-SMALL, WORTH_UNROLLING = 2_000, 50_000  # parameters, steps: eight updates in one graph
+SMALL = 20_000  # parameters: below, Python's call is felt and many updates are made in one
+WORTH_UNROLLING = 50_000  # steps that pay for a graph of several updates, where it cannot loop
 
 
 @dataclass
@@ -122,25 +125,40 @@ class Loop:
         eager = EagerStep(self.update, run.variables, self.lr)
         if self.compile is False or (self.compile == "auto" and each * left < WORTH_COMPILING):
             return eager, 1
-        numbers = sum(p.numel() for p in run.variables.params.values())
-        repeats = self.repeats or (8 if numbers < SMALL and left > WORTH_UNROLLING else 1)
-        step = CompiledStep(self.update, run.variables, self.lr, repeats)
         self.bar.note("compiling the step")
         try:
-            order = self.batches.state()
-            batch, shared = self.batches.next(repeats)
-            self.batches.restore(order)
-            with torch.random.fork_rng(devices=[self.lr.device] if self.lr.is_cuda else []):
-                kept = run.variables.clone()
-                step(batch, shared)
-                with torch.no_grad():
-                    run.variables.assign(kept)
+            step = self._compiled(left)
         except TraceFailure as failure:
             run.eager_because = str(failure)
             self.bar.note(f"eager steps: {failure}")
             return eager, 1
         self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations)")
-        return step, repeats
+        return step, step.repeats
+
+    def _compiled(self, left: int) -> CompiledStep:
+        """The compiled step of as many updates as suit the pair, tried and proved."""
+        variables, small = self.run.variables, False
+        if self.repeats is None:
+            numbers = sum(p.numel() for p in variables.params.values())
+            numbers += sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
+            small = numbers < SMALL
+        several = min(LOOP, max(1, left // 50)) if small else self.repeats or 1
+        choices = [several, UNROLL if left > WORTH_UNROLLING else 1] if small else [several]
+        for repeats in choices:
+            step = CompiledStep(self.update, variables, self.lr, repeats)
+            order = self.batches.state()
+            batch, shared = self.batches.next(repeats)
+            self.batches.restore(order)
+            try:
+                with torch.random.fork_rng(devices=[self.lr.device] if self.lr.is_cuda else []):
+                    kept = variables.clone()
+                    step(batch, shared)
+                    with torch.no_grad():
+                        variables.assign(kept)
+                break
+            except NotReplayable:
+                continue
+        return step
 
     def _validate(self) -> dict[str, float]:
         """The held-out value and the un-tempered ELBO, in the unit of the history."""

@@ -10,11 +10,12 @@ several updates in one call: their normals are drawn at once, and numbers differ
 run's, though not in law.
 """
 
-from .steps import RETRACES, CompiledStep, EagerStep, ForeignStep, explain
+from .steps import RETRACES, UNROLL, CompiledStep, EagerStep, ForeignStep, explain
 from .update import DrawnAnew, Update, Variables, at_step, matmul_precision
 
 __all__ = [
     "RETRACES",
+    "UNROLL",
     "CompiledStep",
     "DrawnAnew",
     "EagerStep",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor
 from ..elbo import Estimator, Trace
 from ..optim import Adam
 from ..pair import Pair, own_copy
+from ..replay import NotReplayable, Replay
 from ..trace import Recorded, TraceFailure, compiled, hoisted, traced
 from .update import Update, Variables
 
 FEW = 1_024  # normals in one update below which they are drawn at once: the calls would cost more
+UNROLL = 8  # updates in one graph, at most
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
 
 
@@ -81,20 +84,28 @@ class ForeignStep:
 class CompiledStep:
     """The same signature as `EagerStep`, without the pair's Python.
 
-    Each shape of batch is traced, compiled and proved once.
+    Each shape of batch is traced, compiled and proved once. Where the graph is nothing but kernels
+    (small models on a CPU), `repeats` updates are a loop of C around one of them; elsewhere they
+    are unrolled into one graph, which takes as much longer to compile.
 
     Attributes:
         seconds: spent on tracing and compiling so far.
 
     Raises:
         TraceFailure: the pair cannot be traced, compiled, or proved equal to the eager step.
+        NotReplayable: more than eight updates a call, and they cannot be a loop.
         ValueError: the batch's shape has changed more than eight times.
     """
 
     compiled = True
 
     def __init__(
-        self, update: Update, variables: Variables, lr: Tensor, repeats: int = 1, prove: bool = True
+        self,
+        update: Update,
+        variables: Variables,
+        lr: Tensor,
+        repeats: int = 1,
+        prove: bool = True,
     ):
         self.update, self.variables, self.lr, self.repeats = update, variables, lr, repeats
         self.prove = prove
@@ -116,29 +127,53 @@ class CompiledStep:
         if len(self._ready) >= RETRACES:
             raise ValueError(_changing([k[1:] for k in self._ready] + [key[1:]]))
         start = time.perf_counter()
-        tensors = [b for b in batch if torch.is_tensor(b)]
-        inputs = [*self._flat, self.lr, *tensors]
+        run, noise = self._one(batch, shared)
+        if run is None:
+            if self.repeats > UNROLL:
+                raise NotReplayable(f"{self.repeats} updates in one graph: at most {UNROLL}")
+            run, _, noise = self._compile(batch, shared, self.repeats)
+        if self.prove:
+            self._prove(run, batch, shared, noise)
+        self._ready[key] = run if noise is None else _with_noise(run, noise)
+        self.seconds += time.perf_counter() - start
+        return self._ready[key]
+
+    def _compile(self, batch: tuple, shared: bool, repeats: int) -> tuple:
+        """So many updates as one compiled graph, its example inputs, and a place for its noise."""
 
         def function(*flat: Tensor) -> Tensor:
             n = len(self._flat)
             rest = iter(flat[n + 1 :])
             args = tuple(next(rest) if torch.is_tensor(b) else b for b in batch)
             variables = self.variables.like(flat[:n])
-            return _repeat(self.update, variables, flat[n], args, self.repeats, shared)
+            return _repeat(self.update, variables, flat[n], args, repeats, shared)
 
+        inputs = [*self._flat, self.lr, *(b for b in batch if torch.is_tensor(b))]
         graph = traced(function, inputs)
         self.nodes = len(graph.graph.nodes)
-        noisy = hoisted(graph, FEW if self.repeats == 1 else None)
         noise = None
+        noisy = hoisted(graph, FEW if self.repeats == 1 else None)
         if noisy is not None:
             graph, noise = noisy
             inputs = [*inputs, noise]
-        run = compiled(graph, inputs, own=len(self._flat))
-        if self.prove:
-            self._prove(run, batch, shared, noise)
-        self._ready[key] = run if noise is None else _with_noise(run, noise)
-        self.seconds += time.perf_counter() - start
-        return self._ready[key]
+        return compiled(graph, inputs, own=len(self._flat)), inputs, noise
+
+    def _one(self, batch: tuple, shared: bool) -> tuple:
+        """One update compiled, and recorded if it can be; (None, None) if it must be unrolled."""
+        alone = shared or self.repeats == 1
+        one = batch if alone else tuple(b[0] if torch.is_tensor(b) else b for b in batch)
+        run, inputs, noise = self._compile(one, True, 1)
+        if not self.lr.is_cuda:
+            try:
+                replay = Replay(run, inputs, own=len(self._flat) + 1)
+            except NotReplayable:
+                pass
+            else:
+                if self.repeats == 1:
+                    return replay, noise
+                many = None if noise is None else noise.new_empty(self.repeats, len(noise))
+                return functools.partial(replay, updates=self.repeats), many
+        return (run, noise) if self.repeats == 1 else (None, None)
 
     def _prove(self, run: Callable, batch: tuple, shared: bool, noise: Tensor | None) -> None:
         """Run both steps from the same state on the same noise; compare losses and gradients."""
@@ -155,7 +190,7 @@ class CompiledStep:
                     with Recorded() if noise is not None else contextlib.nullcontext() as tape:
                         loss = _repeat(self.update, variables, self.lr, batch, self.repeats, shared)
                 else:
-                    extra = [] if noise is None else [tape.noise]
+                    extra = [] if noise is None else [tape.noise.view_as(noise)]
                     loss = run([*variables.flat(), self.lr, *tensors, *extra])
             slot = self.update.optimiser.slots[0]
             results.append((loss.flatten()[0], variables.optim[slot]))

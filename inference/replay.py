@@ -1,0 +1,266 @@
+"""The kernel calls of a compiled CPU graph, recorded once and replayed in a loop of C.
+
+What a CUDA graph is on a GPU. Inductor's code for a small model is one kernel of some microseconds
+between a hundred allocations in Python; recorded, it is a list of functions and pointers, and
+many updates of a fit are one call. Products and triangular solves of small matrices, which inductor
+leaves to a library, are written out as loops.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TINY = 4_096  # multiply-adds of a product or a solve up to which plain loops do
+HARMLESS = {
+    "clear", "assert_size_stride", "assert_size_stride_grouped", "assert_tensor_metadata",
+    "assert_alignment", "empty_strided_cpu", "reinterpret_tensor", "torch", "ops", "aten",
+    "default", "extern_kernels", "mm", "addmm", "bmm", "linalg_solve_triangular",
+    *(str(t).removeprefix("torch.") for t in (torch.float32, torch.float64, torch.int64,
+      torch.bool, torch.int32)),
+}  # fmt: skip
+
+
+class NotReplayable(Exception):
+    """The graph calls something that is neither a kernel nor a small product."""
+
+
+class Replay:
+    """`replay(inputs, updates)` makes so many updates and returns their losses.
+
+    Args:
+        run: from `inference.trace.compiled`, of a graph whose one output is the loss.
+        inputs: example inputs. The first `own` are used in place, here and at every call.
+        own: how many of them are the same tensors at every call (variables, learning rate).
+
+    Raises:
+        NotReplayable: the graph calls something that cannot be recorded.
+    """
+
+    def __init__(self, run: Callable, inputs: Sequence[Tensor], own: int):
+        self.own = own
+        self.fixed = [*inputs[:own], *(t.clone() for t in inputs[own:])]
+        kept = [t.clone() for t in self.fixed[:own]]
+        self._calls = _Calls()
+        loss = _record(run, self.fixed, self._calls)
+        for t, k in zip(self.fixed[:own], kept):
+            t.copy_(k)
+        if loss.device.type != "cpu" or not loss.is_contiguous():
+            raise NotReplayable("the loss is not a plain CPU tensor")
+        self.loss = loss
+        self._pointers = (ctypes.c_void_p * len(self._calls.pointers))(*self._calls.pointers)
+        self._functions = (ctypes.c_void_p * len(self._calls.functions))(*self._calls.functions)
+        from torch._inductor.codecache import CppCodeCache
+
+        self._loop = CppCodeCache.load(self._calls.source()).replay
+        self._loop.restype = None
+
+    def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
+        """The losses, (updates, *loss), or the loss of one update where `updates` is None.
+
+        An input after the first `own` that has one more axis than its example is a row per update.
+        """
+        n = updates or 1
+        own = inputs[: self.own]
+        elsewhere = any(a is not b for a, b in zip(own, self.fixed))
+        if elsewhere:  # other variables, as in the proof: lend them the memory
+            kept = [f.clone() for f in self.fixed[: self.own]]
+            for f, t in zip(self.fixed, own):
+                f.copy_(t)
+        rows = []
+        for f, t in zip(self.fixed[self.own :], inputs[self.own :]):
+            if t.dim() == f.dim():
+                f.copy_(t)
+            else:
+                rows.append((f, t.to(f.dtype).contiguous()))
+        losses = self.loss.new_empty(n, *self.loss.shape)
+        self._loop(
+            self._pointers, self._functions, ctypes.c_int64(n), ctypes.c_int64(len(rows)),
+            _array(ctypes.c_void_p, [f.data_ptr() for f, _ in rows]),
+            _array(ctypes.c_void_p, [t.data_ptr() for _, t in rows]),
+            _array(ctypes.c_int64, [f.numel() * f.element_size() for f, _ in rows]),
+            ctypes.c_void_p(self.loss.data_ptr()), ctypes.c_void_p(losses.data_ptr()),
+            ctypes.c_int64(self.loss.numel() * self.loss.element_size()),
+        )  # fmt: skip
+        if elsewhere:
+            for f, t, k in zip(self.fixed, own, kept):
+                t.copy_(f)
+                f.copy_(k)
+        return losses if updates else losses[0]
+
+
+def _array(kind: Any, values: list[int]) -> Any:
+    return (kind * len(values))(*values)
+
+
+class _Calls:
+    """What was called, in order, as lines of C over a table of pointers."""
+
+    def __init__(self) -> None:
+        self.pointers: list[int] = []
+        self.functions: list[int] = []
+        self.lines: list[str] = []
+        self.alive: list[Any] = []  # whatever the pointers point at
+
+    def point(self, t: Tensor) -> int:
+        """The tensor's place in the table."""
+        self.alive.append(t)
+        self.pointers.append(t.data_ptr())
+        return len(self.pointers) - 1
+
+    def kernel(self, function: Any) -> Callable:
+        """The same kernel, written down when it is called."""
+        library = ctypes.CDLL(function.__self__.__file__)
+        address = ctypes.cast(library.kernel, ctypes.c_void_p).value
+        assert address is not None
+        self.alive.append(library)
+
+        def call(*args: Any) -> None:
+            if not all(torch.is_tensor(a) for a in args):
+                raise NotReplayable("a kernel takes sizes")
+            first = len(self.pointers)
+            for a in args:
+                self.point(a)
+            self.functions.append(address)
+            kinds = ", ".join(["void*"] * len(args))
+            values = ", ".join(f"p[{first + i}]" for i in range(len(args)))
+            self.lines.append(f"((void (*)({kinds}))f[{len(self.functions) - 1}])({values});")
+            function(*args)
+
+        return call
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+        """out = a @ b + bias, of two or three axes."""
+        torch.matmul(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+        batch = out.shape[0] if out.dim() == 3 else 1
+        (m, k), n = a.shape[-2:], b.shape[-1]
+        if batch * m * n * k > TINY or len({t.dtype for t in (a, b, out)}) > 1:
+            raise NotReplayable("a product of large matrices")
+        at = [_at(self.point(t), t) for t in (a, b, out)]
+        start = "0"
+        if bias is not None:
+            start = _at(self.point(bias), bias.expand(m, n))("0", "i", "j")
+        self.lines.append(
+            f"{_for('h', batch)} {_for('i', m)} {_for('j', n)} {{ {_type(a)} s = {start};\n"
+            f"    {_for('l', k)} s += {at[0]('h', 'i', 'l')} * {at[1]('h', 'l', 'j')};\n"
+            f"    {at[2]('h', 'i', 'j')} = s; }}"
+        )
+
+    def solve(
+        self, a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+    ) -> Tensor:
+        """a⁻¹ b with `a` triangular, by substitution."""
+        x = torch.linalg.solve_triangular(a, b, upper=upper, left=left, unitriangular=unitriangular)
+        n, batch = a.shape[-1], math.prod(x.shape[:-2])
+        plain = left and x.dim() in (2, 3) and a.shape[:-2] == b.shape[:-2]
+        if not plain or batch * n * n * x.shape[-1] > TINY or a.dtype != b.dtype:
+            raise NotReplayable("a large or batched triangular solve")
+        at = [_at(self.point(t), t) for t in (a, b, x)]
+        row = f"{n - 1} - r" if upper else "r"
+        others = f"for (int l = i + 1; l < {n}; l++)" if upper else "for (int l = 0; l < i; l++)"
+        divide = "" if unitriangular else f" / {at[0]('h', 'i', 'i')}"
+        self.lines.append(
+            f"{_for('h', batch)} {_for('j', x.shape[-1])} {_for('r', n)} {{ const int i = {row};\n"
+            f"    {_type(a)} s = {at[1]('h', 'i', 'j')};\n"
+            f"    {others} s -= {at[0]('h', 'i', 'l')} * {at[2]('h', 'l', 'j')};\n"
+            f"    {at[2]('h', 'i', 'j')} = s{divide}; }}"
+        )
+        return x
+
+    def source(self) -> str:
+        """The loop, with a symbol `replay`. Addresses are arguments, so that it can be cached."""
+        body = "\n        ".join(self.lines)
+        return f"""
+#include <cstdint>
+#include <cstring>
+extern "C" void replay(void** p, void** f, int64_t updates, int64_t rows, char** to, char** from,
+                       int64_t* bytes, char* loss, char* losses, int64_t size) {{
+    for (int64_t u = 0; u < updates; u++) {{
+        for (int64_t i = 0; i < rows; i++) std::memcpy(to[i], from[i] + u * bytes[i], bytes[i]);
+        {body}
+        std::memcpy(losses + u * size, loss, size);
+    }}
+}}
+"""
+
+
+def _for(name: str, size: int) -> str:
+    return f"for (int {name} = 0; {name} < {size}; {name}++)"
+
+
+def _type(t: Tensor) -> str:
+    if t.dtype not in (torch.float32, torch.float64):
+        raise NotReplayable(f"a product of {t.dtype}")
+    return "float" if t.dtype == torch.float32 else "double"
+
+
+def _at(place: int, t: Tensor) -> Callable[[str, str, str], str]:
+    """C for one entry of a tensor of two or three axes."""
+    batch, row, column = (0, *t.stride()) if t.dim() == 2 else t.stride()
+    kind = _type(t)
+    return lambda h, i, j: f"(({kind}*)p[{place}])[{h} * {batch} + {i} * {row} + {j} * {column}]"
+
+
+def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
+    """Run inductor's code once, with every kernel written down in `calls`."""
+    from torch._inductor.output_code import CompiledFxGraph
+
+    found: list[tuple[Callable, list]] = []
+    before = CompiledFxGraph.__call__
+
+    def keep(graph: Any, arguments: Any) -> Any:
+        found.append((graph.current_callable, list(arguments)))
+        return before(graph, arguments)
+
+    CompiledFxGraph.__call__ = keep
+    try:
+        with torch.no_grad():
+            run(list(inputs))
+    finally:
+        CompiledFxGraph.__call__ = before
+    if len(found) != 1:
+        raise NotReplayable("more than one graph")
+    method, arguments = found[0]
+    function = getattr(method, "__func__", None)
+    if function is None:
+        raise NotReplayable("no generated function")
+    space = dict(function.__globals__)
+    kernels = [n for n in function.__code__.co_names if n.startswith("cpp_fused")]
+    strange = set(function.__code__.co_names) - HARMLESS - set(kernels)
+    if strange:
+        raise NotReplayable(f"it calls {', '.join(sorted(strange))}")
+    for name in kernels:
+        space[name] = calls.kernel(space[name])
+
+    def addmm(bias: Tensor, a: Tensor, b: Tensor, *, alpha: int, beta: int, out: Tensor) -> None:
+        if (alpha, beta) != (1, 1):
+            raise NotReplayable("a scaled product")
+        calls.product(a, b, out, bias)
+
+    def product(a: Tensor, b: Tensor, *, out: Tensor) -> None:
+        calls.product(a, b, out)
+
+    solve = types.SimpleNamespace(default=calls.solve)
+    aten = types.SimpleNamespace(linalg_solve_triangular=solve)
+    space["extern_kernels"] = types.SimpleNamespace(mm=product, bmm=product, addmm=addmm)
+    space["torch"] = _Torch(ops=types.SimpleNamespace(aten=aten))
+    space["aten"] = aten
+    with torch.no_grad():
+        out = types.FunctionType(function.__code__, space)(method.__self__, arguments)
+    if len(out) != 1:
+        raise NotReplayable("more than one output")
+    calls.alive.append(out)
+    return out[0]
+
+
+class _Torch(types.SimpleNamespace):
+    """`torch`, for its types, with other `ops`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)

@@ -1,0 +1,122 @@
+"""Recorded kernel calls: the same numbers as the functions they were recorded from."""
+
+import functools
+
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import Tensor
+
+from inference import elbo, optim
+from inference.matmul import LARGE, faster_with_onednn
+from inference.pair import Pair
+from inference.replay import NotReplayable, Replay
+from inference.step import CompiledStep, EagerStep, Update, Variables
+from inference.trace import Recorded, compiled, traced
+from tests.schools import SIGMA, Y, non_centred
+
+
+def replay(function, *inputs: Tensor, own: int) -> Replay:
+    return Replay(compiled(traced(function, inputs), inputs), inputs, own)
+
+
+def moved(p: Tensor, x: Tensor) -> Tensor:
+    """Change p in place and return a loss."""
+    p.add_(x)
+    return p.square().sum()
+
+
+def test_a_loop_is_so_many_calls():
+    p, x = torch.arange(3.0), torch.randn(5, 3)
+    run = replay(moved, p, x[0], own=1)
+    assert torch.equal(p, torch.arange(3.0))  # recording changes nothing
+    q = p.clone()
+    expected = torch.stack([moved(q, row) for row in x])
+    torch.testing.assert_close(run([p, x], updates=5), expected)
+    torch.testing.assert_close(p, q)
+    torch.testing.assert_close(run([p, x[2]]), moved(q, x[2]))
+    assert run([p, x[2]], updates=1).shape == (1,)
+
+
+def test_other_variables_borrow_the_memory():
+    p, other = torch.zeros(3), torch.full((3,), 2.0)
+    run = replay(moved, p, torch.ones(3), own=1)
+    run([other, torch.ones(3)], updates=4)
+    assert torch.equal(p, torch.zeros(3)) and torch.equal(other, torch.full((3,), 6.0))
+
+
+def test_the_users_batch_is_never_written():
+    p, x = torch.zeros(3), torch.ones(3)
+    run = replay(moved, p, x, own=1)
+    run([p, torch.full((3,), 7.0)])
+    assert torch.equal(x, torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("upper", [False, True])
+def test_products_and_solves_are_loops(upper, dtype):
+    def function(p, a, b):
+        a = (a.triu() if upper else a.tril()) + 5 * torch.eye(4, dtype=dtype)
+        p.add_(torch.linalg.solve_triangular(a, b @ b.T, upper=upper)[:, :1])
+        more = torch.linalg.solve_triangular(a.T[None], b[None], upper=not upper)
+        return (a @ p).sum() + torch.addmm(p[:, 0], b.T, b).sin().sum() + more.cos().sum()
+
+    p, a, b = torch.randn(3, 4, 4, dtype=dtype).unbind()
+    p = p[:, :1].clone()
+    run = replay(function, p, a, b, own=1)
+    q = p.clone()
+    torch.testing.assert_close(run([p, a, b]), function(q, a, b))
+    torch.testing.assert_close(p, q)
+
+
+def test_what_cannot_be_recorded():
+    big = torch.randn(64, 64)
+    with pytest.raises(NotReplayable, match="large matrices"):
+        replay(lambda p, a: (p.add_(1) + a @ a).sum(), torch.zeros(64), big, own=1)
+    with pytest.raises(NotReplayable, match="calls"):
+        replay(lambda p, a: (p.add_(1) + torch.randn(3)).sum(), torch.zeros(3), big, own=1)
+
+
+@pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
+def test_sixty_four_updates_of_eight_schools(guide):
+    """As many eager updates on the same noise give the same parameters."""
+    args = (Y, SIGMA)
+    pair = Pair(non_centred, guide(non_centred), args)
+    update = Update(pair, elbo.Trace(), optim.Adam(0.01))
+    rate = torch.tensor(0.01)
+    fast = CompiledStep(update, Variables.start(pair, update.optimiser), rate, repeats=64)
+    slow = EagerStep(update, Variables.start(pair, update.optimiser), rate)
+    start = fast.variables.clone()
+    fast(args)
+    fast.variables.assign(start)
+    torch.manual_seed(3)
+    losses = fast(args)
+    torch.manual_seed(3)
+    noise = torch.empty(64, 10).normal_()
+
+    class Given(Recorded):
+        place = 0
+
+        def __torch_dispatch__(self, func, types, a=(), kwargs=None):
+            out = func(*a, **(kwargs or {}))
+            if "normal_" in str(func) or "randn" in str(func):
+                part = noise.reshape(-1)[self.place : self.place + out.numel()]
+                out.copy_(part.reshape(out.shape))
+                self.place += out.numel()
+            return out
+
+    with Given():
+        expected = torch.stack([slow(args) for _ in range(64)])
+    torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-3)
+    for p, q in zip(fast.variables.flat(), slow.variables.flat()):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)
+
+
+def test_large_products_by_the_faster_library_give_the_same_numbers():
+    """Strided operands and a bias; whether oneDNN is taken depends on the machine."""
+    a, b, c = torch.randn(130, 160), torch.randn(160, 130), torch.randn(130)
+    assert LARGE <= 130 * 160 * 130
+    function = functools.partial(lambda a, b, c: (a @ b + c) @ a + b.T + torch.addmm(c, a, b) @ b.T)
+    run = compiled(traced(function, (a, b, c)), (a, b, c))
+    torch.testing.assert_close(run([a, b, c]), function(a, b, c), rtol=1e-4, atol=1e-2)
+    assert faster_with_onednn(torch.get_num_threads()) in (True, False)
