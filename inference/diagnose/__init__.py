@@ -66,14 +66,18 @@ class Diagnosis:
                 return finding
         raise KeyError(f"{name!r}: there is {', '.join(f.name for f in self.findings)}.")
 
-    def __str__(self) -> str:
-        head = {
+    @property
+    def headline(self) -> str:
+        """The verdict as a sentence, to be followed by the reasons where there are any."""
+        return {
             "trust": "Trust this posterior.",
             "trust the corrected posterior": "Trust .corrected and not the guide's draws, because",
             "do not trust": "Do not trust this posterior, because",
         }[self.verdict]
+
+    def __str__(self) -> str:
         mark = {True: "+", False: "-", None: " "}
-        lines = [head, *(f"  - {r}" for r in self.reasons), "", "Evidence"]
+        lines = [self.headline, *(f"  - {r}" for r in self.reasons), "", "Evidence"]
         lines += [f"{mark[f.good]} {f.name}: {f.text}" for f in self.findings]
         return "\n".join(lines)
 

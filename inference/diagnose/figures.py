@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -38,6 +39,11 @@ def _canvas(width: float = 6, height: float = 3.6, columns: int = 1, rows: int =
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _ink() -> str:
+    """Of data and limits: matplotlib's colour of text, so that it can be seen on dark paper."""
+    return str(matplotlib.rcParams["text.color"])
+
+
 def _weights(d: Diagnosis) -> Figure | None:
     """The tail of the weights of a joint posterior, or k-hat of every datum."""
     blocks = d.evidence.get("blocks")
@@ -49,7 +55,7 @@ def _weights(d: Diagnosis) -> Figure | None:
     if raw.shape[1] > 1:
         k = psis(raw)[1].clamp(min=-1).numpy()
         axes.hist(k, bins=40, color=GUIDE)
-        axes.axvline(good_khat(s), color="k", linestyle="--")
+        axes.axvline(good_khat(s), color=_ink(), linestyle="--")
         axes.set(xlabel="k-hat of a datum", ylabel="data", title="Importance weights")
         return figure
     smooth, shape = psis(raw)
@@ -99,7 +105,7 @@ def _pointwise(d: Diagnosis) -> Figure | None:
     k, elpd = pointwise.khat.values.ravel(), pointwise.elpd.values.ravel()
     draws = d.datatree.posterior.sizes["draw"] * d.datatree.posterior.sizes["chain"]
     left.plot(k, ".", color=GUIDE)
-    left.axhline(good_khat(draws), color="k", linestyle="--")
+    left.axhline(good_khat(draws), color=_ink(), linestyle="--")
     left.set(ylabel="k-hat", title="Weights per observation")
     right.plot(elpd, ".", color=GUIDE)
     right.set(ylabel="elpd, nats", title="Predictive density")
@@ -124,7 +130,7 @@ def _loo_pit(d: Diagnosis) -> Figure | None:
     axes.fill_between(at, low - at, high - at, color=GREY, alpha=0.4, label="99 % band")
     ecdf = np.searchsorted(np.sort(pit), at, side="right") / len(pit)
     axes.step(at, ecdf - at, color=GUIDE, where="post")
-    axes.axhline(0, color="k", linewidth=0.5)
+    axes.axhline(0, color=_ink(), linewidth=0.5)
     axes.set(xlabel="LOO-PIT", ylabel="ECDF less uniform", title="Left-out data")
     axes.legend(frameon=False)
     return figure
@@ -143,7 +149,7 @@ def _predictive(d: Diagnosis) -> Figure | None:
         height = (np.arange(seen.size) + 1) / seen.size
         for row in drawn[:50]:
             axes.step(np.sort(row), height, color=GUIDE, alpha=0.2, linewidth=0.8)
-        axes.step(np.sort(seen), height, color="k", label="data")
+        axes.step(np.sort(seen), height, color=_ink(), label="data")
         axes.set(title=f"{name}: data and 50 replications", ylabel="ECDF")
         axes.legend(frameon=False)
     return figure
@@ -184,7 +190,7 @@ def _latents(d: Diagnosis) -> Figure | None:
     figure, grid = _canvas(5 * len(numbers), 3.4, len(numbers))
     for axes, (name, n) in zip(grid[0], numbers.items()):
         axes.bar(np.arange(n["of"]), np.maximum(np.sort(n["variance"])[::-1], 1e-4), color=GUIDE)
-        axes.axhline(0.01, color="k", linestyle="--")
+        axes.axhline(0.01, color=_ink(), linestyle="--")
         axes.set(title=f"{name}: {n['active']} of {n['of']} active", yscale="log")
         axes.set(xlabel="dimension", ylabel="variance of the mean over data")
     return figure

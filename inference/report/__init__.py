@@ -2,12 +2,14 @@
 
 `pictures(subject)` and `metrics(subject)` look for the methods that a model has; a new model needs
 no code here as long as it has some of `sample`, `reconstruct`, `encode`, `decode`, `log_prob`.
+`include(diagnosis, folder)` puts what `diagnose` found on the page.
 """
 
+from .diagnosis import include
 from .draw import Picture
 from .images import image_grid
 from .metrics import Metric, as_json, metrics
-from .page import Report, html, write
+from .page import Report, html, parts, write
 from .pictures import PICTURES, pictures
 from .subject import Subject
 
@@ -20,7 +22,9 @@ __all__ = [
     "as_json",
     "html",
     "image_grid",
+    "include",
     "metrics",
+    "parts",
     "pictures",
     "write",
 ]

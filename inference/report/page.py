@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from .draw import Picture
 from .metrics import Metric, as_json
 from .theme import DARK, LIGHT, png
+
+START, END = "<!-- diagnosis -->", "<!-- /diagnosis -->"  # around the diagnosis, of a page
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Report:
 def write(report: Report, folder: str | Path) -> Path:
     """Write `figures/*.png`, `metrics.json` and `report.html` into an existing folder.
 
+    A diagnosis that the page had stays on it.
+
     Returns:
         The path of the page.
     """
@@ -52,8 +57,11 @@ def write(report: Report, folder: str | Path) -> Path:
         (folder / "figures" / f"{name}.png").write_bytes(light)
     numbers = json.dumps(as_json(list(report.metrics)), indent=2)
     (folder / "metrics.json").write_text(numbers + "\n", encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(html(report, drawn), encoding="utf-8")
+    page, diagnosis = folder / "report.html", "\n"
+    with suppress(ValueError):  # the first page, or in place of a damaged one
+        diagnosis = parts(folder)[1]
+    text = html(report, drawn).replace(START + "\n", START + diagnosis, 1)
+    page.write_text(text, encoding="utf-8")
     return page
 
 
@@ -64,17 +72,37 @@ def html(report: Report, drawn: Mapping[str, tuple[bytes, bytes]]) -> str:
         report: what it says.
         drawn: picture -> its PNG in light and in dark colours.
     """
-    embedded = {
-        name: tuple("data:image/png;base64," + base64.b64encode(p).decode() for p in both)
-        for name, both in drawn.items()
-    }
-    return _template().render(
-        report=report, images=embedded, headline=list(report.metrics)[: report.headline]
+    images = {name: tuple(map(embedded, both)) for name, both in drawn.items()}
+    return template("page").render(
+        report=report, images=images, headline=list(report.metrics)[: report.headline]
     )
 
 
+def embedded(image: bytes) -> str:
+    """A PNG as an address."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def parts(folder: str | Path) -> tuple[str, str, str]:
+    """The page in a folder: what is before the diagnosis, the diagnosis, and what is after it.
+
+    Raises:
+        ValueError: there is no page, or it has no place for a diagnosis.
+    """
+    page = Path(folder) / "report.html"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if START not in text or END not in text:
+        raise ValueError(
+            f"{page} is {'damaged' if text else 'missing'}. Make it with `zoo report {folder}`."
+        )
+    before, rest = text.split(START, 1)
+    diagnosis, after = rest.split(END, 1)
+    return before + START, diagnosis, END + after
+
+
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """`page` or `diagnosis`."""
     environment = Environment(
         loader=PackageLoader("inference.report", "."),
         autoescape=True,
@@ -82,4 +110,4 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(f"{name}.html.jinja")

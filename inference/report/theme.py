@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,19 @@ WIDTH, NARROW, DPI = 9.6, 5.2, 160  # inches; dots per inch
 
 def png(draw: Callable[[Theme], Figure], theme: Theme = LIGHT) -> bytes:
     """A figure drawn in a theme."""
+    with themed(theme):
+        return saved(draw(theme))
+
+
+@contextmanager
+def themed(theme: Theme) -> Iterator[None]:
+    """Figures drawn and saved inside the block look like the theme."""
     with matplotlib.rc_context(theme.settings()):
-        figure = draw(theme)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+        yield
+
+
+def saved(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from markupsafe import escape
 
 import inference.report.page as page
 from inference import checkpoint
@@ -215,12 +216,40 @@ def test_old_faithful_by_the_command(zoo_data, capsys):
 # ---------------------------------------------------------------- verdicts
 
 
-def test_diagnose_gives_a_verdict_and_writes_it(fitted, tmp_path, capsys):
-    assert run(["diagnose", str(fitted), "--rows", "4", "--out", "seen"]) == 0
-    assert "trust" in capsys.readouterr().out.lower()
-    told = json.loads((tmp_path / "seen" / "diagnosis.json").read_text())
+@pytest.fixture
+def mine(fitted, tmp_path, monkeypatch):
+    """A copy of the run, to be changed; pictures are small."""
+    monkeypatch.setattr("inference.report.theme.DPI", 20)
+    return shutil.copytree(fitted, tmp_path / "mine")
+
+
+def test_diagnose_puts_its_evidence_on_the_page(mine, tmp_path, capsys):
+    page = mine / "report.html"
+    before = page.read_text()
+    assert 'id="diagnosis"' not in before
+    assert run(["diagnose", str(mine), "--rows", "4", "--out", "seen"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(str(page))
+    told = json.loads((mine / "diagnosis.json").read_text())
     assert told["verdict"] in ("trust", "trust the corrected posterior", "do not trust")
+    assert told == json.loads((tmp_path / "seen" / "diagnosis.json").read_text())
     assert list((tmp_path / "seen").glob("*.png"))
+    once = page.read_text()
+    for finding in told["findings"]:
+        assert escape(finding["text"]) in once
+    assert all(escape(reason) in once for reason in told["reasons"])
+    names = {p.stem for p in (mine / "figures").glob("diagnosis-*.png")}
+    assert {"diagnosis-weights", "diagnosis-gaps", "diagnosis-loss"} <= names
+    assert all(f'id="{name}"' in once for name in names)
+    assert "On the first 4 test rows." in once
+    # again, and the report anew: still once, and the rest of the page as it was
+    assert run(["diagnose", str(mine), "--rows", "4"]) == 0 and page.read_text() == once
+    assert run(["report", str(mine)]) == 0
+    again = page.read_text()
+    assert again.count('id="diagnosis"') == 1 and all(escape(r) in again for r in told["reasons"])
+    page.write_text("<html></html>")
+    assert run(["diagnose", str(mine), "--rows", "4"]) == 2
+    assert "zoo report" in capsys.readouterr().err
+    assert run(["report", str(mine)]) == 0 and page.read_text().count("<!-- diagnosis -->") == 1
 
 
 def test_compare_measures_the_estimators_named(fitted, capsys):

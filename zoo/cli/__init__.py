@@ -97,9 +97,9 @@ def sample(
 def diagnose(
     run: Folder,
     rows: Annotated[int, explained("test data to look at", "100")] = 100,
-    out: Annotated[str | None, explained("a new folder for figures and JSON")] = None,
+    out: Annotated[str | None, explained("also a new folder for figures and JSON")] = None,
 ) -> None:
-    """Say whether a fitted posterior can be trusted, with the evidence."""
+    """Say whether a fitted posterior can be trusted; the evidence goes on the page of the run."""
     from .verdict import diagnose
 
     diagnose(run, rows, out)

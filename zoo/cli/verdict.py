@@ -13,19 +13,25 @@ from .runs import fitted_pair, require_writable
 
 
 def diagnose(folder: str, rows: int, out: str | None) -> None:
-    """Print the verdict on a run; with `out`, write it and its figures into a new folder."""
+    """Print the verdict on a run and put it on its page; with `out`, into a new folder too."""
     from inference.diagnose import diagnose as examine
+    from inference.report import include, parts
 
     plan, data, run = fitted_pair(folder, rows)
     target = _new(out)
+    require_writable(Path(folder))
+    parts(folder)  # there is a page
     args = tuple(a[:rows] for a in arguments_of(run.pair, data, "test"))
     found = examine(run, *args, image_shape=data.image_shape, seed=plan.seed)
     print(found)
+    seen = min(rows, len(data.test))
+    page = include(found, folder, f"On the first {seen:,} test rows.")
     if target is not None:
         with whole_folder(target) as inside:
             found.to_json(inside / "diagnosis.json")
             found.plot(inside)
         print(target)
+    print(page)
 
 
 def compare(folder: str, specs: Sequence[str], rows: int, draws: int, out: str | None) -> None:
