@@ -151,7 +151,7 @@ def _predictive(d: Diagnosis) -> Figure | None:
             axes.step(np.sort(row), height, color=GUIDE, alpha=0.2, linewidth=0.8)
         axes.step(np.sort(seen), height, color=_ink(), label="data")
         axes.set(title=f"{name}: data and 50 replications", ylabel="ECDF")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
     return figure
 
 
