@@ -198,7 +198,6 @@ def test_written_in_chunks(run, tmp_path, chunk):
 
 
 def test_written_as_zarr(run, tmp_path):
-    pytest.importorskip("zarr")
     path = write_datatree(tmp_path / "fit.zarr", run, DATA, draws=100, chunk=30)
     held = to_datatree(run, DATA, draws=100, chunk=30)
     with xr.open_datatree(path, engine="zarr", consolidated=False) as tree:
