@@ -1,5 +1,7 @@
 import math
+import runpy
 import warnings
+from pathlib import Path
 
 import arviz_plots
 import arviz_stats
@@ -279,3 +281,12 @@ def test_arviz_takes_it_unchanged():
     for figure in drawn:
         figure.savefig("/dev/null", format="png")
         matplotlib.pyplot.close("all")
+
+
+def test_the_gallery_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(arviz_plots, "plot_psense_dist", arviz_plots.plot_forest)  # slow: see above
+    path = Path(__file__).parents[2] / "examples" / "arviz_gallery.py"
+    tree = runpy.run_path(str(path))["main"](steps=200, out=str(tmp_path / "gallery"))
+    names = {"khat", "ppc_dist", "prior_posterior", "forest", "psense_dist", "loo_pit"}
+    assert {p.stem for p in (tmp_path / "gallery").glob("*.png")} == names
+    assert tree.posterior.school.values[0] == "Choate" and "elpd_loo" in capsys.readouterr().out

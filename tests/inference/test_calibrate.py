@@ -1,5 +1,7 @@
 import json
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -171,3 +173,11 @@ def test_refusals():
 
     with pytest.raises(ValueError, match="site 'x': what the model observes there is not one of"):
         calibrate(transformed, AutoNormal(transformed), torch.ones(()), datasets=10)
+
+
+def test_the_example_runs(tmp_path, capsys):
+    path = Path(__file__).parents[2] / "examples" / "calibration.py"
+    found = runpy.run_path(str(path))["main"](datasets=20, steps=30, out=str(tmp_path / "c.png"))
+    assert {"mu", "tau", "theta[7]"} <= set(found.ranks) and len(found) == 20 and found.fitted
+    assert {p.name for p in tmp_path.iterdir()} == {"c.png", "c-ranks.png"}
+    assert str(found) in capsys.readouterr().out

@@ -1,5 +1,7 @@
 import json
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -471,6 +473,15 @@ def test_the_gap_closes_when_the_encoder_is_replaced_by_parameters():
     assert abs(gap) < 3 * se + 0.01 and gap < encoder.amortization[0] / 10
     # and both refits end at the same place: the best of the family
     assert abs((found.local - encoder.local).mean()) < 0.05
+
+
+@pytest.mark.slow
+def test_the_example_of_eight_schools_runs(tmp_path, capsys):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "eight_schools.py"))["main"]
+    found = main(steps=30, guides=["mean-field"], out=str(tmp_path / "table.png"))
+    assert set(found) == {"centred mean-field", "non_centred mean-field"}
+    said = capsys.readouterr().out
+    assert all(d.verdict in said for d in found.values()) and (tmp_path / "table.png").is_file()
 
 
 @pytest.mark.slow
