@@ -2,8 +2,8 @@
 
 What a CUDA graph is on a GPU. Inductor's code for a small model is one kernel of some microseconds
 between a hundred allocations in Python; recorded, it is a list of functions and pointers, and
-many updates of a fit are one call. Products and triangular solves of small matrices, which inductor
-leaves to a library, are written out as loops.
+many updates of a fit are one call. What inductor leaves to libraries is called from the same loop:
+products of float32 matrices by `matmul.h`, tiny ones and triangular solves as plain loops.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import ctypes
 import math
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 TINY = 4_096  # multiply-adds of a product or a solve up to which plain loops do
+PARALLEL = 2**23  # multiply-adds of a product from which two threads are faster than one
+WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # 32 registers of 16 floats
+VECTOR, ROWS, ACROSS = (16, 5, 4) if WIDE else (8, 5, 2)  # a tile: rows, vectors across
 HARMLESS = {
     "clear", "assert_size_stride", "assert_size_stride_grouped", "assert_tensor_metadata",
     "assert_alignment", "empty_strided_cpu", "reinterpret_tensor", "torch", "ops", "aten",
-    "default", "extern_kernels", "mm", "addmm", "bmm", "linalg_solve_triangular",
+    "default", "mkldnn", "_linear_pointwise", "extern_kernels", "mm", "addmm", "bmm", "linalg_solve_triangular",
     *(str(t).removeprefix("torch.") for t in (torch.float32, torch.float64, torch.int64,
       torch.bool, torch.int32)),
 }  # fmt: skip
@@ -56,9 +60,7 @@ class Replay:
         self.loss = loss
         self._pointers = (ctypes.c_void_p * len(self._calls.pointers))(*self._calls.pointers)
         self._functions = (ctypes.c_void_p * len(self._calls.functions))(*self._calls.functions)
-        from torch._inductor.codecache import CppCodeCache
-
-        self._loop = CppCodeCache.load(self._calls.source()).replay
+        self._loop = _loaded(self._calls.source()).replay
         self._loop.restype = None
 
     def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
@@ -93,6 +95,17 @@ class Replay:
                 t.copy_(f)
                 f.copy_(k)
         return losses if updates else losses[0]
+
+
+def _loaded(source: str) -> Any:
+    import torch._inductor.config as config
+    from torch._inductor.codecache import CppCodeCache
+
+    try:  # a fused multiply-add is one instruction, which the flag "off" forbids
+        with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):
+            return CppCodeCache.load(source)
+    except Exception as error:  # a compiler without GCC's vectors
+        raise NotReplayable(f"the loop does not compile: {error}") from error
 
 
 def _array(kind: Any, values: list[int]) -> Any:
@@ -140,8 +153,10 @@ class _Calls:
         torch.matmul(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
         batch = out.shape[0] if out.dim() == 3 else 1
         (m, k), n = a.shape[-2:], b.shape[-1]
-        if batch * m * n * k > TINY or len({t.dtype for t in (a, b, out)}) > 1:
-            raise NotReplayable("a product of large matrices")
+        if len({t.dtype for t in (a, b, out)}) > 1:
+            raise NotReplayable("a product of different types")
+        if batch * m * n * k > TINY:
+            return self._large(a, b, out, bias)
         at = [_at(self.point(t), t) for t in (a, b, out)]
         start = "0"
         if bias is not None:
@@ -150,6 +165,36 @@ class _Calls:
             f"{_for('h', batch)} {_for('i', m)} {_for('j', n)} {{ {_type(a)} s = {start};\n"
             f"    {_for('l', k)} s += {at[0]('h', 'i', 'l')} * {at[1]('h', 'l', 'j')};\n"
             f"    {at[2]('h', 'i', 'j')} = s; }}"
+        )
+
+    def _large(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> None:
+        """The same, in tiles of registers."""
+        if out.stride(-1) != 1 and bias is None:
+            a, b, out = b.mT, a.mT, out.mT  # the transpose, whose rows lie together
+        (m, k), n = a.shape[-2:], b.shape[-1]
+        across = b.stride(-1) == 1 and n >= VECTOR
+        along = b.stride(-2) == 1 and n >= VECTOR and k >= VECTOR
+        row = bias is None or bias.stride(-1) == 1
+        if a.dtype != torch.float32 or out.stride(-1) != 1 or not row or not (across or along):
+            raise NotReplayable(
+                f"a product of {a.dtype}, {tuple(a.shape)} by {tuple(b.shape)}, strides "
+                f"{b.stride()} to {out.stride()}"
+            )
+        if b.stride(-2) == 1 and not across:
+            order = f"{b.stride(-2)}, {b.stride(-1)}"
+        else:
+            order = f"{b.stride(-2)}, 1"
+        threads = torch.get_num_threads() if m * n * k >= PARALLEL else 1
+        places = [f"(float*)p[{self.point(t)}]" for t in (a, b, out)]
+        steps = [t.stride(0) if t.dim() == 3 else 0 for t in (a, b, out)]
+        x, y, z = (f"{p} + h * {s}" for p, s in zip(places, steps))
+        add, lead = "nullptr", 0
+        if bias is not None:
+            add, lead = f"(float*)p[{self.point(bias)}]", bias.expand(m, n).stride(0)
+        self.lines.append(
+            f"{_for('h', out.shape[0] if out.dim() == 3 else 1)} product<{ROWS}, {ACROSS}>({m}, "
+            f"{n}, {k}, {x}, {a.stride(-2)}, {a.stride(-1)}, {y}, {order}, {z}, {out.stride(-2)}, "
+            f"{add}, {lead}, {threads});"
         )
 
     def solve(
@@ -177,8 +222,8 @@ class _Calls:
         """The loop, with a symbol `replay`. Addresses are arguments, so that it can be cached."""
         body = "\n        ".join(self.lines)
         return f"""
-#include <cstdint>
-#include <cstring>
+#define W {VECTOR}
+{Path(__file__).with_name("matmul.h").read_text()}
 extern "C" void replay(void** p, void** f, int64_t updates, int64_t rows, char** to, char** from,
                        int64_t* bytes, char* loss, char* losses, int64_t size) {{
     for (int64_t u = 0; u < updates; u++) {{
@@ -246,10 +291,16 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
     def product(a: Tensor, b: Tensor, *, out: Tensor) -> None:
         calls.product(a, b, out)
 
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *identity: Any) -> Tensor:
+        out = x.new_empty(len(x), len(weight))  # see `inference.matmul`
+        calls.product(x, weight.T, out, bias)
+        return out
+
     solve = types.SimpleNamespace(default=calls.solve)
     aten = types.SimpleNamespace(linalg_solve_triangular=solve)
+    mkldnn = types.SimpleNamespace(_linear_pointwise=types.SimpleNamespace(default=linear))
     space["extern_kernels"] = types.SimpleNamespace(mm=product, bmm=product, addmm=addmm)
-    space["torch"] = _Torch(ops=types.SimpleNamespace(aten=aten))
+    space["torch"] = _Torch(ops=types.SimpleNamespace(aten=aten, mkldnn=mkldnn))
     space["aten"] = aten
     with torch.no_grad():
         out = types.FunctionType(function.__code__, space)(method.__self__, arguments)

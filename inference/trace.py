@@ -108,39 +108,66 @@ def _inline_numbers(graph: GraphModule) -> None:
 
 
 NORMAL = (torch.ops.aten.normal_.default, torch.ops.aten.randn.default)
+UNIFORM = (torch.ops.aten.uniform_.default, torch.ops.aten.rand.default)
+STANDARD = {
+    torch.ops.aten.normal_.default: ((), (0, 1), (0.0, 1.0)),
+    torch.ops.aten.uniform_.default: ((), (0, 1), (0.0, 1.0)),
+}  # arguments after the tensor that is filled
 
 
-def hoisted(graph: GraphModule, most: int | None = None) -> tuple[GraphModule, Tensor] | None:
-    """The same graph with its normal noise as a last input: one draw instead of one per site.
+class Noise:
+    """What a graph draws, outside of it: standard normals and uniforms, one after another.
 
-    The numbers that one draw gives differ from those of several with the same seed, so this is
-    done only where at most `most` numbers are drawn (None: always).
+    Attributes:
+        values: (total,), or (repeats, total) for so many updates in one call.
+    """
 
-    Returns the graph and an example of the noise (1-D), or None where the graph draws anything
-    but standard normals of one type: then the order of the draws must stay as it is.
+    def __init__(self, parts: list[tuple[bool, int]], example: Tensor, repeats: int = 1):
+        self.parts, self.repeats = parts, repeats
+        total = sum(n for _, n in parts)
+        shape = (repeats, total) if repeats > 1 else (total,)
+        self.values = torch.zeros(shape, dtype=example.dtype, device=example.device)
+        self._views, start = [], 0
+        for normal, n in parts:
+            self._views.append((normal, self.values[..., start : start + n]))
+            start += n
+        if repeats > 1 and all(normal for normal, _ in parts):
+            self._views = [(True, self.values)]
+
+    def draw(self) -> Tensor:
+        """Draw anew; the numbers of one update are those that the graph itself would draw."""
+        for normal, view in self._views:
+            view.normal_() if normal else view.uniform_()
+        return self.values
+
+    def __mul__(self, repeats: int) -> Noise:
+        return Noise(self.parts, self.values, repeats)
+
+
+def hoisted(graph: GraphModule) -> tuple[GraphModule, Noise] | None:
+    """The same graph with its noise as a last input, (total,), and what to draw for it.
+
+    None where the graph draws nothing, or something else than standard normals and uniforms of
+    one type: then it must draw itself.
     """
     noisy = [n for n in graph.graph.nodes if n.op == "call_function" and _random(n.target)]
-    if not noisy or any(n.target not in NORMAL or n.kwargs.get("generator") for n in noisy):
+    if not noisy or any(n.target not in NORMAL + UNIFORM for n in noisy):
         return None
-    if any(
-        tuple(n.args[1:]) not in ((), (0, 1), (0.0, 1.0)) for n in noisy if n.target is NORMAL[0]
-    ):
-        return None
+    for n in noisy:
+        plain = STANDARD.get(n.target)
+        if n.kwargs.get("generator") or (plain and tuple(n.args[1:]) not in plain):
+            return None
     values = [n.meta["val"] for n in noisy]
     if len({(v.dtype, v.device) for v in values}) != 1:
         return None
-    total = sum(v.numel() for v in values)
-    if most is not None and total > most:
-        return None
-    nodes = list(graph.graph.nodes)
-    last = [n for n in nodes if n.op == "placeholder"][-1]
+    last = [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
     with graph.graph.inserting_after(last):
-        noise = graph.graph.placeholder("noise")
+        place = graph.graph.placeholder("noise")
     start = 0
     for node, value in zip(noisy, values):
         with graph.graph.inserting_before(node):
             part = graph.graph.call_function(
-                torch.ops.aten.slice.Tensor, (noise, 0, start, start + value.numel())
+                torch.ops.aten.slice.Tensor, (place, 0, start, start + value.numel())
             )
             shaped = graph.graph.call_function(
                 torch.ops.aten.reshape.default, (part, list(value.shape))
@@ -150,7 +177,10 @@ def hoisted(graph: GraphModule, most: int | None = None) -> tuple[GraphModule, T
         start += value.numel()
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return graph, torch.randn(total, dtype=values[0].dtype, device=values[0].device)
+    parts = [(n.target in NORMAL, v.numel()) for n, v in zip(noisy, values)]
+    with torch.utils._python_dispatch._disable_current_modes():
+        example = torch.zeros(0, dtype=values[0].dtype, device=values[0].device)
+    return graph, Noise(parts, example)
 
 
 def _random(target: Any) -> bool:
@@ -158,7 +188,7 @@ def _random(target: Any) -> bool:
 
 
 class Recorded(TorchDispatchMode):
-    """Keeps every standard normal that is drawn inside, in order, as one vector."""
+    """Keeps every standard normal and uniform that is drawn inside, in order, as one vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +197,7 @@ class Recorded(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation; keep what a random one returns."""
         out = func(*args, **(kwargs or {}))
-        if func in NORMAL:
+        if func in NORMAL + UNIFORM:
             self.draws.append(out.detach().clone().reshape(-1))
         return out
 

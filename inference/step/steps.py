@@ -16,10 +16,9 @@ from ..elbo import Estimator, Trace
 from ..optim import Adam
 from ..pair import Pair, own_copy
 from ..replay import NotReplayable, Replay
-from ..trace import Recorded, TraceFailure, compiled, hoisted, traced
+from ..trace import Noise, Recorded, TraceFailure, compiled, hoisted, traced
 from .update import Update, Variables
 
-FEW = 1_024  # normals in one update below which they are drawn at once: the calls would cost more
 UNROLL = 8  # updates in one graph, at most
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
 
@@ -152,10 +151,11 @@ class CompiledStep:
         graph = traced(function, inputs)
         self.nodes = len(graph.graph.nodes)
         noise = None
-        noisy = hoisted(graph, FEW if self.repeats == 1 else None)
+        inside = self.lr.is_cuda and repeats == 1  # a captured graph draws its own
+        noisy = None if inside else hoisted(graph)
         if noisy is not None:
             graph, noise = noisy
-            inputs = [*inputs, noise]
+            inputs = [*inputs, noise.values]
         return compiled(graph, inputs, own=len(self._flat)), inputs, noise
 
     def _one(self, batch: tuple, shared: bool) -> tuple:
@@ -171,11 +171,11 @@ class CompiledStep:
             else:
                 if self.repeats == 1:
                     return replay, noise
-                many = None if noise is None else noise.new_empty(self.repeats, len(noise))
+                many = None if noise is None else noise * self.repeats
                 return functools.partial(replay, updates=self.repeats), many
         return (run, noise) if self.repeats == 1 else (None, None)
 
-    def _prove(self, run: Callable, batch: tuple, shared: bool, noise: Tensor | None) -> None:
+    def _prove(self, run: Callable, batch: tuple, shared: bool, noise: Noise | None) -> None:
         """Run both steps from the same state on the same noise; compare losses and gradients."""
         tensors = [b for b in batch if torch.is_tensor(b)]
         results = []
@@ -190,7 +190,7 @@ class CompiledStep:
                     with Recorded() if noise is not None else contextlib.nullcontext() as tape:
                         loss = _repeat(self.update, variables, self.lr, batch, self.repeats, shared)
                 else:
-                    extra = [] if noise is None else [tape.noise.view_as(noise)]
+                    extra = [] if noise is None else [tape.noise.view_as(noise.values)]
                     loss = run([*variables.flat(), self.lr, *tensors, *extra])
             slot = self.update.optimiser.slots[0]
             results.append((loss.flatten()[0], variables.optim[slot]))
@@ -214,14 +214,9 @@ class CompiledStep:
                 )
 
 
-def _with_noise(run: Callable, noise: Tensor) -> Callable:
-    """One draw of fresh noise for all updates of a call."""
-
-    def call(inputs: list[Tensor]) -> Tensor:
-        noise.normal_()
-        return run([*inputs, noise])
-
-    return call
+def _with_noise(run: Callable, noise: Noise) -> Callable:
+    """Fresh noise for all updates of a call."""
+    return lambda inputs: run([*inputs, noise.draw()])
 
 
 def explain(pair: Any, batch: tuple, estimator: Estimator | None = None) -> str:

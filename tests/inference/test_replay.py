@@ -69,10 +69,28 @@ def test_products_and_solves_are_loops(upper, dtype):
     torch.testing.assert_close(p, q)
 
 
+@pytest.mark.parametrize("m,n,k", [(20, 200, 784), (37, 50, 29), (17, 16, 100), (128, 33, 17)])
+def test_large_products(m, n, k):
+    """Rows or columns together, with a bias, batched, odd sizes: as `torch.matmul` says."""
+
+    def function(p, a, b, c, d):
+        one, two = torch.addmm(c, a, b.T), a @ d  # columns together, rows together
+        three = torch.bmm(a.expand(2, m, k), torch.stack([d, 2 * d]))
+        p.add_(one + two + three.sum(0) + (d.T @ a.T).T)
+        return p.square().mean()
+
+    a, b, c, d = torch.randn(m, k), torch.randn(n, k), torch.randn(n), torch.randn(k, n)
+    p = torch.zeros(m, n)
+    run = replay(function, p, a, b, c, d, own=1)
+    q = p.clone()
+    torch.testing.assert_close(run([p, a, b, c, d]), function(q, a, b, c, d), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-3)
+
+
 def test_what_cannot_be_recorded():
-    big = torch.randn(64, 64)
-    with pytest.raises(NotReplayable, match="large matrices"):
-        replay(lambda p, a: (p.add_(1) + a @ a).sum(), torch.zeros(64), big, own=1)
+    big = torch.randn(64, 64).double()
+    with pytest.raises(NotReplayable, match="a product of"):
+        replay(lambda p, a: (p.add_(1) + a @ a).sum(), torch.zeros(64).double(), big, own=1)
     with pytest.raises(NotReplayable, match="calls"):
         replay(lambda p, a: (p.add_(1) + torch.randn(3)).sum(), torch.zeros(3), big, own=1)
 

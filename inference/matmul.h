@@ -1,0 +1,114 @@
+// Products of float32 matrices, for the loop of `replay.py`.
+//
+// Register tiles of MR rows and NV vectors, as in Goto & van de Geijn 2008, "Anatomy of
+// high-performance matrix multiplication" (ACM TOMS 34:3), without the blocking for caches that
+// matrices of a few hundred columns do not need. W, the floats of a vector, is defined before.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t places __attribute__((vector_size(4 * W)));
+
+// c (MR, NV * W) = a b + bias, for b (k, NV * W)
+template <int MR, int NV>
+static inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float* b,
+                        int64_t bk, float* c, int64_t cm, const float* bias, int64_t biasm) {
+    vec s[MR][NV];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NV; j++) s[i][j] = bias ? *(const vec*)(bias + i * biasm + j * W) : vec{};
+    for (int64_t l = 0; l < k; l++) {
+        vec row[NV];
+        for (int j = 0; j < NV; j++) row[j] = *(const vec*)(b + l * bk + j * W);
+        for (int i = 0; i < MR; i++) {
+            const float x = a[i * am + l * ak];
+            for (int j = 0; j < NV; j++) s[i][j] += x * row[j];
+        }
+    }
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NV; j++) *(vec*)(c + i * cm + j * W) = s[i][j];
+}
+
+// what is left below the last whole tile: fewer than MR rows
+template <int MR, int NV>
+static inline void rest(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak,
+                        const float* b, int64_t bk, float* c, int64_t cm, const float* bias, int64_t biasm) {
+    if constexpr (MR > 0) {
+        if (m == MR) return tile<MR, NV>(k, a, am, ak, b, bk, c, cm, bias, biasm);
+        rest<MR - 1, NV>(m, k, a, am, ak, b, bk, c, cm, bias, biasm);
+    }
+}
+
+template <int MR, int NV>
+static inline void columns(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak,
+                           const float* b, int64_t bk, float* c, int64_t cm, const float* bias, int64_t biasm) {
+    int64_t i = 0;
+    for (; i + MR <= m; i += MR)
+        tile<MR, NV>(k, a + i * am, am, ak, b, bk, c + i * cm, cm,
+                     bias ? bias + i * biasm : nullptr, biasm);
+    rest<MR - 1, NV>(m - i, k, a + i * am, am, ak, b, bk, c + i * cm, cm,
+                     bias ? bias + i * biasm : nullptr, biasm);
+}
+
+// to (W, W), rows `stride` apart: the transpose of a block of b
+static inline void transpose(const float* b, int64_t bn, float* to, int64_t stride) {
+    vec x[W], y[W];
+    places low, high;
+    for (int i = 0; i < W; i++) {
+        low[i] = i / 2 + (i % 2) * W;
+        high[i] = low[i] + W / 2;
+        x[i] = *(const vec*)(b + i * bn);
+    }
+#pragma GCC unroll 8
+    for (int n = 1; n < W; n *= 2) {  // a perfect shuffle of the rows, log W times
+#pragma GCC unroll 16
+        for (int i = 0; i < W / 2; i++) {
+            y[2 * i] = __builtin_shuffle(x[i], x[i + W / 2], low);
+            y[2 * i + 1] = __builtin_shuffle(x[i], x[i + W / 2], high);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++) x[i] = y[i];
+    }
+    for (int i = 0; i < W; i++) *(vec*)(to + i * stride) = x[i];
+}
+
+// panel (k, NV * W): NV * W columns of b, whose columns lie together; k >= W
+template <int NV>
+static void pack(int64_t k, const float* b, int64_t bn, float* panel) {
+    for (int64_t l = 0; l < k; l += W) {
+        const int64_t from = l + W <= k ? l : k - W;
+        for (int j = 0; j < NV; j++)
+            transpose(b + j * W * bn + from, bn, panel + from * NV * W + j * W, NV * W);
+    }
+}
+
+// NV * W columns of c = a b + bias, by way of a panel where the columns of b lie together
+template <int MR, int NV>
+static void block(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak, const float* b,
+                  int64_t bk, int64_t bn, float* c, int64_t cm, const float* bias, int64_t biasm) {
+    if (bn == 1) return columns<MR, NV>(m, k, a, am, ak, b, bk, c, cm, bias, biasm);
+    float* panel = (float*)std::aligned_alloc(64, 4 * NV * W * k);
+    pack<NV>(k, b, bn, panel);
+    columns<MR, NV>(m, k, a, am, ak, panel, NV * W, c, cm, bias, biasm);
+    std::free(panel);
+}
+
+// c (m, n) = a (m, k) b (k, n) + bias (m, n), its rows `biasm` apart or 0. The rows of c lie together, and the rows or the columns
+// of b. n >= W, and k >= W where it is the columns: the last vector may be computed twice.
+template <int MR, int NV>
+static void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak,
+                    const float* b, int64_t bk, int64_t bn, float* c, int64_t cm,
+                    const float* bias, int64_t biasm, int threads) {
+    const int64_t wide = n / (NV * W), narrow = (n - wide * NV * W + W - 1) / W;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t j = 0; j < wide; j++) {
+        const int64_t at = j * NV * W;
+        block<MR, NV>(m, k, a, am, ak, b + at * bn, bk, bn, c + at, cm,
+                      bias ? bias + at : nullptr, biasm);
+    }
+    for (int64_t j = 0; j < narrow; j++) {
+        const int64_t next = wide * NV * W + j * W, at = next + W <= n ? next : n - W;
+        block<MR, 1>(m, k, a, am, ak, b + at * bn, bk, bn, c + at, cm,
+                     bias ? bias + at : nullptr, biasm);
+    }
+}
