@@ -14,6 +14,7 @@ import xarray as xr
 from ..arviz import to_datatree
 from ..draws import GROUPS, Chain, chains
 from ..elbo.pieces import kl_by_site
+from ..weights.simulate import is_latent
 from . import checks, prediction
 from .blocks import Blocks, blocks
 from .correct import Correction, correct
@@ -144,7 +145,7 @@ def diagnose(
         A `Diagnosis`: `str()` is the text, `figures()` and `to_json()` the rest of it.
 
     Raises:
-        TypeError, ValueError: as `to_datatree`.
+        TypeError, ValueError: as `to_datatree`; a guide that draws no latent (a flow's).
 
     Source: Yao et al. 2018, arXiv:1802.02538 (k-hat of a variational posterior); Vehtari et al.
     2024, arXiv:1507.02646 (PSIS); Paananen et al. 2021, arXiv:1906.00980 (moment matching);
@@ -153,6 +154,8 @@ def diagnose(
     sources = chains(run, data)
     with sources[0].ready(seed):
         one = sources[0].weights(1)
+        if not any(is_latent(t) for t in one.guide.values()):
+            raise ValueError("the guide draws no latent: there is no posterior to be diagnosed.")
         local = bool(one.plates)
         size = sum(t.value.numel() for t in one.model.values() if torch.is_tensor(t.value))
     draws = draws or (1_000 if local else 4_000)

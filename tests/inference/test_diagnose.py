@@ -433,6 +433,15 @@ def test_pairs_that_cannot_be_corrected():
     assert d.corrected is None
 
 
+def test_without_latents_there_is_no_posterior():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.zeros(())), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="the guide draws no latent"):
+        diagnose(model, lambda x: None, torch.randn(5))
+
+
 @pytest.mark.slow
 def test_the_gap_closes_when_the_encoder_is_replaced_by_parameters():
     """A converged digits VAE; then its decoder with free means and scales for each datum."""
