@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 IDENTITY = ("leaky_relu", [1.0], "")  # said so, inductor leaves the call alone
 LARGE = 2**21  # multiply-adds of a product from which oneDNN's longer call pays
+PARALLEL = 2**23  # multiply-adds of a product from which two threads are faster than one
 CLEARLY = 1.25  # how many times faster it must be: the choice must not hang on noise
 
 
@@ -57,10 +59,19 @@ def _product(node: torch.fx.Node) -> tuple | None:
             return None
     else:
         return None
-    x, y = a.meta["val"], b.meta["val"]
+    x = a.meta["val"]
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return None
-    return (a, b, bias) if math.prod(x.shape) * y.shape[1] >= LARGE else None
+    return (a, b, bias) if multiply_adds(node) >= LARGE else None
+
+
+def multiply_adds(node: torch.fx.Node) -> int:
+    """Of the product that a node of a graph is; 0 for any other."""
+    if node.target not in PRODUCTS:
+        return 0
+    a, b = node.args[-2:]
+    assert isinstance(a, torch.fx.Node) and isinstance(b, torch.fx.Node)
+    return math.prod(a.meta["val"].shape) * b.meta["val"].shape[-1]
 
 
 @contextlib.contextmanager

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .matmul import PARALLEL
+
 TINY = 4_096  # multiply-adds of a product or a solve up to which plain loops do
-PARALLEL = 2**23  # multiply-adds of a product from which two threads are faster than one
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # 32 registers of 16 floats
 VECTOR, ROWS, ACROSS = (16, 5, 4) if WIDE else (8, 5, 2)  # a tile: rows, vectors across
 HARMLESS = {
     "clear", "assert_size_stride", "assert_size_stride_grouped", "assert_tensor_metadata",
     "assert_alignment", "empty_strided_cpu", "reinterpret_tensor", "torch", "ops", "aten",
-    "default", "mkldnn", "_linear_pointwise", "extern_kernels", "mm", "addmm", "bmm", "linalg_solve_triangular",
+    "default", "mkldnn", "_linear_pointwise", "extern_kernels", "mm", "addmm", "bmm",
+    "linalg_solve_triangular",
     *(str(t).removeprefix("torch.") for t in (torch.float32, torch.float64, torch.int64,
       torch.bool, torch.int32)),
 }  # fmt: skip

@@ -19,7 +19,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .matmul import lowered, use_onednn
+from .matmul import PARALLEL, lowered, multiply_adds, use_onednn
+
+WIDEST = 2**20  # entries of a tensor from which a second thread pays
 
 _HELP = {
     "_local_scalar_dense": "a tensor's value is read on the host (.item(), bool(), float(), an if "
@@ -229,7 +231,8 @@ def compiled(
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         ours = lowered() if use_onednn(graph) else contextlib.nullcontext()
-        patched = config.patch(fallback_random=True)
+        threads = 1 if _small(graph) else config.cpp.threads
+        patched = config.patch({"fallback_random": True, "cpp.threads": threads})
         with torch.no_grad(), patched, ours, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run = compile_fx(graph, list(inputs))
@@ -242,6 +245,13 @@ def compiled(
     if any(t.is_cuda for t in inputs):
         return _captured(run, inputs, own)
     return functools.partial(_call, run)
+
+
+def _small(graph: GraphModule) -> bool:
+    """Whether waiting for a second thread costs more than it does."""
+    values = [n.meta.get("val") for n in graph.graph.nodes]
+    widest = max((v.numel() for v in values if torch.is_tensor(v)), default=0)
+    return widest < WIDEST and max(map(multiply_adds, graph.graph.nodes)) < PARALLEL
 
 
 def _call(run: Callable, inputs: list[Tensor]) -> Tensor:
