@@ -9,6 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from inference import elbo
+from inference.fit.loop import LOOP
 
 from . import numpyro_peers, ours
 from .timing import Row
@@ -27,7 +28,7 @@ def schools(y, s):
 
 def schools_row(autoguide):
     fast, eager, seconds = ours.steps(
-        schools, autoguide(schools), (Y, S), elbo.Trace(), lr=0.01, repeats=64
+        schools, autoguide(schools), (Y, S), elbo.Trace(), lr=0.01, repeats=LOOP
     )
     svi = ours.pyro_svi(schools, autoguide(schools), (Y, S), pyro.infer.Trace_ELBO(), lr=0.01)
     return Row(

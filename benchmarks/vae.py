@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from inference import elbo
+from inference.fit.loop import LOOP
 from zoo.hierarchical import HierarchicalVAE
 from zoo.vae import VAE
 
@@ -85,7 +86,9 @@ def hand_written(module, x, compiled):
 def vae_row(batch, targets):
     x = images(batch)
     vae = VAE(784, 50, hidden=(200, 200))
-    fast, eager, seconds = ours.steps(vae.model, vae.guide, (x,), elbo.Trace(), divide=batch)
+    fast, eager, seconds = ours.steps(
+        vae.model, vae.guide, (x,), elbo.Trace(), divide=batch, repeats=LOOP
+    )
     contenders = {
         "compiled pair": fast,
         "eager pair": eager,
@@ -107,7 +110,9 @@ def vae_row(batch, targets):
 def iwae_row():
     x = images(20)
     vae = VAE(784, 50, hidden=(200, 200))
-    fast, eager, seconds = ours.steps(vae.model, vae.guide, (x,), elbo.IWAE(8), divide=20)
+    fast, eager, seconds = ours.steps(
+        vae.model, vae.guide, (x,), elbo.IWAE(8), divide=20, repeats=LOOP
+    )
     renyi = pyro.infer.RenyiELBO(
         alpha=0, num_particles=8, vectorize_particles=True, max_plate_nesting=1
     )
@@ -128,7 +133,9 @@ def iwae_row():
 def hierarchy_row():
     x = images(20)
     pair = HierarchicalVAE(784, (100, 50), hidden=((200, 200), (100, 100)))
-    fast, eager, seconds = ours.steps(pair.model, pair.guide, (x,), elbo.Trace(), divide=20)
+    fast, eager, seconds = ours.steps(
+        pair.model, pair.guide, (x,), elbo.Trace(), divide=20, repeats=LOOP
+    )
     return Row(
         "hierarchical VAE 784-200-200-100, 100-100-100-50, B = 20",
         {

@@ -13,10 +13,12 @@ typedef int32_t places __attribute__((vector_size(4 * W)));
 // c (MR, NV * W) = a b + bias, for b (k, NV * W)
 template <int MR, int NV>
 static inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float* b,
-                        int64_t bk, float* c, int64_t cm, const float* bias, int64_t biasm) {
+                        int64_t bk, float* c, int64_t cm, const float* bias,
+                        int64_t biasm) {
     vec s[MR][NV];
     for (int i = 0; i < MR; i++)
-        for (int j = 0; j < NV; j++) s[i][j] = bias ? *(const vec*)(bias + i * biasm + j * W) : vec{};
+        for (int j = 0; j < NV; j++)
+            s[i][j] = bias ? *(const vec*)(bias + i * biasm + j * W) : vec{};
     for (int64_t l = 0; l < k; l++) {
         vec row[NV];
         for (int j = 0; j < NV; j++) row[j] = *(const vec*)(b + l * bk + j * W);
@@ -32,7 +34,8 @@ static inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const
 // what is left below the last whole tile: fewer than MR rows
 template <int MR, int NV>
 static inline void rest(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak,
-                        const float* b, int64_t bk, float* c, int64_t cm, const float* bias, int64_t biasm) {
+                        const float* b, int64_t bk, float* c, int64_t cm, const float* bias,
+                        int64_t biasm) {
     if constexpr (MR > 0) {
         if (m == MR) return tile<MR, NV>(k, a, am, ak, b, bk, c, cm, bias, biasm);
         rest<MR - 1, NV>(m, k, a, am, ak, b, bk, c, cm, bias, biasm);
@@ -41,7 +44,8 @@ static inline void rest(int64_t m, int64_t k, const float* a, int64_t am, int64_
 
 template <int MR, int NV>
 static inline void columns(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak,
-                           const float* b, int64_t bk, float* c, int64_t cm, const float* bias, int64_t biasm) {
+                           const float* b, int64_t bk, float* c, int64_t cm, const float* bias,
+                           int64_t biasm) {
     int64_t i = 0;
     for (; i + MR <= m; i += MR)
         tile<MR, NV>(k, a + i * am, am, ak, b, bk, c + i * cm, cm,
@@ -85,7 +89,8 @@ static void pack(int64_t k, const float* b, int64_t bn, float* panel) {
 // NV * W columns of c = a b + bias, by way of a panel where the columns of b lie together
 template <int MR, int NV>
 static void block(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak, const float* b,
-                  int64_t bk, int64_t bn, float* c, int64_t cm, const float* bias, int64_t biasm) {
+                  int64_t bk, int64_t bn, float* c, int64_t cm, const float* bias,
+                  int64_t biasm) {
     if (bn == 1) return columns<MR, NV>(m, k, a, am, ak, b, bk, c, cm, bias, biasm);
     float* panel = (float*)std::aligned_alloc(64, 4 * NV * W * k);
     pack<NV>(k, b, bn, panel);
@@ -93,22 +98,42 @@ static void block(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak, 
     std::free(panel);
 }
 
-// c (m, n) = a (m, k) b (k, n) + bias (m, n), its rows `biasm` apart or 0. The rows of c lie together, and the rows or the columns
-// of b. n >= W, and k >= W where it is the columns: the last vector may be computed twice.
+// c (m, n) = a (m, k) b (k, n) + bias (m, n), the rows of bias `biasm` apart or, with 0, all one.
+// The rows of c lie together, and the rows or the columns of b. n >= W, and k >= W where it is the
+// columns: the last vector may be computed twice.
 template <int MR, int NV>
 static void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak,
                     const float* b, int64_t bk, int64_t bn, float* c, int64_t cm,
-                    const float* bias, int64_t biasm, int threads) {
-    const int64_t wide = n / (NV * W), narrow = (n - wide * NV * W + W - 1) / W;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t j = 0; j < wide; j++) {
-        const int64_t at = j * NV * W;
-        block<MR, NV>(m, k, a, am, ak, b + at * bn, bk, bn, c + at, cm,
-                      bias ? bias + at : nullptr, biasm);
+                    const float* bias, int64_t biasm) {
+    for (int64_t j = 0; j < n;) {
+        if (j + NV * W <= n) {
+            block<MR, NV>(m, k, a, am, ak, b + j * bn, bk, bn, c + j, cm,
+                          bias ? bias + j : nullptr, biasm);
+            j += NV * W;
+        } else {
+            const int64_t at = j + W <= n ? j : n - W;
+            block<MR, 1>(m, k, a, am, ak, b + at * bn, bk, bn, c + at, cm,
+                         bias ? bias + at : nullptr, biasm);
+            j += W;
+        }
     }
-    for (int64_t j = 0; j < narrow; j++) {
-        const int64_t next = wide * NV * W + j * W, at = next + W <= n ? next : n - W;
-        block<MR, 1>(m, k, a, am, ak, b + at * bn, bk, bn, c + at, cm,
-                     bias ? bias + at : nullptr, biasm);
+}
+
+// The same by two or more threads, each with some of the rows or, at least a tile for each, columns
+template <int MR, int NV>
+static void shared(int threads, bool rows, int64_t m, int64_t n, int64_t k, const float* a,
+                   int64_t am, int64_t ak, const float* b, int64_t bk, int64_t bn, float* c,
+                   int64_t cm, const float* bias, int64_t biasm) {
+    const int64_t unit = rows ? MR : NV * W, units = (rows ? m : n) / unit;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int t = 0; t < threads; t++) {
+        const int64_t from = units * t / threads * unit;
+        const int64_t to = t + 1 < threads ? units * (t + 1) / threads * unit : (rows ? m : n);
+        if (rows)
+            product<MR, NV>(to - from, n, k, a + from * am, am, ak, b, bk, bn, c + from * cm, cm,
+                            bias ? bias + from * biasm : nullptr, biasm);
+        else
+            product<MR, NV>(m, to - from, k, a, am, ak, b + from * bn, bk, bn, c + from, cm,
+                            bias ? bias + from : nullptr, biasm);
     }
 }

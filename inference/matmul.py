@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 IDENTITY = ("leaky_relu", [1.0], "")  # said so, inductor leaves the call alone
 LARGE = 2**21  # multiply-adds of a product from which oneDNN's longer call pays
-PARALLEL = 2**23  # multiply-adds of a product from which two threads are faster than one
+PARALLEL = 2**21  # multiply-adds of a product from which two threads are faster than one
 CLEARLY = 1.25  # how many times faster it must be: the choice must not hang on noise
 
 

@@ -187,6 +187,10 @@ class _Calls:
         else:
             order = f"{b.stride(-2)}, 1"
         threads = torch.get_num_threads() if m * n * k >= PARALLEL else 1
+        rows, columns = m // ROWS // threads, n // (ACROSS * VECTOR) // threads
+        how = f"product<{ROWS}, {ACROSS}>("
+        if threads > 1 and max(rows, columns) > 0:
+            how = f"shared<{ROWS}, {ACROSS}>({threads}, {str(rows >= columns).lower()}, "
         places = [f"(float*)p[{self.point(t)}]" for t in (a, b, out)]
         steps = [t.stride(0) if t.dim() == 3 else 0 for t in (a, b, out)]
         x, y, z = (f"{p} + h * {s}" for p, s in zip(places, steps))
@@ -194,9 +198,9 @@ class _Calls:
         if bias is not None:
             add, lead = f"(float*)p[{self.point(bias)}]", bias.expand(m, n).stride(0)
         self.lines.append(
-            f"{_for('h', out.shape[0] if out.dim() == 3 else 1)} product<{ROWS}, {ACROSS}>({m}, "
-            f"{n}, {k}, {x}, {a.stride(-2)}, {a.stride(-1)}, {y}, {order}, {z}, {out.stride(-2)}, "
-            f"{add}, {lead}, {threads});"
+            f"{_for('h', out.shape[0] if out.dim() == 3 else 1)} {how}{m}, {n}, {k}, "
+            f"{x}, {a.stride(-2)}, {a.stride(-1)}, {y}, {order}, {z}, {out.stride(-2)}, "
+            f"{add}, {lead});"
         )
 
     def solve(

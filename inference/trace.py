@@ -19,9 +19,13 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .matmul import PARALLEL, lowered, multiply_adds, use_onednn
+from .matmul import lowered, use_onednn
 
-WIDEST = 2**20  # entries of a tensor from which a second thread pays
+OPTIONS = {
+    "fallback_random": True,  # torch's own generators
+    "cpp.min_chunk_size": 4096,  # entries of a loop for which a second thread is woken
+    "cpp.enable_floating_point_contract_flag": "fast",  # a multiply-add is one instruction
+}
 
 _HELP = {
     "_local_scalar_dense": "a tensor's value is read on the host (.item(), bool(), float(), an if "
@@ -231,8 +235,7 @@ def compiled(
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         ours = lowered() if use_onednn(graph) else contextlib.nullcontext()
-        threads = 1 if _small(graph) else config.cpp.threads
-        patched = config.patch({"fallback_random": True, "cpp.threads": threads})
+        patched = config.patch(OPTIONS)
         with torch.no_grad(), patched, ours, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run = compile_fx(graph, list(inputs))
@@ -245,13 +248,6 @@ def compiled(
     if any(t.is_cuda for t in inputs):
         return _captured(run, inputs, own)
     return functools.partial(_call, run)
-
-
-def _small(graph: GraphModule) -> bool:
-    """Whether waiting for a second thread costs more than it does."""
-    values = [n.meta.get("val") for n in graph.graph.nodes]
-    widest = max((v.numel() for v in values if torch.is_tensor(v)), default=0)
-    return widest < WIDEST and max(map(multiply_adds, graph.graph.nodes)) < PARALLEL
 
 
 def _call(run: Callable, inputs: list[Tensor]) -> Tensor:

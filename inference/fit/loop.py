@@ -20,11 +20,11 @@ from ..trace import TraceFailure
 from ..weights import no_validation
 from .batches import Batches
 
-WORTH_COMPILING = 30.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
-LOOP = 64  # updates in one call of a small model
+WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
+LOOP = 64  # updates in one call, at most, where the step is replayed
 TIMED = 5  # eager steps that are timed to decide
-SMALL = 20_000  # parameters: below, Python's call is felt and many updates are made in one
-WORTH_UNROLLING = 50_000  # steps that pay for a graph of several updates, where it cannot loop
+ROOM = 2**20  # numbers in the batches of one call
+SMALL, WORTH_UNROLLING = 2_000, 50_000  # parameters, steps: several in one graph if it cannot loop
 
 
 @dataclass
@@ -137,13 +137,15 @@ class Loop:
 
     def _compiled(self, left: int) -> CompiledStep:
         """The compiled step of as many updates as suit the pair, tried and proved."""
-        variables, small = self.run.variables, False
+        variables, choices = self.run.variables, [self.repeats or 1]
         if self.repeats is None:
+            loop = min(LOOP, max(1, left // 50))
+            if not self.batches.whole:
+                batch = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
+                loop = max(1, min(loop, ROOM // batch))
             numbers = sum(p.numel() for p in variables.params.values())
-            numbers += sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
-            small = numbers < SMALL
-        several = min(LOOP, max(1, left // 50)) if small else self.repeats or 1
-        choices = [several, UNROLL if left > WORTH_UNROLLING else 1] if small else [several]
+            unrolled = UNROLL if numbers < SMALL and left > WORTH_UNROLLING else 1
+            choices = [loop, unrolled] if loop > 1 else [1]
         for repeats in choices:
             step = CompiledStep(self.update, variables, self.lr, repeats)
             order = self.batches.state()
