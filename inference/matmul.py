@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.fx import GraphModule
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 IDENTITY = ("leaky_relu", [1.0], "")  # said so, inductor leaves the call alone
 LARGE = 2**21  # multiply-adds of a product from which oneDNN's longer call pays
-PARALLEL = 2**21  # multiply-adds of a product from which two threads are faster than one
+PARALLEL = 2**21  # multiply-adds of a product for which a second thread is woken
 CLEARLY = 1.25  # how many times faster it must be: the choice must not hang on noise
 
 
@@ -49,10 +50,10 @@ def use_onednn(graph: GraphModule) -> bool:
     return changed
 
 
-def _product(node: torch.fx.Node) -> tuple | None:
+def _product(node: Any) -> tuple | None:
     """(a, b, bias) of a large a @ b + bias on the CPU in float32, or None."""
     if node.target is torch.ops.aten.mm.default and not node.kwargs:
-        a, b, bias = *node.args, None
+        (a, b), bias = node.args, None
     elif node.target is torch.ops.aten.addmm.default and not node.kwargs:
         bias, a, b = node.args
         if bias.meta["val"].dim() != 1 or len(bias.meta["val"]) != b.meta["val"].shape[1]:
@@ -65,12 +66,11 @@ def _product(node: torch.fx.Node) -> tuple | None:
     return (a, b, bias) if multiply_adds(node) >= LARGE else None
 
 
-def multiply_adds(node: torch.fx.Node) -> int:
+def multiply_adds(node: Any) -> int:
     """Of the product that a node of a graph is; 0 for any other."""
     if node.target not in PRODUCTS:
         return 0
     a, b = node.args[-2:]
-    assert isinstance(a, torch.fx.Node) and isinstance(b, torch.fx.Node)
     return math.prod(a.meta["val"].shape) * b.meta["val"].shape[-1]
 
 

@@ -51,17 +51,17 @@ class Replay:
 
     def __init__(self, run: Callable, inputs: Sequence[Tensor], own: int):
         self.own = own
-        self.fixed = [*inputs[:own], *(t.clone() for t in inputs[own:])]
-        kept = [t.clone() for t in self.fixed[:own]]
+        self.mine = list(inputs[:own])
+        kept = [t.clone() for t in self.mine]
         self._calls = _Calls()
-        loss = _record(run, self.fixed, self._calls)
-        for t, k in zip(self.fixed[:own], kept):
+        self.loss = _record(run, inputs, self._calls)
+        for t, k in zip(self.mine, kept):
             t.copy_(k)
-        if loss.device.type != "cpu" or not loss.is_contiguous():
+        if self.loss.device.type != "cpu" or not self.loss.is_contiguous():
             raise NotReplayable("the loss is not a plain CPU tensor")
-        self.loss = loss
-        self._pointers = (ctypes.c_void_p * len(self._calls.pointers))(*self._calls.pointers)
-        self._functions = (ctypes.c_void_p * len(self._calls.functions))(*self._calls.functions)
+        self._others = [_Place(t, self._calls.pointers) for t in inputs[own:]]
+        self._pointers = _array(ctypes.c_void_p, self._calls.pointers)
+        self._functions = _array(ctypes.c_void_p, self._calls.functions)
         self._loop = _loaded(self._calls.source()).replay
         self._loop.restype = None
 
@@ -70,33 +70,76 @@ class Replay:
 
         An input after the first `own` that has one more axis than its example is a row per update.
         """
-        n = updates or 1
         own = inputs[: self.own]
-        elsewhere = any(a is not b for a, b in zip(own, self.fixed))
+        elsewhere = any(a is not b for a, b in zip(own, self.mine))
         if elsewhere:  # other variables, as in the proof: lend them the memory
-            kept = [f.clone() for f in self.fixed[: self.own]]
-            for f, t in zip(self.fixed, own):
+            kept = [f.clone() for f in self.mine]
+            for f, t in zip(self.mine, own):
                 f.copy_(t)
-        rows = []
-        for f, t in zip(self.fixed[self.own :], inputs[self.own :]):
-            if t.dim() == f.dim():
-                f.copy_(t)
-            else:
-                rows.append((f, t.to(f.dtype).contiguous()))
-        losses = self.loss.new_empty(n, *self.loss.shape)
+        losses = self.loss.new_empty(updates or 1, *self.loss.shape)
+        places: list[int] = []  # in the table
+        starts: list[int] = []  # what to write there
+        steps: list[int] = []  # and how much to add after each update
+        alive = []
+        for other, t in zip(self._others, inputs[self.own :]):
+            t = t.contiguous()
+            alive.append(t)
+            step = other.bytes if t.dim() > other.dim else 0
+            for place, offset in other.entries:
+                places.append(place)
+                starts.append(t.data_ptr() + offset)
+                steps.append(step)
         self._loop(
-            self._pointers, self._functions, ctypes.c_int64(n), ctypes.c_int64(len(rows)),
-            _array(ctypes.c_void_p, [f.data_ptr() for f, _ in rows]),
-            _array(ctypes.c_void_p, [t.data_ptr() for _, t in rows]),
-            _array(ctypes.c_int64, [f.numel() * f.element_size() for f, _ in rows]),
+            self._pointers, self._functions, ctypes.c_int64(updates or 1),
+            ctypes.c_int64(len(places)), _array(ctypes.c_int64, places),
+            _array(ctypes.c_void_p, starts), _array(ctypes.c_int64, steps),
             ctypes.c_void_p(self.loss.data_ptr()), ctypes.c_void_p(losses.data_ptr()),
             ctypes.c_int64(self.loss.numel() * self.loss.element_size()),
         )  # fmt: skip
         if elsewhere:
-            for f, t, k in zip(self.fixed, own, kept):
+            for f, t, k in zip(self.mine, own, kept):
                 t.copy_(f)
                 f.copy_(k)
         return losses if updates else losses[0]
+
+
+class _Place:
+    """Where in the table of pointers an input stands that is another tensor at every call."""
+
+    def __init__(self, example: Tensor, pointers: list[int]):
+        self.dim, self.bytes = example.dim(), example.numel() * example.element_size()
+        if not example.is_contiguous():
+            raise NotReplayable("an input whose entries do not lie together")
+        start = example.data_ptr()
+        self.entries = [
+            (i, p - start) for i, p in enumerate(pointers) if start <= p < start + self.bytes
+        ]
+
+
+class _Arena:
+    """Memory for what a graph computes on the way, given out again as soon as it is free.
+
+    The same calls in the same order may share it in the same way.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[Tensor] = []
+
+    def empty(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """As inductor's `empty_strided_cpu`."""
+        numel = 1 + sum((n - 1) * s for n, s in zip(size, stride)) if all(size) else 0
+        need = max(64, numel * torch.empty((), dtype=dtype).element_size())
+        free = [
+            b for b in self.blocks
+            if need <= b.numel() <= 2 * need + 4_096
+            and torch._C._storage_Use_Count(b.untyped_storage()._cdata) <= 2
+        ]  # fmt: skip
+        if free:
+            block = min(free, key=Tensor.numel)
+        else:
+            block = torch.empty(need, dtype=torch.uint8)
+            self.blocks.append(block)
+        return torch.empty(0, dtype=dtype).set_(block.untyped_storage(), 0, size, stride)
 
 
 def _loaded(source: str) -> Any:
@@ -121,11 +164,11 @@ class _Calls:
         self.pointers: list[int] = []
         self.functions: list[int] = []
         self.lines: list[str] = []
-        self.alive: list[Any] = []  # whatever the pointers point at
+        self.arena = _Arena()
+        self.alive: list[Any] = []  # libraries, and constants of the graph
 
     def point(self, t: Tensor) -> int:
         """The tensor's place in the table."""
-        self.alive.append(t)
         self.pointers.append(t.data_ptr())
         return len(self.pointers) - 1
 
@@ -222,6 +265,7 @@ class _Calls:
             f"    {others} s -= {at[0]('h', 'i', 'l')} * {at[2]('h', 'l', 'j')};\n"
             f"    {at[2]('h', 'i', 'j')} = s{divide}; }}"
         )
+        self.alive.append(x)
         return x
 
     def source(self) -> str:
@@ -230,10 +274,10 @@ class _Calls:
         return f"""
 #define W {VECTOR}
 {Path(__file__).with_name("matmul.h").read_text()}
-extern "C" void replay(void** p, void** f, int64_t updates, int64_t rows, char** to, char** from,
-                       int64_t* bytes, char* loss, char* losses, int64_t size) {{
+extern "C" void replay(void** p, void** f, int64_t updates, int64_t others, int64_t* places,
+                       char** starts, int64_t* steps, char* loss, char* losses, int64_t size) {{
     for (int64_t u = 0; u < updates; u++) {{
-        for (int64_t i = 0; i < rows; i++) std::memcpy(to[i], from[i] + u * bytes[i], bytes[i]);
+        for (int64_t i = 0; i < others; i++) p[places[i]] = starts[i] + u * steps[i];
         {body}
         std::memcpy(losses + u * size, loss, size);
     }}
@@ -262,19 +306,19 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
     """Run inductor's code once, with every kernel written down in `calls`."""
     from torch._inductor.output_code import CompiledFxGraph
 
-    found: list[tuple[Callable, list]] = []
+    found: list[tuple[Any, list]] = []
     before = CompiledFxGraph.__call__
 
     def keep(graph: Any, arguments: Any) -> Any:
         found.append((graph.current_callable, list(arguments)))
         return before(graph, arguments)
 
-    CompiledFxGraph.__call__ = keep
+    CompiledFxGraph.__call__ = keep  # type: ignore[assignment,method-assign]
     try:
         with torch.no_grad():
             run(list(inputs))
     finally:
-        CompiledFxGraph.__call__ = before
+        CompiledFxGraph.__call__ = before  # type: ignore[method-assign]
     if len(found) != 1:
         raise NotReplayable("more than one graph")
     method, arguments = found[0]
@@ -288,6 +332,7 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
         raise NotReplayable(f"it calls {', '.join(sorted(strange))}")
     for name in kernels:
         space[name] = calls.kernel(space[name])
+    space["empty_strided_cpu"] = calls.arena.empty
 
     def addmm(bias: Tensor, a: Tensor, b: Tensor, *, alpha: int, beta: int, out: Tensor) -> None:
         if (alpha, beta) != (1, 1):
@@ -298,7 +343,7 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
         calls.product(a, b, out)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *identity: Any) -> Tensor:
-        out = x.new_empty(len(x), len(weight))  # see `inference.matmul`
+        out = calls.arena.empty((len(x), len(weight)), (len(weight), 1), x.dtype)
         calls.product(x, weight.T, out, bias)
         return out
 
@@ -312,7 +357,7 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
         out = types.FunctionType(function.__code__, space)(method.__self__, arguments)
     if len(out) != 1:
         raise NotReplayable("more than one output")
-    calls.alive.append(out)
+    calls.alive.append(method)
     return out[0]
 
 

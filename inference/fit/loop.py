@@ -141,8 +141,8 @@ class Loop:
         if self.repeats is None:
             loop = min(LOOP, max(1, left // 50))
             if not self.batches.whole:
-                batch = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
-                loop = max(1, min(loop, ROOM // batch))
+                size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
+                loop = max(1, min(loop, ROOM // size))
             numbers = sum(p.numel() for p in variables.params.values())
             unrolled = UNROLL if numbers < SMALL and left > WORTH_UNROLLING else 1
             choices = [loop, unrolled] if loop > 1 else [1]
