@@ -126,13 +126,21 @@ class CompiledStep:
         if len(self._ready) >= RETRACES:
             raise ValueError(_changing([k[1:] for k in self._ready] + [key[1:]]))
         start = time.perf_counter()
-        run, noise = self._one(batch, shared)
-        if run is None:
+        alone = shared or self.repeats == 1
+        one = batch if alone else tuple(b[0] if torch.is_tensor(b) else b for b in batch)
+        run, inputs, noise = self._compile(one, True, 1)
+        replay = self._replay(run, inputs)
+        if replay is None and self.repeats > 1:
             if self.repeats > UNROLL:
                 raise NotReplayable(f"{self.repeats} updates in one graph: at most {UNROLL}")
-            run, _, noise = self._compile(batch, shared, self.repeats)
-        if self.prove:
-            self._prove(run, batch, shared, noise)
+            run, inputs, noise = self._compile(batch, shared, self.repeats)
+            self._prove(run, batch, shared, noise, self.repeats)
+        else:
+            run = replay or run
+            self._prove(run, one, True, noise, 1)
+            if self.repeats > 1:
+                run = functools.partial(run, updates=self.repeats)
+                noise = None if noise is None else noise * self.repeats
         self._ready[key] = run if noise is None else _with_noise(run, noise)
         self.seconds += time.perf_counter() - start
         return self._ready[key]
@@ -158,25 +166,21 @@ class CompiledStep:
             inputs = [*inputs, noise.values]
         return compiled(graph, inputs, own=len(self._flat)), inputs, noise
 
-    def _one(self, batch: tuple, shared: bool) -> tuple:
-        """One update compiled, and recorded if it can be; (None, None) if it must be unrolled."""
-        alone = shared or self.repeats == 1
-        one = batch if alone else tuple(b[0] if torch.is_tensor(b) else b for b in batch)
-        run, inputs, noise = self._compile(one, True, 1)
-        if not self.lr.is_cuda:
-            try:
-                replay = Replay(run, inputs, own=len(self._flat) + 1)
-            except NotReplayable:
-                pass
-            else:
-                if self.repeats == 1:
-                    return replay, noise
-                many = None if noise is None else noise * self.repeats
-                return functools.partial(replay, updates=self.repeats), many
-        return (run, noise) if self.repeats == 1 else (None, None)
+    def _replay(self, run: Callable, inputs: list[Tensor]) -> Replay | None:
+        """One compiled update as a recording that can be repeated in a loop, where that is all."""
+        if self.lr.is_cuda:
+            return None
+        try:
+            return Replay(run, inputs, own=len(self._flat) + 1)
+        except NotReplayable:
+            return None
 
-    def _prove(self, run: Callable, batch: tuple, shared: bool, noise: Noise | None) -> None:
+    def _prove(
+        self, run: Callable, batch: tuple, shared: bool, noise: Noise | None, repeats: int
+    ) -> None:
         """Run both steps from the same state on the same noise; compare losses and gradients."""
+        if not self.prove:
+            return
         tensors = [b for b in batch if torch.is_tensor(b)]
         results = []
         for which in ("eager", "compiled"):
@@ -187,8 +191,9 @@ class CompiledStep:
             with torch.random.fork_rng(devices=_cuda(tensors)), torch.no_grad():
                 torch.manual_seed(20)
                 if which == "eager":
-                    with Recorded() if noise is not None else contextlib.nullcontext() as tape:
-                        loss = _repeat(self.update, variables, self.lr, batch, self.repeats, shared)
+                    tape = Recorded()
+                    with tape if noise is not None else contextlib.nullcontext():
+                        loss = _repeat(self.update, variables, self.lr, batch, repeats, shared)
                 else:
                     extra = [] if noise is None else [tape.noise.view_as(noise.values)]
                     loss = run([*variables.flat(), self.lr, *tensors, *extra])
@@ -197,7 +202,7 @@ class CompiledStep:
         (eager_loss, eager), (loss, slots) = results
         tolerance = 2e-4 if eager_loss.dtype == torch.float32 and not self.update.autocast else 1e-9
         tolerance = 5e-2 if self.update.autocast else tolerance
-        if self.repeats > 1:  # updates amplify rounding; only the trend can be compared
+        if repeats > 1:  # updates amplify rounding; only the trend can be compared
             tolerance *= 50
         if not torch.allclose(loss, eager_loss, rtol=tolerance, atol=tolerance):
             raise TraceFailure(
