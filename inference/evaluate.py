@@ -25,8 +25,8 @@ class Evaluation:
 
     Attributes:
         elbo, elbo_se: E_q[log p(x, z) - log q(z | x)], its standard error over data and draws.
-        reconstruction: E_q[log p(x | z)].
-        kl: latent -> E_q[log q(z) - log p(z)].
+        reconstruction, reconstruction_se: E_q[log p(x | z)], with its standard error.
+        kl, kl_se: latent -> E_q[log q(z) - log p(z)], with its standard error.
         kl_per_dim: latent -> (L,), where prior and guide are diagonal normals.
         log_px: log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound that rises to log p(x) with K;
             NaN (as all that follows from it) where a plate inside the weights is subsampled, which
@@ -53,6 +53,8 @@ class Evaluation:
     log_px_per_datum: Tensor = field(repr=False)
     n: int
     unit: str = "nats per datum"
+    reconstruction_se: float = math.nan
+    kl_se: dict[str, float] = field(default_factory=dict)
 
     @property
     def khat_above(self) -> float:
@@ -65,7 +67,9 @@ class Evaluation:
             "elbo": self.elbo,
             "elbo_se": self.elbo_se,
             "reconstruction": self.reconstruction,
+            "reconstruction_se": self.reconstruction_se,
             **{f"kl_{k}": v for k, v in self.kl.items()},
+            **{f"kl_{k}_se": v for k, v in self.kl_se.items()},
             "log_px": self.log_px,
             "log_px_se": self.log_px_se,
             "log_px_mc_se": self.log_px_mc_se,
@@ -80,10 +84,11 @@ class Evaluation:
         return {k: v for k, v in table.items() if not (isinstance(v, float) and math.isnan(v))}
 
     def __str__(self) -> str:
-        kl = ", ".join(f"{k} {v:.2f}" for k, v in self.kl.items())
+        kl = ", ".join(f"{k} {v:.2f} ± {self.kl_se[k]:.2f}" for k, v in self.kl.items())
         lines = [
             f"ELBO            {self.elbo:.3f} ± {self.elbo_se:.3f} {self.unit}",
-            f"  reconstruction {self.reconstruction:.3f}, KL {kl or 'none'}",
+            f"  reconstruction {self.reconstruction:.3f} ± {self.reconstruction_se:.3f}, "
+            f"KL {kl or 'none'}",
             "log p(x)        not estimated: a subsampled plate lies inside the weights"
             if math.isnan(self.log_px)
             else f"log p(x)      ≥ {self.log_px:.3f} ± {self.log_px_se:.3f} {self.unit} "
@@ -161,7 +166,10 @@ def _judge(
 ) -> dict[str, Any]:  # fmt: skip
     """Log weights and latents' summaries of some rows, K particles in chunks."""
     chunk = max(1, min(particles, rows // max(1, len(args[0]))))
-    log_w, sums, done = [], {}, 0
+    log_w: list[Tensor] = []
+    sums: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    done = 0
     kl_dims: dict[str, Tensor] = {}
     while done < particles:
         k = min(chunk, particles - done)
@@ -183,12 +191,17 @@ def _judge(
                 )
                 kl = _kl_per_dim(q, p)
                 if kl is not None:
-                    kl_dims[name] = kl_dims.get(name, 0.0) + k * kl
+                    kl_dims[name] = kl_dims.get(name, torch.zeros_like(kl)) + k * kl
         for name, value in add.items():
             total = value.sum(0).double() if value.shape[:1] == (k,) else k * value.double()
-            sums[name] = sums.get(name, 0.0) + total
+            sums[name] = sums[name] + total if name in sums else total
+            if not name.startswith("mean:"):
+                again = value.double().square()
+                total = again.sum(0) if value.shape[:1] == (k,) else k * again
+                squares[name] = squares[name] + total if name in squares else total
         done += k
-    out = {name: s / particles for name, s in sums.items()}
+    out: dict[str, Any] = {name: s / particles for name, s in sums.items()}
+    out["var"] = {n: (s / particles - out[n].square()).clamp(min=0) for n, s in squares.items()}
     out["log_w"] = torch.cat(log_w)  # (K, b)
     out["kl_dims"] = {k: v / particles for k, v in kl_dims.items()}
     return out
@@ -235,12 +248,18 @@ def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWei
     def mean(name: str) -> float:
         return float(torch.cat([p[name].reshape(-1) for p in parts]).mean())
 
+    def error(name: str) -> float:
+        values = torch.cat([p[name].reshape(-1) for p in parts])
+        if len(values) > 1:  # data and draws vary together
+            return math.sqrt(float(values.var()) / len(values))
+        return math.sqrt(float(parts[0]["var"][name]) / max(1, particles - 1))
+
     if _subsampled_inside(full):
         log_px = torch.full_like(log_px, math.nan)
         se = se_mc = math.nan
     units = {}
-    for key in [k for k in parts[0] if k.startswith("mean:")]:
-        values = torch.cat([p[key].reshape(-1, p[key].shape[-1]) for p in parts if p[key].dim()])
+    for key in [k for k, v in parts[0].items() if k.startswith("mean:") and v.dim()]:
+        values = torch.cat([p[key].reshape(-1, p[key].shape[-1]) for p in parts])
         if local and len(values) == n:
             units[key[5:]] = int((values.var(0) > 0.01).sum())
     dims = {
@@ -274,6 +293,8 @@ def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWei
         log_px_per_datum=log_px,
         n=n,
         unit="nats per datum" if local else "nats",
+        reconstruction_se=error("reconstruction"),
+        kl_se={k[3:]: error(k) for k in parts[0] if k.startswith("kl:")},
     )
 
 

@@ -106,3 +106,24 @@ def test_no_importance_sampling_over_a_subsampled_plate():
     e = evaluate(Diffusion(2, 16), torch.randn(20, 2), particles=30)
     assert torch.isnan(torch.tensor(e.log_px)) and "log_px" not in e.metrics()
     assert "not estimated" in str(e)
+
+
+def test_reconstruction_and_divergence_have_standard_errors():
+    """Over twenty seeds, for one datum of joint weights, the errors are those that are reported."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[0])
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.3, 0.8))
+
+    x = torch.tensor([0.7])
+    got = [evaluate(model, guide, x, particles=400, seed=s) for s in range(20)]
+    for values, errors in (
+        ([e.reconstruction for e in got], [e.reconstruction_se for e in got]),
+        ([e.kl["z"] for e in got], [e.kl_se["z"] for e in got]),
+    ):
+        spread = torch.tensor(values).std()
+        assert 0.5 < spread / torch.tensor(errors).mean() < 1.7  # twenty draws of a deviation
+    assert {"reconstruction_se", "kl_z_se"} <= got[0].metrics().keys()
