@@ -143,10 +143,7 @@ class Noise:
     def draw(self) -> Tensor:
         """Draw anew; the numbers of one update are those that the graph itself would draw."""
         for normal, view in self._views:
-            whole = view if view.is_contiguous() else torch.empty_like(view).contiguous()
-            whole.normal_() if normal else whole.uniform_()
-            if whole is not view:  # filling a strided tensor is several times slower
-                view.copy_(whole)
+            view.normal_() if normal else view.uniform_()
         return self.values
 
     def __mul__(self, repeats: int) -> Noise:
