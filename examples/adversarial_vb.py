@@ -1,7 +1,7 @@
 """A posterior that no Gaussian fits, and a guide without a density that does.
 
 z ~ N(0, I) in the plane, x | z ~ N(|z|, 0.2²): given x, z lies on a ring.
-python examples/adversarial_vb.py --steps 5000 --out adversarial_vb.png
+python examples/adversarial_vb.py --steps 5000
 """
 
 import argparse
@@ -26,7 +26,6 @@ class Radius(nn.Module):
         self.net = nn.Sequential(*hidden, nn.Linear(128, 2))
 
     def model(self, x):
-        """Every posterior p(z | x) is a ring."""
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z.norm(dim=-1, keepdim=True), SCALE).to_event(1), obs=x)
@@ -38,8 +37,7 @@ class Radius(nn.Module):
             eps = pyro.sample("eps", noise, infer={"is_auxiliary": True})
             pyro.sample("z", dist.Delta(self.draw(x, eps), event_dim=1))
 
-    def draw(self, x, eps):
-        """z (..., 2) from x (..., 1) and eps (..., 4)."""
+    def draw(self, x, eps):  # (..., 1), (..., 4) -> (..., 2)
         return self.net(torch.cat([x.expand(*eps.shape[:-1], 1), eps], -1))
 
 
@@ -79,5 +77,4 @@ def main(steps: int = 5_000, out: str = "adversarial_vb.png"):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5_000)
-    parser.add_argument("--out", default="adversarial_vb.png")
     main(**vars(parser.parse_args()))

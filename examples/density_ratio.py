@@ -37,7 +37,12 @@ def main(steps: int = 2_000, out: str = "density_ratio.png"):
     axis = torch.linspace(-8, 8, 161)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     image = heights.imshow(
-        ratio.log_ratio(grid), extent=(-8, 8, -8, 8), origin="lower", cmap="RdBu", vmin=-6, vmax=6
+        ratio.log_ratio(grid).numpy(),
+        extent=(-8, 8, -8, 8),
+        origin="lower",
+        cmap="RdBu",
+        vmin=-6,
+        vmax=6,
     )
     heights.set(title="the critic's log p/q (nats)")
     figure.colorbar(image, ax=heights, extend="both")

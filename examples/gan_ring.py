@@ -36,7 +36,9 @@ def main(
     print("share of each mode: ", " ".join(f"{s:.3f}" for s in found), f"(data: {1 / 8})")
     print(f"near some mode:      {found.sum():.3f} (data: {1 - math.exp(-4.5):.3f})")
     # a new critic on draws and points that neither player saw
-    js = density_ratio(torch.cat([ring.valid, ring.test]), run.sample(2_000), seed=seed)
+    js = density_ratio(
+        torch.cat([ring.valid, ring.test]), run.sample(2_000), steps=min(2_000, steps), seed=seed
+    )
     print(f"Jensen-Shannon divergence from held-out data: {js.js_divergence}")
 
     figure = Figure(figsize=(13, 4), layout="constrained")
