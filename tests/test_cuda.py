@@ -1,0 +1,56 @@
+"""Every estimator and every model on a CUDA device, through the captured step.
+
+Run them with `pytest -m cuda` on a machine that has one. `ZOO_DEVICE=cpu pytest tests/test_cuda.py`
+runs the same calls without.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from inference import elbo, fit
+from inference.toys import LinearGaussian
+from zoo.cards import CARDS
+from zoo.cli import run
+
+DEVICE = os.environ.get("ZOO_DEVICE", "cuda")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
+    ),
+]
+ESTIMATORS = [
+    elbo.Trace(2), elbo.MeanField(2), elbo.Beta(4.0), elbo.STL(2), elbo.Score(2), elbo.Enum(2),
+    elbo.IWAE(3), elbo.MIWAE(2, 3), elbo.CIWAE(0.3, 3), elbo.Renyi(0.5, 3), elbo.DReG(3),
+    elbo.VIMCO(3), elbo.WakeSleep(3), elbo.ForwardKL(4), elbo.CUBO(2.0, 4),
+    elbo.ThermodynamicVI(4), elbo.MMD(1.0), elbo.TotalCorrelation(2.0),
+]  # fmt: skip
+TRAINED = [n for n, c in CARDS.items() if c.trainers[0] not in ("closed-form", "em")]
+
+
+def test_no_estimator_is_forgotten():
+    told = {type(e).__name__ for e in ESTIMATORS}
+    classes = [getattr(elbo, n) for n in elbo.__all__ if isinstance(getattr(elbo, n), type)]
+    assert told == {c.__name__ for c in classes if issubclass(c, elbo.Estimator)} - {"Estimator"}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_estimators(estimator):
+    """The compiled steps are proved against the eager ones when they are made."""
+    pair = LinearGaussian()
+    got = fit(pair, pair.data(), elbo=estimator, steps=6, compile=True, device=DEVICE, progress=False)
+    assert got.compiled, got.eager_because
+    assert all(np.isfinite(got.losses))
+    assert all(p.device.type == torch.device(DEVICE).type for p in got.params.values())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_models(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = [] if CARDS[name].trainers[0] == "variational-bayes" else ["--steps", "4"]
+    argv = ["fit", name, *steps, "--device", DEVICE, "--out", str(tmp_path / "run")]
+    assert run(argv) == 0
+    assert (tmp_path / "run" / "report.html").exists()
