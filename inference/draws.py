@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
-from .evaluate import resolve
 from .many import Many
-from .run import Run
+from .run import Run, resolve
 from .weights import LogWeights, Term, log_weights, no_validation, plate_nesting
 from .weights.simulate import by_plate, is_computed, is_data, is_latent, pointwise, simulate, values
 from .weights.sites import at

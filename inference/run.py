@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -148,3 +149,34 @@ class Run:
             f"Run({int(self.variables.count)} steps, {kind}, {self.seconds:.1f} s, "
             f"{self.estimator!r}: {self.elbo:.3f} {self.unit})"
         )
+
+
+def resolve(run: Any, data: tuple) -> tuple[Callable, Callable, tuple, Callable, torch.device]:
+    """(model, guide, arguments, context that binds the parameters, device) of what a user gave.
+
+    Raises:
+        TypeError: neither a run, nor a pair, nor a model followed by a guide.
+    """
+    if isinstance(run, Run):
+        model, guide, context, device = run.pair_.model, run.pair_.guide, run.bind, run.device
+    else:
+        if callable(getattr(run, "model", None)) and callable(getattr(run, "guide", None)):
+            model, guide = run.model, run.guide
+        elif callable(run) and data and callable(data[0]):
+            model, guide, data = run, data[0], data[1:]
+        else:
+            raise TypeError(
+                "expected a run, a pair with methods `model` and `guide`, or a model followed by "
+                f"its guide; got {type(run).__name__}."
+            )
+        context = contextlib.nullcontext
+        tensors = [p for f in (model, guide) for m in modules_of(f) for p in m.parameters()]
+        device = tensors[0].device if tensors else torch.device("cpu")
+    args = data[0] if len(data) == 1 and isinstance(data[0], tuple) else data
+    args = tuple(
+        torch.as_tensor(a).to(device) if hasattr(a, "__array__") or torch.is_tensor(a) else a
+        for a in args
+    )
+    if not args:
+        raise TypeError("no data was given.")
+    return model, guide, args, context, device

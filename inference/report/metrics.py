@@ -125,12 +125,28 @@ def _bounds(s: Subject) -> list[Metric]:
         ),
         Metric("elbo", "ELBO", e.elbo, unit, e.elbo_se, "reconstruction − KL"),
         Metric(
-            "reconstruction", "reconstruction", e.reconstruction, unit, None, "E_q[log p(x | z)]"
+            "reconstruction",
+            "reconstruction",
+            e.reconstruction,
+            unit,
+            e.reconstruction_se,
+            "E_q[log p(x | z)]",
         ),
     ]
     out += [
-        Metric(f"kl_{k}", f"KL {k}", v, unit, None, "E_q[log q − log p]") for k, v in e.kl.items()
+        Metric(f"kl_{k}", f"KL {k}", v, unit, e.kl_se[k], "E_q[log q − log p]")
+        for k, v in e.kl.items()
     ]
+    gap = "log p(x) − ELBO, the divergence from the posterior"
+    out.append(Metric("gap", "gap ≥", e.gap, unit, e.gap_se, gap))
+    if e.surgery is not None:
+        o, limit = e.surgery, f"; at most log {e.surgery.n:,} = {math.log(e.surgery.n):.2f}"
+        out += [
+            Metric("mutual_information", "I(x; z)", o.mutual_information, unit,
+                   o.mutual_information_se, f"what latents say of their datum{limit}"),
+            Metric("marginal_kl", "KL(q(z) ‖ p(z))", o.marginal_kl, unit, o.marginal_kl_se,
+                   "how far all codes together are from the prior; KL − I(x; z)"),
+        ]  # fmt: skip
     if s.shape is not None:
         out.append(bits)
     for k, n in e.active_units.items():

@@ -1,6 +1,7 @@
 """The ELBO's decompositions against closed forms, and as identities."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pyro
@@ -11,9 +12,10 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from truths import linear_gaussian_posterior
 
-from inference import fit
-from inference.decompose import evidence_and_gap, reconstruction_and_kl, surgery
+from inference import evaluate, fit, make_guide
+from inference.evaluate.surgery import operate
 from inference.toys import GlobalLocal, LinearGaussian, SwitchedGaussian
+from inference.weights import log_weights
 from zoo.hierarchical import HierarchicalVAE
 from zoo.vae import VAE
 
@@ -26,7 +28,7 @@ def guide_of(toy, x):
 def test_reconstruction_and_kl():
     toy = LinearGaussian()
     x = toy.data()
-    parts = reconstruction_and_kl(toy, x, particles=20_000)
+    parts = evaluate(toy, x, particles=20_000)
     q, w, b = guide_of(toy, x), toy.p["w"].detach(), toy.p["b"].detach()
     kl = kl_divergence(q, Normal(torch.zeros(2).double(), 1.0)).sum(1).mean()
     residual = x - q.mean @ w.T - b
@@ -35,53 +37,61 @@ def test_reconstruction_and_kl():
         -1.5 * math.log(2 * math.pi) - 0.5 * (residual.square().sum(1) + spread)
     ).mean()
     noise = 5 * 4 / math.sqrt(20_000 * 5)  # 5 standard errors; log densities have sd below 4
-    assert abs(parts["kl"] - kl) < noise and abs(parts["reconstruction"] - reconstruction) < noise
-    assert math.isclose(parts["elbo"], parts["reconstruction"] - parts["kl"], rel_tol=1e-12)
-    assert parts.unit == "nats per datum" and "kl" in str(parts)
+    assert abs(parts.kl["z"] - kl) < noise and abs(parts.reconstruction - reconstruction) < noise
+    assert math.isclose(parts.elbo, parts.reconstruction - parts.kl["z"], rel_tol=1e-12)
 
 
 def test_one_divergence_per_latent():
     pair = HierarchicalVAE(6, (3, 2), hidden=((5,), (4,)))
     x = torch.bernoulli(torch.full((8, 6), 0.5))
-    parts = reconstruction_and_kl(pair, x)
-    assert {"kl z_1", "kl z_2"} <= set(parts.values)
-    assert math.isclose(parts["kl"], parts["kl z_1"] + parts["kl z_2"], rel_tol=1e-5)
+    parts = evaluate(pair, x, particles=10)
+    assert set(parts.kl) == {"z_1", "z_2"}
+    assert math.isclose(parts.elbo, parts.reconstruction - sum(parts.kl.values()), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mean-field", "full-rank"])
+def test_latents_drawn_jointly_have_one_divergence(kind):
+    toy = GlobalLocal()
+    x = toy.data()
+    guide = make_guide(kind, toy.model)
+    guide(x)
+    parts = evaluate(toy.model, guide, x, particles=50)
+    assert ("latents" in parts.kl) == (kind == "full-rank")
+    assert math.isclose(parts.elbo, parts.reconstruction - sum(parts.kl.values()), rel_tol=1e-9)
 
 
 def test_evidence_and_gap():
     toy = LinearGaussian()
     x = toy.data()
-    parts = evidence_and_gap(toy, x, particles=50_000)
+    parts = evaluate(toy, x, particles=50_000)
     posterior = linear_gaussian_posterior(x, toy.p["w"].detach(), toy.p["b"].detach())
     exact = Normal(posterior.mean, posterior.variance.sqrt())
     gap = kl_divergence(guide_of(toy, x), exact).sum(1).mean()
-    assert math.isclose(parts["elbo"], parts["log_px"] - parts["gap"], rel_tol=1e-12)
-    assert abs(parts["log_px"] - toy.log_px(x).item() / 5) < 0.05
-    assert abs(parts["gap"] - gap) < 0.06
-    tight = LinearGaussian(exact=True)
-    parts = evidence_and_gap(tight, x, particles=10)
-    assert abs(parts["gap"]) < 1e-12 and parts.errors["gap"] < 1e-12
+    assert math.isclose(parts.elbo, parts.log_px - parts.gap, rel_tol=1e-12)
+    assert abs(parts.log_px - toy.log_px(x).item() / 5) < 0.05
+    assert abs(parts.gap - gap) < 0.06
+    tight = evaluate(LinearGaussian(exact=True), x, particles=10)
+    assert abs(tight.gap) < 1e-12 and tight.gap_se < 1e-12
 
 
 def test_global_latents_are_joint():
     toy = GlobalLocal(exact=True)
     x = toy.data()
-    parts = evidence_and_gap(toy.model, toy.guide, x, particles=50)
-    assert parts.unit == "nats" and math.isclose(parts["log_px"], toy.log_px(x), rel_tol=1e-12)
-    assert parts.errors["log_px"] < 1e-12
-    with pytest.raises(ValueError, match="one data plate"):
-        surgery(toy, x)
+    parts = evaluate(toy.model, toy.guide, x, particles=50)
+    assert parts.unit == "nats" and math.isclose(parts.log_px, toy.log_px(x), rel_tol=1e-12)
+    assert parts.log_px_se < 1e-12 and parts.gap_se < 1e-12
+    assert parts.surgery is None
 
 
-def test_a_prior_that_was_summed_out_is_refused():
+def test_a_prior_that_was_summed_out_has_no_divergence():
     toy = SwitchedGaussian()
 
     def guide(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 0.7))
 
-    with pytest.raises(ValueError, match="the prior of z was summed out"):
-        reconstruction_and_kl(toy.model, guide, toy.data())
+    parts = evaluate(toy.model, guide, toy.data(), particles=30)
+    assert parts.surgery is None
 
 
 class Coder(nn.Module):
@@ -105,38 +115,37 @@ class Coder(nn.Module):
 def test_surgery_by_hand():
     x = torch.randn(30, 2).double()
     pair = Coder(0.9, 0.5)
-    parts = surgery(pair, x, seed=3)
     torch.manual_seed(3)
-    with torch.no_grad():
-        from inference.weights import log_weights
-
-        z = log_weights(pair.model, pair.guide, x, nesting=1).guide["z"].value
+    weights = log_weights(pair.model, pair.guide, x, nesting=1)
+    parts = operate(weights, pair.guide, (x,), {}, rows=10_000)
+    z = weights.guide["z"].value.detach()
     pairs = Normal(0.9 * x, torch.tensor(0.5).double()).log_prob(z[:, None]).sum(2)  # (z, x)
     aggregate = torch.logsumexp(pairs, 1) - math.log(30)
     prior = Normal(torch.zeros(2).double(), 1.0).log_prob(z).sum(1)
-    assert math.isclose(parts["mutual_information"], (pairs.diagonal() - aggregate).mean())
-    assert math.isclose(parts["marginal_kl"], (aggregate - prior).mean(), rel_tol=1e-9)
-    total = parts["mutual_information"] + parts["marginal_kl"]
-    assert math.isclose(parts["kl"], total, rel_tol=1e-12)
-    assert math.isclose(parts["elbo"], parts["reconstruction"] - parts["kl"], rel_tol=1e-12)
+    assert math.isclose(parts.mutual_information, (pairs.diagonal() - aggregate).mean())
+    assert math.isclose(parts.marginal_kl, (aggregate - prior).mean(), rel_tol=1e-9)
+    assert math.isclose(parts.kl, parts.mutual_information + parts.marginal_kl, rel_tol=1e-12)
+    assert parts.n == 30 and "30 rows" in str(parts)
 
 
 def test_mutual_information_has_its_limits():
     x = torch.randn(40, 2).double()
-    assert abs(surgery(Coder(0.0, 1.0), x)["mutual_information"]) < 1e-12  # z ignores x
-    assert abs(surgery(Coder(0.0, 1.0), x)["marginal_kl"]) < 1e-12  # and is the prior
-    apart = surgery(Coder(1e4, 1e-3), x)["mutual_information"]
-    assert math.isclose(apart, math.log(40), rel_tol=1e-12)  # z names its row
+    ignored = evaluate(Coder(0.0, 1.0), x, particles=2).surgery  # z ignores x and is the prior
+    assert abs(ignored.mutual_information) < 1e-12 and abs(ignored.marginal_kl) < 1e-12
+    apart = evaluate(Coder(1e4, 1e-3), x, particles=2).surgery  # z names its row
+    assert math.isclose(apart.mutual_information, math.log(40), rel_tol=1e-12)
+    assert evaluate(Coder(1e4, 1e-3), x, particles=2, surgery=7).surgery.n == 7
 
 
-def test_surgery_of_hierarchies_and_runs(monkeypatch):
+def test_surgery_of_hierarchies_and_runs():
     x = torch.bernoulli(torch.full((12, 6), 0.5))
     pair = HierarchicalVAE(6, (3, 2), hidden=((5,), (4,)))
-    whole = surgery(pair, x)
-    monkeypatch.setattr("inference.decompose.ROWS", 24)  # two shifts at a time
-    chunked = surgery(pair, x)
-    assert np.allclose(list(whole.values.values()), list(chunked.values.values()), rtol=1e-5)
+    torch.manual_seed(0)
+    weights = log_weights(pair.model, pair.guide, x, nesting=1)
+    whole = operate(weights, pair.guide, (x,), {}, rows=10_000)
+    chunked = operate(weights, pair.guide, (x,), {}, rows=24)  # two shifts at a time
+    assert np.allclose(astuple(whole), astuple(chunked), rtol=1e-5)
     run = fit(VAE(6, latent_dim=2, hidden=(5,)), x, steps=20, batch_size=6, progress=False)
-    parts = surgery(run, x)
-    assert parts["mutual_information"] < math.log(12)  # each row's own term is in the mean
-    assert parts.unit == "nats per datum"
+    parts = evaluate(run, x, particles=20)
+    assert parts.surgery.mutual_information < math.log(12)  # each row's own term is in the mean
+    assert {"gap", "mutual_information", "marginal_kl"} <= set(parts.metrics())

@@ -1,111 +1,22 @@
-"""How good a fitted pair is on data it has not seen: bounds, log p(x), active units, k-hat."""
+"""Run a pair on data it has not seen, in chunks of bounded memory, and judge it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from .pair import modules_of
-from .psis import GOOD, khat
-from .run import Run
-from .weights import LogWeights, Term, log_weights, no_validation, plate_nesting
+from ..psis import khat
+from ..run import Run, resolve
+from ..weights import LogWeights, Term, log_weights, no_validation, plate_nesting
+from .evaluation import Evaluation
+from .surgery import Surgery, operate
 
 ROWS = 100_000  # particles times data in one run of the pair; keeps memory bounded
-
-
-@dataclass
-class Evaluation:
-    """Averages over data of a pair's bounds, all in `unit` (nats per datum, or nats in all).
-
-    Attributes:
-        elbo, elbo_se: E_q[log p(x, z) - log q(z | x)], its standard error over data and draws.
-        reconstruction, reconstruction_se: E_q[log p(x | z)], with its standard error.
-        kl, kl_se: latent -> E_q[log q(z) - log p(z)], with its standard error.
-        kl_per_dim: latent -> (L,), where prior and guide are diagonal normals.
-        log_px: log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound that rises to log p(x) with K;
-            NaN (as all that follows from it) where a plate inside the weights is subsampled, which
-            makes a logarithm of their mean meaningless.
-        log_px_se: standard error of its mean over data (which are taken as a sample).
-        log_px_mc_se: the part of it that comes from K being finite.
-        active_units: latent -> how many dimensions have Var_x(E_q[z]) > 0.01.
-        khat: Pareto k-hat of the importance weights, one per datum, or one for joint weights.
-        log_px_per_datum: (N,), or one number for joint weights.
-    """
-
-    elbo: float
-    elbo_se: float
-    reconstruction: float
-    kl: dict[str, float]
-    kl_per_dim: dict[str, Tensor] = field(repr=False)
-    log_px: float
-    log_px_se: float
-    log_px_mc_se: float
-    particles: int
-    bits_per_dim: float
-    active_units: dict[str, int]
-    khat: Tensor = field(repr=False)
-    log_px_per_datum: Tensor = field(repr=False)
-    n: int
-    unit: str = "nats per datum"
-    reconstruction_se: float = math.nan
-    kl_se: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def khat_above(self) -> float:
-        """The share of k-hat above 0.7, where importance sampling is not to be trusted."""
-        return float((self.khat > GOOD).double().mean())
-
-    def metrics(self) -> dict[str, float | int | str]:
-        """A flat table, ready for JSON: what could not be estimated is left out."""
-        table: dict[str, float | int | str] = {
-            "elbo": self.elbo,
-            "elbo_se": self.elbo_se,
-            "reconstruction": self.reconstruction,
-            "reconstruction_se": self.reconstruction_se,
-            **{f"kl_{k}": v for k, v in self.kl.items()},
-            **{f"kl_{k}_se": v for k, v in self.kl_se.items()},
-            "log_px": self.log_px,
-            "log_px_se": self.log_px_se,
-            "log_px_mc_se": self.log_px_mc_se,
-            "particles": self.particles,
-            "bits_per_dim": self.bits_per_dim,
-            **{f"active_units_{k}": v for k, v in self.active_units.items()},
-            "khat_median": float(self.khat.median()),
-            "khat_above_0.7": self.khat_above,
-            "n": self.n,
-            "unit": self.unit,
-        }
-        return {k: v for k, v in table.items() if not (isinstance(v, float) and math.isnan(v))}
-
-    def __str__(self) -> str:
-        kl = ", ".join(f"{k} {v:.2f} ± {self.kl_se[k]:.2f}" for k, v in self.kl.items())
-        lines = [
-            f"ELBO            {self.elbo:.3f} ± {self.elbo_se:.3f} {self.unit}",
-            f"  reconstruction {self.reconstruction:.3f} ± {self.reconstruction_se:.3f}, "
-            f"KL {kl or 'none'}",
-            "log p(x)        not estimated: a subsampled plate lies inside the weights"
-            if math.isnan(self.log_px)
-            else f"log p(x)      ≥ {self.log_px:.3f} ± {self.log_px_se:.3f} {self.unit} "
-            f"(K = {self.particles}, {self.bits_per_dim:.4f} bits per dimension)",
-        ]
-        if self.active_units:
-            units = ", ".join(
-                f"{k} {v}/{len(self.kl_per_dim[k])}" if k in self.kl_per_dim else f"{k} {v}"
-                for k, v in self.active_units.items()
-            )
-            lines.append(f"active units    {units}")
-        if not math.isnan(self.log_px):
-            lines.append(
-                f"k-hat           median {float(self.khat.median()):.2f}, "
-                f"{100 * self.khat_above:.0f} % above {GOOD}"
-            )
-        return "\n".join(lines)
 
 
 def evaluate(
@@ -114,6 +25,7 @@ def evaluate(
     particles: int = 1_000,
     seed: int = 0,
     rows: int = ROWS,
+    surgery: int = 1_000,
 ) -> Evaluation:
     """Judge a pair on data.
 
@@ -123,6 +35,8 @@ def evaluate(
         particles: K, draws per datum for log p(x) and k-hat.
         seed: of the draws.
         rows: most particles times data in one run of the pair: memory is bounded by it.
+        surgery: over how many of the first rows the guide is averaged, to part the divergence into
+            mutual information and marginal divergence; the work grows with its square. 0: none.
 
     Returns:
         An `Evaluation`.
@@ -131,7 +45,10 @@ def evaluate(
         ValueError: K < 1, or NaN in the data.
 
     Source: Burda et al. 2016, arXiv:1509.00519, section 5 and appendix C (log p(x), active units);
-    Vehtari et al. 2024, arXiv:1507.02646 (k-hat).
+    Kingma & Welling 2014, arXiv:1312.6114, eq. 3 (reconstruction and divergence); Neal & Hinton
+    1998, A view of the EM algorithm that justifies incremental, sparse, and other variants, eq. 7
+    (the gap); Hoffman & Johnson 2016, ELBO surgery, eq. 4; Vehtari et al. 2024, arXiv:1507.02646
+    (k-hat).
     """
     model, guide, args, context, device = resolve(run, data)
     if particles < 1:
@@ -157,7 +74,19 @@ def evaluate(
             if kwargs:
                 kwargs = {"size": len(part[0])}
             parts.append(_judge(model, guide, part, kwargs, nesting, particles, rows))
-    return _joined(parts, particles, n, local, full)
+        operated = None
+        if local and surgery > 1:
+            some = _first(args, n, surgery)
+            if kwargs:
+                kwargs = {"size": len(some[0])}
+            drawn = log_weights(model, guide, *some, nesting=nesting, **kwargs)
+            operated = operate(drawn, guide, some, kwargs, rows)
+    return _joined(parts, particles, n, local, full, operated)
+
+
+def _first(args: tuple, n: int, rows: int) -> tuple:
+    """The arguments cut to their first rows."""
+    return tuple(a[:rows] if torch.is_tensor(a) and a.dim() and len(a) == n else a for a in args)
 
 
 def _judge(
@@ -177,12 +106,7 @@ def _judge(
         log_w.append(weights.log_weight().reshape(k, -1).double())  # (k, b)
         add: dict[str, Tensor] = {"elbo": weights.log_weight()}
         add["reconstruction"] = _shared(weights, [t for t in weights.model.values() if t.observed])
-        for name, p in weights.model.items():
-            if not p.observed:
-                pieces = [
-                    q for q in weights.guide.values() if q.name in (name, f"{name}_unconstrained")
-                ]
-                add[f"kl:{name}"] = _shared(weights, pieces) - _shared(weights, [p])
+        add |= {f"kl:{name}": kl for name, kl in _divergences(weights).items()}
         for name, q in weights.guide.items():
             p = weights.model.get(name)
             if torch.is_tensor(q.value) and p is not None and q.value.is_floating_point():
@@ -205,6 +129,21 @@ def _judge(
     out["log_w"] = torch.cat(log_w)  # (K, b)
     out["kl_dims"] = {k: v / particles for k, v in kl_dims.items()}
     return out
+
+
+def _divergences(weights: LogWeights) -> dict[str, Tensor]:
+    """Latent -> log q - log p, (K, *shared); one number for "latents" that are drawn jointly."""
+    priors = {n: p for n, p in weights.model.items() if not (p.observed or p.deterministic)}
+    pieces: dict[str, list[Term]] = {name: [] for name in priors}
+    joint = []
+    for name, q in weights.guide.items():
+        owners = [n for n in priors if name == n or name.startswith(f"{n}_")]
+        pieces[max(owners, key=len)].append(q) if owners else joint.append(q)
+    if joint and priors:
+        every = [q for qs in pieces.values() for q in qs] + joint
+        name = "latents" if len(priors) > 1 else next(iter(priors))
+        return {name: _shared(weights, every) - _shared(weights, list(priors.values()))}
+    return {n: _shared(weights, pieces[n]) - _shared(weights, [p]) for n, p in priors.items()}
 
 
 def _shared(weights: LogWeights, terms: list[Term]) -> Tensor:
@@ -232,7 +171,10 @@ def _subsampled_inside(weights: LogWeights) -> bool:
     return any(p.scale != 1 and p.name not in shared for _, t in weights.terms() for p in t.plates)
 
 
-def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWeights) -> Evaluation:
+def _joined(
+    parts: list[dict], particles: int, n: int, local: bool, full: LogWeights,
+    operated: Surgery | None,
+) -> Evaluation:  # fmt: skip
     log_w = torch.cat([p["log_w"] for p in parts], 1)  # (K, N) or (K, 1)
     log_px = torch.logsumexp(log_w, 0) - math.log(particles)
     per = log_px.numel()
@@ -254,6 +196,8 @@ def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWei
             return math.sqrt(float(values.var()) / len(values))
         return math.sqrt(float(parts[0]["var"][name]) / max(1, particles - 1))
 
+    gap = log_px - elbo
+    gap_se = math.sqrt(float(gap.var()) / per) if per > 1 else math.hypot(se_mc, elbo_se)
     if _subsampled_inside(full):
         log_px = torch.full_like(log_px, math.nan)
         se = se_mc = math.nan
@@ -282,6 +226,9 @@ def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWei
         log_px=float(log_px.mean()),
         log_px_se=se,
         log_px_mc_se=se_mc,
+        gap=float(log_px.mean()) - float(elbo.mean()),
+        gap_se=math.nan if math.isnan(se) else gap_se,
+        surgery=operated,
         particles=particles,
         bits_per_dim=-float(log_px.mean()) / (numbers * math.log(2)),
         active_units=units,
@@ -296,36 +243,3 @@ def _joined(parts: list[dict], particles: int, n: int, local: bool, full: LogWei
         reconstruction_se=error("reconstruction"),
         kl_se={k[3:]: error(k) for k in parts[0] if k.startswith("kl:")},
     )
-
-
-def resolve(run: Any, data: tuple) -> tuple[Callable, Callable, tuple, Callable, torch.device]:
-    """(model, guide, arguments, context that binds the parameters, device) of what a user gave.
-
-    Raises:
-        TypeError: neither a run, nor a pair, nor a model followed by a guide.
-    """
-    import contextlib
-
-    if isinstance(run, Run):
-        model, guide, context, device = run.pair_.model, run.pair_.guide, run.bind, run.device
-    else:
-        if callable(getattr(run, "model", None)) and callable(getattr(run, "guide", None)):
-            model, guide = run.model, run.guide
-        elif callable(run) and data and callable(data[0]):
-            model, guide, data = run, data[0], data[1:]
-        else:
-            raise TypeError(
-                "expected a run, a pair with methods `model` and `guide`, or a model followed by "
-                f"its guide; got {type(run).__name__}."
-            )
-        context = contextlib.nullcontext
-        tensors = [p for f in (model, guide) for m in modules_of(f) for p in m.parameters()]
-        device = tensors[0].device if tensors else torch.device("cpu")
-    args = data[0] if len(data) == 1 and isinstance(data[0], tuple) else data
-    args = tuple(
-        torch.as_tensor(a).to(device) if hasattr(a, "__array__") or torch.is_tensor(a) else a
-        for a in args
-    )
-    if not args:
-        raise TypeError("no data was given.")
-    return model, guide, args, context, device
