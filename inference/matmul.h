@@ -76,9 +76,14 @@ static inline void transpose(const float* b, int64_t bn, float* to, int64_t stri
     for (int i = 0; i < W; i++) *(vec*)(to + i * stride) = x[i];
 }
 
-// panel (k, NV * W): NV * W columns of b, whose columns lie together; k >= W
+// panel (k, NV * W): NV * W columns of b, whose columns lie together
 template <int NV>
 static void pack(int64_t k, const float* b, int64_t bn, float* panel) {
+    if (k < W) {
+        for (int64_t l = 0; l < k; l++)
+            for (int j = 0; j < NV * W; j++) panel[l * NV * W + j] = b[j * bn + l];
+        return;
+    }
     for (int64_t l = 0; l < k; l += W) {
         const int64_t from = l + W <= k ? l : k - W;
         for (int j = 0; j < NV; j++)
@@ -98,13 +103,33 @@ static void block(int64_t m, int64_t k, const float* a, int64_t am, int64_t ak, 
     std::free(panel);
 }
 
+// n < W columns of c, by way of a panel of b that is filled up with zeros, whatever b's strides
+template <int MR>
+static void narrow(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak,
+                   const float* b, int64_t bk, int64_t bn, float* c, int64_t cm,
+                   const float* bias, int64_t biasm) {
+    float* panel = (float*)std::aligned_alloc(64, 4 * W * k);
+    for (int64_t l = 0; l < k; l++)
+        for (int64_t j = 0; j < W; j++) panel[l * W + j] = j < n ? b[l * bk + j * bn] : 0.0f;
+    float out[MR * W];
+    for (int64_t i = 0; i < m; i += MR) {
+        const int64_t rows = i + MR <= m ? MR : m - i;
+        rest<MR, 1>(rows, k, a + i * am, am, ak, panel, W, out, W, nullptr, 0);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t j = 0; j < n; j++)
+                c[(i + r) * cm + j] = out[r * W + j] + (bias ? bias[(i + r) * biasm + j] : 0.0f);
+    }
+    std::free(panel);
+}
+
 // c (m, n) = a (m, k) b (k, n) + bias (m, n), the rows of bias `biasm` apart or, with 0, all one.
-// The rows of c lie together, and the rows or the columns of b. n >= W, and k >= W where it is the
-// columns: the last vector may be computed twice.
+// The rows of c lie together, and the rows or the columns of b. The last vector may be computed
+// twice.
 template <int MR, int NV>
 static void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak,
                     const float* b, int64_t bk, int64_t bn, float* c, int64_t cm,
                     const float* bias, int64_t biasm) {
+    if (n < W) return narrow<MR>(m, n, k, a, am, ak, b, bk, bn, c, cm, bias, biasm);
     for (int64_t j = 0; j < n;) {
         if (j + NV * W <= n) {
             block<MR, NV>(m, k, a, am, ak, b + j * bn, bk, bn, c + j, cm,

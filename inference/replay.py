@@ -214,21 +214,17 @@ class _Calls:
 
     def _large(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> None:
         """The same, in tiles of registers."""
-        if out.stride(-1) != 1 and bias is None:
+        if out.stride(-1) != 1 and out.shape[-1] > 1 and bias is None:
             a, b, out = b.mT, a.mT, out.mT  # the transpose, whose rows lie together
         (m, k), n = a.shape[-2:], b.shape[-1]
-        across = b.stride(-1) == 1 and n >= VECTOR
-        along = b.stride(-2) == 1 and n >= VECTOR and k >= VECTOR
-        row = bias is None or bias.stride(-1) == 1
-        if a.dtype != torch.float32 or out.stride(-1) != 1 or not row or not (across or along):
+        along = 1 in (b.stride(-2), b.stride(-1)) or n < VECTOR
+        rows = all(t.stride(-1) == 1 or n == 1 for t in (out, bias) if t is not None)
+        if a.dtype != torch.float32 or not (along and rows):
             raise NotReplayable(
                 f"a product of {a.dtype}, {tuple(a.shape)} by {tuple(b.shape)}, strides "
                 f"{b.stride()} to {out.stride()}"
             )
-        if b.stride(-2) == 1 and not across:
-            order = f"{b.stride(-2)}, {b.stride(-1)}"
-        else:
-            order = f"{b.stride(-2)}, 1"
+        order = f"{b.stride(-2)}, {b.stride(-1)}"
         threads = torch.get_num_threads() if m * n * k >= PARALLEL else 1
         rows, columns = m // ROWS // threads, n // (ACROSS * VECTOR) // threads
         how = f"product<{ROWS}, {ACROSS}>("

@@ -69,7 +69,11 @@ def test_products_and_solves_are_loops(upper, dtype):
     torch.testing.assert_close(p, q)
 
 
-@pytest.mark.parametrize("m,n,k", [(20, 200, 784), (37, 50, 29), (17, 16, 100), (128, 33, 17)])
+@pytest.mark.parametrize(
+    "m,n,k",
+    [(20, 200, 784), (37, 50, 29), (17, 16, 100), (128, 33, 17), (64, 8, 200), (64, 200, 8),
+     (9, 3, 200), (99, 15, 5), (300, 1, 40)],
+)  # fmt: skip
 def test_large_products(m, n, k):
     """Rows or columns together, with a bias, batched, odd sizes: as `torch.matmul` says."""
 
