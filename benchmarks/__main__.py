@@ -1,4 +1,4 @@
-"""`python -m benchmarks [ROW ...] [--rounds N]`: the table of issue-sized claims, measured here."""
+"""`python -m benchmarks [ROW ...] [--rounds N]`: our steps beside their peers', interleaved."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help=f"of {', '.join(ROWS)}")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all of them")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (medians)")
     options = parser.parse_args()
+    unknown = [name for name in options.rows if name not in ROWS]
+    if unknown:
+        parser.error(f"unknown row {', '.join(unknown)}; the rows are {', '.join(ROWS)}.")
     versions = []
     for name in ("torch", "pyro-ppl", "numpyro", "jax", "zuko"):
         try:

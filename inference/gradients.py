@@ -1,4 +1,8 @@
-"""Many independent gradients of one estimator at once, batched by `torch.vmap` and compiled."""
+"""Many independent gradients of one estimator at once: batched by `torch.vmap`, or compiled.
+
+Compiled on a CPU, the kernels of one draw are recorded and repeated by a loop of C, where that can
+be (`inference.replay`); else the batch is compiled.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,13 @@ from torch import Tensor
 
 from .elbo import Estimator
 from .pair import Pair
+from .replay import NotReplayable, Replay
 from .step import DrawnAnew
-from .trace import TraceFailure, compiled, traced
+from .trace import TraceFailure, compiled, hoisted, traced
 from .weights import no_validation
 
 NUMBERS = {"cpu": 2**24, "cuda": 2**28}  # floats held in one batch of draws: memory is bounded
+LOOPED = 2**22  # floats of the gradients that one loop writes
 
 
 class Gradients:
@@ -32,7 +38,7 @@ class Gradients:
         compile: trace and compile the batch.
 
     Attributes:
-        how: "compiled", "batched", or "one by one".
+        how: "recorded" (compiled, in a loop of C), "compiled", "batched", or "one by one".
         note: why it is not what was asked for, or None.
         slices: parameter -> its columns in the gradients.
         seconds: of each call so far.
@@ -69,7 +75,7 @@ class Gradients:
         if replicates is None:
             room = NUMBERS.get(self._device().type, 2**24) // (end + self._held())
             self.replicates = max(1, min(draws, room))
-        if compile and self.how == "batched":
+        if compile:
             self._compile()
 
     def __call__(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -115,14 +121,16 @@ class Gradients:
         with DrawnAnew():
             return torch.vmap(one, randomness="different")(count)
 
-    def _one_by_one(self) -> Tensor:
-        rows = []
-        for _ in range(self.replicates):
-            leaves = {k: p.clone().requires_grad_() for k, p in self.params.items()}
+    def _row(self, *flat: Tensor) -> Tensor:
+        """One value and its gradient: (1 + P,)."""
+        with torch.enable_grad():
+            leaves = {k: p.detach().requires_grad_() for k, p in zip(self.params, flat)}
             surrogate, value = self._objective(leaves)
             grads = torch.autograd.grad(surrogate, list(leaves.values()), materialize_grads=True)
-            rows.append(torch.cat([value.detach().reshape(1), *(g.reshape(-1) for g in grads)]))
-        return torch.stack(rows)
+        return torch.cat([value.detach().reshape(1), *(g.reshape(-1) for g in grads)])
+
+    def _one_by_one(self) -> Tensor:
+        return torch.stack([self._row(*self.params.values()) for _ in range(self.replicates)])
 
     def _held(self) -> int:
         """Numbers that one draw keeps for its gradient, parameters and data aside."""
@@ -158,13 +166,41 @@ class Gradients:
         self.replicates = wanted
 
     def _compile(self) -> None:
+        if self._device().type == "cpu":
+            try:
+                return self._record()
+            except (NotReplayable, TraceFailure):
+                pass  # the batch may still be compiled
+        if self.how == "batched":
+            inputs = list(self.params.values())
+            try:
+                run = compiled(traced(self._function, inputs), inputs, own=len(inputs))
+            except TraceFailure as failure:
+                self.note = f"not compiled: {failure}"
+                return
+            self._run, self.how = lambda: run(inputs), "compiled"
+
+    def _record(self) -> None:
+        """Repeat the kernels of one draw in a loop of C, proved by one draw on the same noise."""
         inputs = list(self.params.values())
-        try:
-            run = compiled(traced(self._function, inputs), inputs, own=len(inputs))
-        except TraceFailure as failure:
-            self.note = f"not compiled: {failure}"
-            return
-        self._run, self.how = lambda: run(inputs), "compiled"
+        found = hoisted(traced(self._row, inputs))
+        if found is None:
+            raise NotReplayable("it draws something else than normals and uniforms")
+        graph, one = found
+        inputs.append(one.values)
+        own = len(inputs) - 1
+        replay = Replay(compiled(graph, inputs, own=own), inputs, own=own)
+        state = torch.get_rng_state()
+        expected = self._row(*inputs[:own])
+        torch.set_rng_state(state)
+        got = replay([*inputs[:own], one.draw()])
+        scale = float(expected.abs().max())
+        if not torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * max(1.0, scale)):
+            raise NotReplayable("another gradient than the eager one on the same noise")
+        self.replicates = max(1, min(self.replicates, LOOPED // len(expected)))
+        noise = one * self.replicates
+        self._run = lambda: replay([*inputs[:own], noise.draw()], self.replicates)
+        self.how, self.note = "recorded", None
 
     def _wait(self) -> None:
         if self._device().type == "cuda":
@@ -172,33 +208,26 @@ class Gradients:
 
 
 class Moments:
-    """Running mean and variance of rows, in float64, about the first row (against rounding)."""
+    """Running mean and variance of rows, in float64.
+
+    Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance, eq. 1.5.
+    """
 
     def __init__(self) -> None:
         self.n = 0
-        self.origin: Tensor | None = None
-        self.sum: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
+        self.mean: Tensor | Any = 0.0
+        self._squares: Tensor | Any = 0.0  # about the mean
 
     def add(self, rows: Tensor) -> None:
         """Rows (R, ...)."""
-        rows = rows.double()
-        if self.origin is None:
-            self.origin = rows[0].clone()
-        rows = rows - self.origin
-        self.n += len(rows)
-        self.sum = self.sum + rows.sum(0)
-        self.squares = self.squares + rows.square().sum(0)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of the rows."""
-        assert self.origin is not None
-        return self.origin + torch.as_tensor(self.sum) / self.n
+        k = len(rows)
+        variance, mean = (t.double() for t in torch.var_mean(rows, 0, correction=0))
+        apart, total = mean - self.mean, self.n + k
+        self.mean = self.mean + apart * (k / total)
+        self._squares = self._squares + variance * k + apart.square() * (self.n * k / total)
+        self.n = total
 
     @property
     def variance(self) -> Tensor:
         """Of one row, unbiased."""
-        about = torch.as_tensor(self.sum) / self.n
-        spread = torch.as_tensor(self.squares) / self.n - about.square()
-        return spread.clamp(min=0.0) * self.n / max(1, self.n - 1)
+        return self._squares / max(1, self.n - 1)

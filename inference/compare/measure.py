@@ -19,7 +19,7 @@ from ..weights import LogWeights, log_weights, no_validation
 from .groups import Group, groups_of
 from .result import Comparison
 
-WORTH_COMPILING = 30.0  # seconds of batched draws ahead
+WORTH_COMPILING = 10.0  # seconds of batched draws ahead
 ROWS = 2**16  # particles times data in one run for it, so that memory stays bounded
 TIGHT = 1_000, 20  # particles and draws of the bound that stands in for log p(x)
 
@@ -138,20 +138,26 @@ class Measured:
         self, place: Place, estimator: Estimator, draws: int, compile: bool | str, seed: int
     ):
         self.place, self.estimator, self.draws, self.seed = place, estimator, draws, seed
-        self.own = self._sampler(False, compile is True)
-        self.own(seed)  # a first call allocates
-        calls = 2 * math.ceil(draws / 2 / self.own.replicates)
-        ahead = calls * self.own.seconds[0]
-        if compile == "auto" and self.own.how == "batched" and ahead > WORTH_COMPILING:
-            self.own = self._sampler(False, True)
-            self.own(seed)
+        self.own = self._sampler(False)
+        rows = self.own(seed)[1]  # a first call allocates
         self.other = None  # draws as many at once, with the same noise
         if estimator.follows_bound:
-            self.other = self._sampler(True, False, self.own.replicates)
+            self.other = self._sampler(True, replicates=self.own.replicates)
+            if torch.equal(rows, self.other(seed)[1]):
+                self.other = None  # the same gradient, draw by draw
+        calls = 2 * math.ceil(draws / 2 / self.own.replicates)
+        ahead = calls * self.own.seconds[0]
+        if compile is True or (compile == "auto" and ahead > WORTH_COMPILING):
+            self.own = self._sampler(False, compile=True)
+            self.own(seed)
+            if self.other is not None:
+                self.other = self._sampler(True, compile=True, replicates=self.own.replicates)
         self.values, self.gradients = Moments(), Moments()
         self.gap, self.along = Moments(), Moments()
 
-    def _sampler(self, reference: bool, compile: bool, replicates: int | None = None) -> Gradients:
+    def _sampler(
+        self, reference: bool, compile: bool = False, replicates: int | None = None
+    ) -> Gradients:
         place = self.place
         return Gradients(
             place.pair, self.estimator, place.args, place.kwargs, params=place.params,
@@ -174,8 +180,6 @@ class Measured:
                     apart = (rows - self.other(self.seed)[1]).double() / self.place.rows
                     if half == 0:
                         self.gap.add(apart)
-                        if self.gap.n == len(apart) and not apart.any():
-                            self.other = None  # the same gradient, draw by draw
                     else:
                         if unit is None:
                             unit = _directions(self.place.groups, self.gap.mean)
