@@ -33,7 +33,7 @@ from torch import Tensor
 from .elbo import Estimator
 from .gradients import Gradients, Moments
 from .pair import Pair
-from .toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian, Toy
+from .toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian, Toy
 from .trace import TraceFailure, traced
 
 SIGMA = 5.0  # standard errors; a right estimator fails one check in about 10^6 by chance
@@ -148,6 +148,7 @@ def _checks(estimator: Estimator) -> dict[str, Check]:
     pairs: dict[str, type] = {
         "linear-Gaussian": LinearGaussian,
         "global and local": GlobalLocal,
+        "nested plates, masked and scaled": Nested,
         "discrete": Switch,
         "discrete and continuous": SwitchedGaussian,
     }

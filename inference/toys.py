@@ -156,6 +156,77 @@ class GlobalLocal(Toy):
             pyro.sample("z", dist.Normal(mean, g["log_scale_z"].exp()))
 
 
+class Nested(Toy):
+    """A hierarchy with everything in it: nested plates, a mask, two observed sites, one scaled.
+
+    w ~ N(m, 1), z_j | w ~ N(w, 1), y_j | z_j ~ N(z_j + b, 2²), x_ij | z_j ~ N(z_j, 1), where some
+    x_ij are missing and y_j is counted twice (its likelihood is squared). With the precision
+    τ_j = n_j + 1/2 of what is seen of group j, z_j | w, x, y is normal with precision 1 + τ_j and a
+    mean linear in w, and w | x, y is normal. Sites w, z, y, x; plates groups and, inside, repeats.
+    """
+
+    twice = 2.0
+
+    def __init__(self, exact: bool = False):
+        rows = self.data()
+        m, b, keep = _numbers(0.3), _numbers(-0.5), self.keep()
+        seen = keep.double().sum(0) + self.twice / 4  # τ
+        total = (rows[:, 1:].T * keep).sum(0) + self.twice * (rows[:, 0] - b) / 4
+        share = seen / (1 + seen)  # precision of group j's data about w
+        precision = 1 + share.sum()
+        guide = {
+            "mean": (m + (total / (1 + seen)).sum()) / precision,
+            "log_scale": -0.5 * precision.log(),
+            "slope": 1 / (1 + seen),
+            "start": total / (1 + seen),
+            "log_scale_z": -0.5 * (1 + seen).log(),
+        }
+        super().__init__({"m": m, "b": b}, guide, exact)
+
+    @staticmethod
+    def keep() -> Tensor:
+        """Which x_ij were seen, (repeats, groups)."""
+        return torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]) > 0
+
+    def data(self) -> Tensor:
+        """A row per group: y_j, then x_1j to x_4j; (3, 5)."""
+        return 1.2 * _rows(3, 5)
+
+    def log_px(self, x: Tensor) -> Tensor:
+        """log N of all that was seen, y_j with variance 2, plus what squaring changes of its norm.
+
+        N(y; μ, 4)² = N(y; μ, 2) / √(16 π).
+        """
+        groups, keep = len(x), self.keep()
+        at = torch.cat([torch.arange(groups), *(torch.arange(groups)[k] for k in keep)])
+        values = torch.cat([x[:, 0], *(row[k] for row, k in zip(x[:, 1:].T, keep))])
+        noise = torch.where(torch.arange(len(at)) < groups, 4 / self.twice, 1.0).to(x.dtype)
+        covariance = 1 + (at[:, None] == at).to(x.dtype) + torch.diag(noise)
+        b = self.p["b"].detach()
+        mean = self.p["m"].detach() + torch.where(torch.arange(len(at)) < groups, b, 0.0)
+        seen = dist.MultivariateNormal(mean, covariance).log_prob(values)
+        return seen - groups * 0.5 * math.log(16 * math.pi)
+
+    def model(self, x: Any, size: int | None = None) -> None:
+        """p(w) Π p(z_j | w) p(y_j | z_j)² Π p(x_ij | z_j)."""
+        pyro.module("toy", self)
+        w = pyro.sample("w", dist.Normal(self.p["m"], 1.0))
+        with pyro.plate("groups", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            with pyro.poutine.scale(scale=self.twice):
+                pyro.sample("y", dist.Normal(z + self.p["b"], 2.0), obs=x[:, 0])
+            with pyro.plate("repeats", 4, dim=-2), pyro.poutine.mask(mask=self.keep()):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 1:].T)
+
+    def guide(self, x: Any, size: int | None = None) -> None:
+        """q(w) Π q(z_j | w)."""
+        pyro.module("toy", self)
+        g = self.guide_
+        w = pyro.sample("w", dist.Normal(g["mean"], g["log_scale"].exp()))
+        with pyro.plate("groups", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(g["slope"] * w + g["start"], g["log_scale_z"].exp()))
+
+
 class Switch(Toy):
     """k_i ~ Bernoulli(σ(a)), x_i | k_i ~ N(m k_i, 1); q(k_i | x_i) = Bernoulli(σ(s x_i + t)).
 

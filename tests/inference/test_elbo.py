@@ -21,7 +21,7 @@ from wrong_estimators import IWAEWithoutScore
 
 from inference import elbo
 from inference.testing import check_estimator
-from inference.toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian
+from inference.toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian
 from inference.weights import log_weights
 from inference.weights.sites import At
 
@@ -89,7 +89,7 @@ def grads(estimator, toy, *args):
     return value, dict(zip(params, found))
 
 
-@pytest.mark.parametrize("kind", [LinearGaussian, GlobalLocal, Switch, SwitchedGaussian])
+@pytest.mark.parametrize("kind", [LinearGaussian, GlobalLocal, Nested, Switch, SwitchedGaussian])
 @pytest.mark.parametrize(
     "estimator",
     [e for e in ESTIMATORS if e.is_bound and not isinstance(e, elbo.MeanField)],
@@ -107,7 +107,7 @@ def test_every_draw_of_every_bound_is_log_px(kind, estimator):
 
 
 @pytest.mark.parametrize("estimator", [elbo.STL(), elbo.STL(3), elbo.DReG(3)], ids=repr)
-@pytest.mark.parametrize("kind", [LinearGaussian, GlobalLocal])
+@pytest.mark.parametrize("kind", [LinearGaussian, GlobalLocal, Nested])
 def test_the_path_derivative_is_zero_at_the_posterior(kind, estimator):
     toy = kind(exact=True)
     _, found = grads(estimator, toy, toy.data())
