@@ -67,7 +67,8 @@ def main(out="rainforth.png", particles=(32, 64, 128, 256), groups=(1, 2, 4, 8),
             snr = at.gradient_norm.sel(estimator=same).values / noise
             slopes[kind, group] = s = float(np.polyfit(np.log(counts), np.log(snr), 1)[0])
             axes.loglog(counts, snr, style, marker="o", label=f"{kind}, {group}: {s:+.2f}")
-        axes.set_xticks(counts, [str(n) for n in counts], minor=False)
+        axes.set_xticks(counts, [str(n) for n in counts])
+        axes.xaxis.set_minor_formatter("")
         axes.set(xlabel=letter, ylabel="signal-to-noise ratio of the gradient")
         axes.legend(title="slope", fontsize=8)
     figure.savefig(out, dpi=120)
@@ -77,4 +78,5 @@ def main(out="rainforth.png", particles=(32, 64, 128, 256), groups=(1, 2, 4, 8),
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", default="rainforth.png")
-    print(main(**vars(parser.parse_args())))
+    for (name, group), slope in main(**vars(parser.parse_args())).items():
+        print(f"{name:5} {group:2} slope {slope:+.3f}")

@@ -111,6 +111,15 @@ def test_bounds_tighten_towards_log_px(tmp_path):
     assert (tmp_path / "bounds.png").exists()
 
 
+def test_path_derivative_example(tmp_path):
+    """No noise at the posterior; without its score IWAE is biased, and DReG is not."""
+    main = example("path_derivative")["main"]
+    noise, sigmas = main(tmp_path / "path.png", (0.0, 0.4), (1, 4), draws=2_000)
+    assert max(noise["STL(1)"][0], noise["DReG(8)"][0]) < 1e-25 < 0.1 < noise["IWAE(8)"][0]
+    assert sigmas["StickingIWAE"][1] > 10 and max(map(abs, sigmas["DReG"])) < 4.5
+    assert (tmp_path / "path.png").exists()
+
+
 def test_mini_batches_example(tmp_path):
     found = example("minibatch_iwae")["main"](tmp_path / "batch.png", batches=(4, 64), draws=150)
     ours, pyros = found.values()
