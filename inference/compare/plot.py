@@ -23,6 +23,7 @@ def figure(found: Comparison) -> Figure:
 
     drawn, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     kinds = list(dict.fromkeys(map(str, found.kind.values)))
+    ink = plt.rcParams["text.color"]
     palette = plt.get_cmap("tab10" if len(kinds) <= 10 else "tab20")
     colour = {k: palette(i) for i, k in enumerate(kinds)}
     against_k(axes[0, 0], found, "snr", colour)
@@ -32,7 +33,7 @@ def figure(found: Comparison) -> Figure:
     efficiency(axes[1, 0], found)
     profiles(axes[1, 1], found, colour)
     halves = [
-        Line2D([], [], color="k", ls=STYLE[h], marker="o", mfc=_fill(h, "k"), label=h)
+        Line2D([], [], color=ink, ls=STYLE[h], marker="o", mfc=_fill(h, ink), label=h)
         for h in _halves(found)
     ]
     lines = [Line2D([], [], color=c, marker="o", label=k) for k, c in colour.items()]
@@ -66,8 +67,10 @@ def efficiency(axes: Axes, found: Comparison) -> None:
         e = found.efficiency.sel(group=half).values
         best = np.max(e[np.isfinite(e)], initial=0) or 1
         bars = np.arange(len(names)) + i * height
-        grey = {"model": "0.35", "guide": "0.7", "shared": "0.85"}[half]
-        axes.barh(bars, np.where(np.isfinite(e), e, best) / best, height, label=half, color=grey)
+        alpha = {"model": 0.7, "guide": 0.35, "shared": 0.2}[half]
+        relative = np.where(np.isfinite(e), e, best) / best
+        ink = axes.yaxis.label.get_color()
+        axes.barh(bars, relative, height, label=half, color=ink, alpha=alpha)
     axes.set_yticks(np.arange(len(names)) + height * (len(halves) - 1) / 2, names, fontsize=8)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="efficiency 1/(variance x ms), relative to the best")
@@ -96,7 +99,9 @@ def _halves(found: Comparison) -> list[str]:
 
 
 def _fill(half: str, colour: Any) -> Any:
-    return colour if half == "model" else "white"
+    from matplotlib import rcParams
+
+    return colour if half == "model" else rcParams["axes.facecolor"]
 
 
 def _no_ticks() -> Any:

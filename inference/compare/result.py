@@ -52,8 +52,8 @@ class Comparison(xr.Dataset):
             recommendation=best, because=self._reason(best, rate, fair)
         )
 
-    def table(self) -> str:
-        """One line per estimator, as text."""
+    def rows(self) -> list[list[str]]:
+        """The table: a heading, then a row per estimator."""
         halves = [str(g) for g in self.group.values[self.is_half.values]]
         rows = [["estimator", f"value ({self.attrs['unit']})", "minus log p(x)",
                  *(f"SNR {h}" for h in halves), "gradient bias", "ms",
@@ -69,6 +69,11 @@ class Comparison(xr.Dataset):
                 f"{float(at.ms):.3g}",
                 *(f"{float(at.efficiency.sel(group=h)):.3g}" for h in halves),
             ])  # fmt: skip
+        return rows
+
+    def table(self) -> str:
+        """One line per estimator, as text."""
+        rows = self.rows()
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         return "\n".join(
             "  ".join(
@@ -77,15 +82,18 @@ class Comparison(xr.Dataset):
             for r in rows
         )
 
-    def __str__(self) -> str:
+    def footnotes(self) -> list[str]:
+        """What stands below the table: reference, draws, what was not compiled."""
         a = self.attrs
-        lines = [
-            self.table(),
+        return [
             f"log p(x): {a['log_px']:.4f} ± {a['log_px_se']:.2g} {a['unit']} ({a['reference']}).",
             f"{a['draws']} draws, {a['how']}, on {a['device']}; gradient bias in standard errors.",
-            f"Use {self.recommendation}: {self.because}",
+            *([f"Note: {a['notes']}."] if a["notes"] else []),
         ]
-        return "\n".join([*lines, *([f"Note: {a['notes']}."] if a["notes"] else [])])
+
+    def __str__(self) -> str:
+        use = f"Use {self.recommendation}: {self.because}"
+        return "\n".join([self.table(), *self.footnotes(), use])
 
     def plot(self, path: str | Path | None = None) -> Figure:  # type: ignore[override]
         """SNR and variance against K, efficiency, SNR per module; written to `path` if given."""
@@ -103,9 +111,19 @@ class Comparison(xr.Dataset):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"comparison.{end}" for end in ("nc", "txt", "csv", "png")]
-        xr.Dataset(self.data_vars, self.coords, self.attrs).to_netcdf(paths[0], engine="h5netcdf")
+        self.to_nc(paths[0])
         paths[1].write_text(f"{self}\n")
-        with paths[2].open("w", newline="") as file:
+        self.to_csv(paths[2])
+        plt.close(self.plot(paths[3]))
+        return paths
+
+    def to_nc(self, path: str | Path) -> None:
+        """Write all numbers as NetCDF, for `read`."""
+        xr.Dataset(self.data_vars, self.coords, self.attrs).to_netcdf(path, engine="h5netcdf")
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a row per estimator and group of parameters."""
+        with Path(path).open("w", newline="") as file:
             writer = csv.writer(file)
             fields = ["estimator", "group", *(v for v in self.data_vars)]
             writer.writerow(fields)
@@ -113,8 +131,6 @@ class Comparison(xr.Dataset):
                 for g in self.group.values:
                     at = self.sel(estimator=e, group=g)
                     writer.writerow([e, g, *(float(at[v]) for v in self.data_vars)])
-        plt.close(self.plot(paths[3]))
-        return paths
 
     @classmethod
     def read(cls, path: str | Path) -> Comparison:

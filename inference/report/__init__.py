@@ -2,10 +2,11 @@
 
 `pictures(subject)` and `metrics(subject)` look for the methods that a model has; a new model needs
 no code here as long as it has some of `sample`, `reconstruct`, `encode`, `decode`, `log_prob`.
-`include(diagnosis, folder)` puts what `diagnose` found on the page.
+`include_diagnosis` and `include_comparison` put on the page what `diagnose` and `compare` found.
 """
 
-from .diagnosis import include
+from .comparison import include_comparison
+from .diagnosis import include_diagnosis
 from .draw import Picture
 from .images import image_grid
 from .metrics import Metric, as_json, metrics
@@ -22,7 +23,8 @@ __all__ = [
     "as_json",
     "html",
     "image_grid",
-    "include",
+    "include_comparison",
+    "include_diagnosis",
     "metrics",
     "parts",
     "pictures",

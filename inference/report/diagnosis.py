@@ -37,7 +37,7 @@ class _Shown:
     wide: bool
 
 
-def include(diagnosis: Diagnosis, folder: str | Path, about: str = "") -> Path:
+def include_diagnosis(diagnosis: Diagnosis, folder: str | Path, about: str = "") -> Path:
     """Put a diagnosis on the page of a fit, in place of one that stood there.
 
     Writes `diagnosis.json` and `figures/diagnosis-*.png` beside the page too.
@@ -54,7 +54,7 @@ def include(diagnosis: Diagnosis, folder: str | Path, about: str = "") -> Path:
         ValueError: the folder has no page, or a damaged one.
     """
     folder = Path(folder)
-    before, _, after = parts(folder)
+    before, _, after = parts(folder, "diagnosis")
     light, dark = _drawn(diagnosis, LIGHT), _drawn(diagnosis, DARK)
     shown = [
         _Shown(name, *CAPTIONS[name], embedded(image), embedded(dark[name][0]), wide)

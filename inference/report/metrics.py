@@ -134,7 +134,7 @@ def _bounds(s: Subject) -> list[Metric]:
         ),
     ]
     out += [
-        Metric(f"kl_{k}", f"KL {k}", v, unit, e.kl_se[k], "E_q[log q − log p]")
+        Metric(f"kl_{k}", f"KL {k}", v, unit, e.kl_se.get(k), "E_q[log q − log p]")
         for k, v in e.kl.items()
     ]
     gap = "log p(x) − ELBO, the divergence from the posterior"

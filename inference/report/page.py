@@ -16,7 +16,7 @@ from .draw import Picture
 from .metrics import Metric, as_json
 from .theme import DARK, LIGHT, png
 
-START, END = "<!-- diagnosis -->", "<!-- /diagnosis -->"  # around the diagnosis, of a page
+SECTIONS = ("diagnosis", "comparison")  # that are put on a page later, each between two comments
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Report:
 def write(report: Report, folder: str | Path) -> Path:
     """Write `figures/*.png`, `metrics.json` and `report.html` into an existing folder.
 
-    A diagnosis that the page had stays on it.
+    What was put on the page later (`SECTIONS`) stays on it.
 
     Returns:
         The path of the page.
@@ -57,10 +57,11 @@ def write(report: Report, folder: str | Path) -> Path:
         (folder / "figures" / f"{name}.png").write_bytes(light)
     numbers = json.dumps(as_json(list(report.metrics)), indent=2)
     (folder / "metrics.json").write_text(numbers + "\n", encoding="utf-8")
-    page, diagnosis = folder / "report.html", "\n"
-    with suppress(ValueError):  # the first page, or in place of a damaged one
-        diagnosis = parts(folder)[1]
-    text = html(report, drawn).replace(START + "\n", START + diagnosis, 1)
+    page, text = folder / "report.html", html(report, drawn)
+    for section in SECTIONS:
+        with suppress(ValueError):  # the first page, or in place of a damaged one
+            start = f"<!-- {section} -->"
+            text = text.replace(start + "\n", start + parts(folder, section)[1], 1)
     page.write_text(text, encoding="utf-8")
     return page
 
@@ -83,26 +84,27 @@ def embedded(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def parts(folder: str | Path) -> tuple[str, str, str]:
-    """The page in a folder: what is before the diagnosis, the diagnosis, and what is after it.
+def parts(folder: str | Path, section: str) -> tuple[str, str, str]:
+    """The page in a folder: what is before one of `SECTIONS`, the section, and what is after it.
 
     Raises:
-        ValueError: there is no page, or it has no place for a diagnosis.
+        ValueError: there is no page, or it has no place for the section.
     """
+    start, end = f"<!-- {section} -->", f"<!-- /{section} -->"
     page = Path(folder) / "report.html"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if START not in text or END not in text:
+    if start not in text or end not in text:
         raise ValueError(
             f"{page} is {'damaged' if text else 'missing'}. Make it with `zoo report {folder}`."
         )
-    before, rest = text.split(START, 1)
-    diagnosis, after = rest.split(END, 1)
-    return before + START, diagnosis, END + after
+    before, rest = text.split(start, 1)
+    inside, after = rest.split(end, 1)
+    return before + start, inside, end + after
 
 
 @cache
 def template(name: str) -> Template:
-    """`page` or `diagnosis`."""
+    """`page`, or one of `SECTIONS`."""
     environment = Environment(
         loader=PackageLoader("inference.report", "."),
         autoescape=True,

@@ -14,6 +14,7 @@ from markupsafe import escape
 
 import inference.report.page as page
 from inference import checkpoint
+from inference.compare import Comparison
 from inference.progress import Progress
 from inference.ratio import density_ratio
 from inference.report.theme import png
@@ -25,6 +26,7 @@ from zoo.data import SETS
 COMMANDS = ("fit", "report", "sample", "list", "mixture", "diagnose", "compare")
 TINY = shlex.split("--steps 6 --batch-size 16 --compile no --particles 30 --test-rows 12")
 VAE = ["fit", "vae", *TINY, "--hidden", "8", "--latent-dim", "2"]
+FEW = shlex.split("--elbo trace --elbo iwae:4 --rows 4 --draws 8")
 
 
 @pytest.fixture(autouse=True)
@@ -252,10 +254,29 @@ def test_diagnose_puts_its_evidence_on_the_page(mine, tmp_path, capsys):
     assert run(["report", str(mine)]) == 0 and page.read_text().count("<!-- diagnosis -->") == 1
 
 
-def test_compare_measures_the_estimators_named(fitted, capsys):
-    assert run(["compare", str(fitted), "trace", "iwae:4", "--rows", "4", "--draws", "8"]) == 0
+def test_compare_puts_the_estimators_named_on_the_page(fitted, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    shutil.copytree(fitted, mine)
+    assert run(["compare", str(mine), *FEW]) == 0
     out = capsys.readouterr().out
-    assert "Trace(1)" in out and "IWAE(4)" in out
+    assert "Trace(1)" in out and "IWAE(4)" in out and str(mine / "report.html") in out
+    page = mine / "report.html"
+    once = page.read_text()
+    assert once.count('id="comparison"') == 1 and "IWAE(4)" in once and "Use " in once
+    assert {"Trace(1)", "IWAE(4)"} == set(Comparison.read(mine / "comparison.nc").estimator.values)
+    assert (mine / "figures" / "comparison.png").stat().st_size > 10_000
+    # beside a diagnosis, again, and the report anew
+    assert run(["diagnose", str(mine), "--rows", "4"]) == 0
+    assert run(["compare", str(mine), *FEW]) == 0 and run(["report", str(mine)]) == 0
+    again = page.read_text()
+    assert again.count('id="comparison"') == again.count('id="diagnosis"') == 1
+
+
+def test_compare_fits_a_model_first(tmp_path, capsys):
+    argv = ["compare", "vae", *FEW, "--steps", "6", "--latent-dim", "2", "--out", "new"]
+    assert run(argv) == 0
+    assert 'id="comparison"' in (tmp_path / "new" / "report.html").read_text()
+    assert checkpoint.config("new")["steps"] == 6
 
 
 # ---------------------------------------------------------------- Ctrl-C
@@ -375,7 +396,13 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["diagnose", "nowhere"], ["nowhere"]),
         (["diagnose", "FITTED", "--rows", "0"], ["--rows"]),
         (["diagnose", "FITTED", "--out", "taken"], ["taken"]),
-        (["compare", "FITTED", "trece"], ["trece", "trace"]),
+        (["compare", "FITTED", "--elbo", "trece", "--elbo", "stl"], ["trece", "trace"]),
+        (["compare", "FITTED", "--elbo", "trace"], ["--elbo", "two"]),
+        (["compare", "FITTED", *FEW, "--steps", "9"], ["--steps 9", "fitted already"]),
+        (["compare", "real-nvp", *FEW], ["real-nvp", "guide"]),
+        (["compare", "vea", *FEW], ["vea", "vae"]),
+        (["compare", "vae", *FEW, "--stepz", "9"], ["--stepz", "--steps"]),
+        (["compare", "./nowhere", *FEW], ["nowhere", "zoo fit"]),
     ],
     ids=lambda value: " ".join(value) if value[0] in COMMANDS else "",
 )

@@ -105,20 +105,25 @@ def diagnose(
     diagnose(run, rows, out)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def compare(
-    run: Folder,
-    estimators: Annotated[
-        list[str], typer.Argument(metavar="ESTIMATOR...", help="such as trace iwae:8 dreg:8")
+    ctx: typer.Context,
+    subject: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="the folder of a run, or a model to fit now")
     ],
+    elbo: Annotated[list[str], explained("an estimator, such as iwae:8; give it several times")],
     rows: Annotated[int, explained("test data to measure on", "64")] = 64,
     draws: Annotated[int, explained("of value and gradient, each", "1000")] = 1_000,
-    out: Annotated[str | None, explained("a new folder for the table and figures")] = None,
 ) -> None:
-    """Measure which ELBO estimator suits a fitted pair: bias, variance, cost."""
+    """Measure which ELBO estimator suits a fitted pair: bias, variance, signal-to-noise, cost.
+
+    The table, figure and recommendation go on the page of the run. With the name of a model, the
+    other options are those of zoo fit MODEL, as in: zoo compare vae --data mnist --steps 2000
+    --elbo trace --elbo iwae:8
+    """
     from .verdict import compare
 
-    compare(run, estimators, rows, draws, out)
+    compare(subject, elbo, rows, draws, ctx.args)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import difflib
 import shlex
 import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -170,8 +171,8 @@ def _cases(entry: Card, name: str) -> dict[str, Any]:
     return {case: options[name] for case, options in both.items() if name in options}
 
 
-def fit_model(entry: Card, given: Mapping[str, Any]) -> None:
-    """Fit a card's model with the options given on the command line."""
+def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
+    """Fit a card's model with the options given on the command line; the run's folder."""
     from .build import build, validate
     from .runs import Plan
     from .train import Task
@@ -218,7 +219,7 @@ def fit_model(entry: Card, given: Mapping[str, Any]) -> None:
         plan = dataclasses.replace(plan, settings={**plan.settings, "batch_size": fitting})
     model = build(entry, plan.options, data, plan.seed)
     validate(model, data)
-    _train(plan, Task(entry, model, data, plan.seed), given.get("out"))
+    return _train(plan, Task(entry, model, data, plan.seed), given.get("out"))
 
 
 def typed(entry: Card, given: Mapping[str, Any]) -> str:
@@ -248,7 +249,7 @@ def _pixels(entry: Card, options: Mapping[str, Any], data: DataSet) -> str:
     return entry.pixels if data.image_shape and inside and binary else "none"
 
 
-def _train(plan: Any, task: Any, out: str | None) -> None:
+def _train(plan: Any, task: Any, out: str | None) -> Path:
     """Train, judge, write, and say where."""
     from .output import tell
     from .runs import place, save
@@ -280,6 +281,7 @@ def _train(plan: Any, task: Any, out: str | None) -> None:
         print(f"Go on with: zoo fit --resume {shlex.quote(str(folder))}", file=sys.stderr)
     if interrupted:
         raise Interrupted
+    return folder
 
 
 def _model(entry: Card) -> list[Argument]:
