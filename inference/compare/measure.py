@@ -19,7 +19,7 @@ from ..weights import LogWeights, log_weights, no_validation
 from .groups import Group, groups_of
 from .result import Comparison
 
-WORTH_COMPILING = 10.0  # seconds of batched draws ahead
+WORTH_COMPILING = 5.0  # seconds of batched draws ahead, per estimator
 ROWS = 2**16  # particles times data in one run for it, so that memory stays bounded
 TIGHT = 1_000, 20  # particles and draws of the bound that stands in for log p(x)
 
@@ -76,7 +76,11 @@ def compare(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         place = _place(model, guide, args)
-        measured = [Measured(place, e, draws, compile, seed) for e in estimators]
+        measured = [Measured(place, e, draws, seed) for e in estimators]
+        ahead = sum(m.ahead for m in measured)
+        if compile is True or (compile == "auto" and ahead > WORTH_COMPILING * len(measured)):
+            for m in measured:  # all or none: milliseconds are compared
+                m.compile()
         _in_turn(m.batches() for m in measured)
         _in_turn(m.time() for m in measured)
         truth = _reference(place, reference, seed)
@@ -134,9 +138,7 @@ def _place(model: Any, guide: Any, args: tuple) -> Place:
 class Measured:
     """One estimator's draws and what they say, per group in the order of the place's groups."""
 
-    def __init__(
-        self, place: Place, estimator: Estimator, draws: int, compile: bool | str, seed: int
-    ):
+    def __init__(self, place: Place, estimator: Estimator, draws: int, seed: int):
         self.place, self.estimator, self.draws, self.seed = place, estimator, draws, seed
         self.own = self._sampler(False)
         rows = self.own(seed)[1]  # a first call allocates
@@ -145,15 +147,21 @@ class Measured:
             self.other = self._sampler(True, replicates=self.own.replicates)
             if torch.equal(rows, self.other(seed)[1]):
                 self.other = None  # the same gradient, draw by draw
-        calls = 2 * math.ceil(draws / 2 / self.own.replicates)
-        ahead = calls * self.own.seconds[0]
-        if compile is True or (compile == "auto" and ahead > WORTH_COMPILING):
-            self.own = self._sampler(False, compile=True)
-            self.own(seed)
-            if self.other is not None:
-                self.other = self._sampler(True, compile=True, replicates=self.own.replicates)
         self.values, self.gradients = Moments(), Moments()
         self.gap, self.along = Moments(), Moments()
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that the draws will take as they are drawn now."""
+        calls = 2 * math.ceil(self.draws / 2 / self.own.replicates)
+        return calls * self.own.seconds[0] * (1 if self.other is None else 2)
+
+    def compile(self) -> None:
+        """Draw by compiled code from now on."""
+        self.own = self._sampler(False, compile=True)
+        self.own(self.seed)
+        if self.other is not None:
+            self.other = self._sampler(True, compile=True, replicates=self.own.replicates)
 
     def _sampler(
         self, reference: bool, compile: bool = False, replicates: int | None = None

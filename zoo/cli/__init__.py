@@ -117,9 +117,11 @@ def compare(
 ) -> None:
     """Measure which ELBO estimator suits a fitted pair: bias, variance, signal-to-noise, cost.
 
-    The table, figure and recommendation go on the page of the run. With the name of a model, the
-    other options are those of zoo fit MODEL, as in: zoo compare vae --data mnist --steps 2000
-    --elbo trace --elbo iwae:8
+    Table, figure and recommendation go on the page of the run.
+
+    With the name of a model, other options are those of zoo fit MODEL.
+
+    Example: zoo compare vae --data mnist --elbo trace --elbo iwae:8
     """
     from .verdict import compare
 
