@@ -21,7 +21,7 @@ from .step import CompiledStep, EagerStep, Update, Variables
 from .trace import TraceFailure
 
 
-@dataclass
+@dataclass(repr=False)
 class Many:
     """R fits of one pair.
 
@@ -55,6 +55,15 @@ class Many:
         """Minus the recent mean loss of every fit, (R,), in the run's unit."""
         recent = max(1, len(self.losses) // 10)
         return -self.losses[-recent:].mean(0)
+
+    def __repr__(self) -> str:
+        kind = "compiled" if self.compiled else "eager"
+        low, middle, high = np.quantile(self.elbo, (0.0, 0.5, 1.0))
+        return (
+            f"Many({len(self):,} fits, {self.steps:,} steps, {kind}, {self.seconds:.1f} s, "
+            f"{self.first.estimator!r}: {low:.3f} to {high:.3f}, median {middle:.3f} "
+            f"{self.first.unit})"
+        )
 
     def arguments(self, i: int) -> tuple:
         """The data of fit i."""

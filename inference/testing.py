@@ -39,7 +39,7 @@ from .trace import TraceFailure, traced
 SIGMA = 5.0  # standard errors; a right estimator fails one check in about 10^6 by chance
 
 
-@dataclass
+@dataclass(repr=False)
 class Checked:
     """What `check_estimator` found, in words.
 
@@ -57,6 +57,8 @@ class Checked:
         lines = [f"  {name:<{width}}  {text}" for name, text in self.outcomes.items()]
         lines += [f"  refused, {pair}: {reason}" for pair, reason in self.refused.items()]
         return "\n".join([f"{self.estimator}: {len(self.outcomes)} checks passed", *lines])
+
+    __repr__ = __str__  # what a notebook shows
 
 
 def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0) -> Checked:

@@ -26,7 +26,7 @@ __all__ = ["Calibration", "band", "calibrate", "symmetry", "uniformity"]
 ALPHA = 0.01  # level of every verdict, shared among the quantities
 
 
-@dataclass
+@dataclass(repr=False)
 class Calibration:
     """Ranks of the truths among the draws of R posteriors, and what follows from them.
 
@@ -128,6 +128,8 @@ class Calibration:
             all_ = [100 * c for c, _ in coverage.values()]
             lines.append(f"  90 % intervals hold the truth in {min(all_):.1f} to {max(all_):.1f} %")
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a notebook shows
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict and every p-value and coverage as plain Python."""

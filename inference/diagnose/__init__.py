@@ -32,7 +32,7 @@ WEIGHED = 40_000  # draws for the weights of one joint posterior, where they cos
 VALUES = 2**26  # values of sites that those draws may amount to, or that a tree may hold
 
 
-@dataclass
+@dataclass(repr=False)
 class Diagnosis:
     """What was seen of a fit, and what follows.
 
@@ -81,6 +81,8 @@ class Diagnosis:
         lines = [self.headline, *(f"  - {r}" for r in self.reasons), "", "Evidence"]
         lines += [f"{mark[f.good]} {f.name}: {f.text}" for f in self.findings]
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a notebook shows
 
     def to_dict(self) -> dict[str, Any]:
         """Verdict, reasons and findings as plain Python, ready for JSON."""

@@ -22,7 +22,7 @@ from ..step import DrawnAnew, Update
 from ..weights import log_weights, no_validation
 
 
-@dataclass
+@dataclass(repr=False)
 class Gaps:
     """log p(x) - ELBO of some data, split in two.
 
@@ -62,6 +62,8 @@ class Gaps:
             f"amortisation gap {a:.3f} ± {a_se:.3f}, approximation gap {b:.3f} ± {b_se:.3f} nats "
             f"per datum ({len(self.rows)} data)"
         )
+
+    __repr__ = __str__  # what a notebook shows
 
 
 def amortization_gap(

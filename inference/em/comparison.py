@@ -58,7 +58,7 @@ class MixtureMethod:
         return int((self.responsibilities.sum(0) >= 1).sum())
 
 
-@dataclass
+@dataclass(repr=False)
 class MixtureComparison:
     """Three fits side by side: `str()` is a table, `plot()` a figure.
 
@@ -96,6 +96,8 @@ class MixtureComparison:
             "in nats, with standard errors where they are estimates"
         )
         return "\n".join([*lines, note])
+
+    __repr__ = __str__  # what a notebook shows
 
     def plot(self, columns: Sequence[str] = ("column 1", "column 2")) -> Figure:
         """A column for each method: data and components; responsibilities.

@@ -11,7 +11,7 @@ from ..psis import GOOD
 from .surgery import Surgery
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """Averages over data of a pair's bounds, all in `unit` (nats per datum, or nats in all).
 
@@ -127,3 +127,5 @@ class Evaluation:
                 f"{100 * self.khat_above:.0f} % above {GOOD}"
             )
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a notebook shows

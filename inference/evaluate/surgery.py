@@ -17,7 +17,7 @@ from torch import Tensor
 from ..weights import LogWeights, log_q_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Surgery:
     """The mean divergence of N rows in two parts, with q(z) = 1/N Σ_i q(z | x_i).
 
@@ -43,6 +43,8 @@ class Surgery:
             f"{self.mutual_information_se:.2f} + KL(q(z) || p(z)) {self.marginal_kl:.2f} ± "
             f"{self.marginal_kl_se:.2f} ({self.n:,} rows, I <= {math.log(self.n):.2f})"
         )
+
+    __repr__ = __str__  # what a notebook shows
 
 
 def operate(

@@ -105,6 +105,8 @@ class GuideTable(Mapping[str, GuideRow]):
         )  # fmt: skip
         return "\n".join([table, *(f"{n}: not fitted. {why}" for n, why in self.failed.items())])
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def fit_guides(
     model: Any,

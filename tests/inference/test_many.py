@@ -35,6 +35,7 @@ def test_restarts_start_apart_and_share_the_data():
     many = fit_many(model, AutoNormal(model), (x,), fits=5, steps=3, compile=False)
     assert len({round(float(v), 6) for v in many.params["guide.locs.mu_unconstrained"]}) == 5
     assert many.losses.shape[1] == 5 and np.isfinite(many.losses).all()
+    assert repr(many).startswith("Many(5 fits, 3 steps, eager") and len(repr(many)) < 150
 
 
 def test_noise_differs_between_fits():
