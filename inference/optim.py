@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Optimiser:
         if not self.lr > 0:
             raise ValueError(f"lr: expected a positive learning rate, got {self.lr}.")
 
-    slots = ()
+    slots: ClassVar[tuple[str, ...]] = ()
 
     def init(self, params: Tensors) -> State:
         """Zero state: a step count and one tensor per slot and parameter."""
@@ -53,7 +54,7 @@ class Adam(Optimiser):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    slots = ("mean", "square")
+    slots: ClassVar[tuple[str, ...]] = ("mean", "square")
 
     def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
         """New parameters and new state."""
@@ -130,7 +131,7 @@ class SGD(Optimiser):
     lr: float = 1e-3
     momentum: float = 0.0
     nesterov: bool = False
-    slots = ("velocity",)
+    slots: ClassVar[tuple[str, ...]] = ("velocity",)
 
     def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
         """New parameters and new state."""
@@ -149,7 +150,7 @@ class RMSprop(Optimiser):
     lr: float = 1e-2
     alpha: float = 0.99
     eps: float = 1e-8
-    slots = ("square",)
+    slots: ClassVar[tuple[str, ...]] = ("square",)
 
     def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
         """New parameters and new state."""

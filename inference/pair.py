@@ -51,7 +51,7 @@ class Pair:
         self.params: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
 
-        store = {"params": {}, "constraints": {}}
+        store: Any = {"params": {}, "constraints": {}}
         with STORE.scope(store):
             self.nesting = plate_nesting(model, guide, *args, **(kwargs or {}))
         self._collect(store)

@@ -218,8 +218,8 @@ class _Calls:
             a, b, out = b.mT, a.mT, out.mT  # the transpose, whose rows lie together
         (m, k), n = a.shape[-2:], b.shape[-1]
         along = 1 in (b.stride(-2), b.stride(-1)) or n < VECTOR
-        rows = all(t.stride(-1) == 1 or n == 1 for t in (out, bias) if t is not None)
-        if a.dtype != torch.float32 or not (along and rows):
+        plain = all(t.stride(-1) == 1 or n == 1 for t in (out, bias) if t is not None)
+        if a.dtype != torch.float32 or not (along and plain):
             raise NotReplayable(
                 f"a product of {a.dtype}, {tuple(a.shape)} by {tuple(b.shape)}, strides "
                 f"{b.stride()} to {out.stride()}"

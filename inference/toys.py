@@ -184,7 +184,7 @@ class Nested(Toy):
         super().__init__({"m": m, "b": b}, guide, exact)
 
     @staticmethod
-    def keep() -> Tensor:
+    def keep() -> Any:
         """Which x_ij were seen, (repeats, groups)."""
         return torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]) > 0
 

@@ -238,7 +238,7 @@ def compiled(
         patched = config.patch(OPTIONS)
         with torch.no_grad(), patched, ours, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run = compile_fx(graph, list(inputs))
+            run: Any = compile_fx(graph, list(inputs))
             trial = [t.clone() for t in inputs]
             devices = list({t.device for t in trial if t.is_cuda})
             with torch.random.fork_rng(devices=devices):

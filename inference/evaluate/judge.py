@@ -60,7 +60,7 @@ def evaluate(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), no_validation(), context():
         torch.manual_seed(seed)
-        kwargs = {"size": n} if isinstance(run, Run) and run.kwargs else {}
+        kwargs: dict[str, Any] = {"size": n} if isinstance(run, Run) and run.kwargs else {}
         nesting = run.pair_.nesting if isinstance(run, Run) else plate_nesting(model, guide, *args)
         full = log_weights(model, guide, *args, nesting=nesting, **kwargs)
         local = bool(full.plates) and full.plates[0].size == n
@@ -154,7 +154,7 @@ def _shared(weights: LogWeights, terms: list[Term]) -> Tensor:
 
 def _kl_per_dim(q: Term, p: Term) -> Tensor | None:
     """KL of independent one-dimensional distributions, averaged over particles: (b, L)."""
-    if not all(isinstance(t.fn, Independent) and t.fn.event_dim == 1 for t in (q, p)):
+    if not all(isinstance(t.fn, Independent) and len(t.fn.event_shape) == 1 for t in (q, p)):
         return None
     try:
         kl = kl_divergence(q.fn.base_dist, p.fn.base_dist)

@@ -70,11 +70,15 @@ def operate(
     log_prior = sum((p.sum_to(weights.plates, weights.nesting) for p in priors), start=zero)
     log_q, log_aggregate = weights.log_q(), _log_aggregate(weights, guide, args, kwargs, rows)
     parts = (log_q - log_prior, log_q - log_aggregate, log_aggregate - log_prior)
-    numbers: list[float] = []
-    for part in parts:
-        each = part.detach().double().flatten()
-        numbers += [float(each.mean()), float(each.std()) / math.sqrt(len(each))]
-    return Surgery(*numbers, n=weights.plates[0].size)
+    kl, mutual_information, marginal_kl = (p.detach().double().flatten() for p in parts)
+    return Surgery(
+        *_mean(kl), *_mean(mutual_information), *_mean(marginal_kl), n=weights.plates[0].size
+    )
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean and standard error."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
 def _log_aggregate(

@@ -172,6 +172,7 @@ class Update:
         lead = 0 if self.vary is None else 1  # each of many fits has its own norm
         squares = [g.flatten(lead).square().sum(-1) if g.dim() else g.square() for g in grads]
         norm = torch.stack(squares).sum(0).sqrt()
+        assert self.clip is not None
         factor = (self.clip / (norm + 1e-12)).clamp(max=1.0)
         return [g * factor.reshape(factor.shape + (1,) * (g.dim() - factor.dim())) for g in grads]
 
@@ -181,7 +182,7 @@ class DrawnAnew(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == Tensor.data.__get__:  # Pyro's enumeration looks at shapes through it
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]  # Pyro's enumeration looks at shapes through it
             return args[0].detach()
         if func is Tensor.normal_ and len(args) == 1 and not kwargs:
             return torch.randn_like(args[0])
