@@ -54,9 +54,11 @@ class Replay:
         self.mine = list(inputs[:own])
         kept = [t.clone() for t in self.mine]
         self._calls = _Calls()
-        self.loss = _record(run, inputs, self._calls)
-        for t, k in zip(self.mine, kept):
-            t.copy_(k)
+        try:
+            self.loss = _record(run, inputs, self._calls)
+        finally:  # recording is a call too
+            for t, k in zip(self.mine, kept):
+                t.copy_(k)
         if self.loss.device.type != "cpu" or not self.loss.is_contiguous():
             raise NotReplayable("the loss is not a plain CPU tensor")
         self._others = [_Place(t, self._calls.pointers) for t in inputs[own:]]

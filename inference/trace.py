@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .matmul import lowered, use_onednn
 
+aten = torch.ops.aten
+
 OPTIONS = {
     "fallback_random": True,  # torch's own generators
     "cpp.min_chunk_size": 4096,  # entries of a loop for which a second thread is woken
@@ -96,7 +98,7 @@ def traced(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> GraphMo
 def _inline_numbers(graph: GraphModule) -> None:
     """Write `torch.tensor(0.5)` as a number: as a stored tensor it would be one more input."""
     for node in list(graph.graph.nodes):
-        if node.target is not torch.ops.aten.lift_fresh_copy.default:
+        if node.target is not aten.lift_fresh_copy.default:
             continue
         source = node.args[0]
         value = getattr(graph, source.target, None) if source.op == "get_attr" else None
@@ -104,7 +106,7 @@ def _inline_numbers(graph: GraphModule) -> None:
             continue
         with graph.graph.inserting_before(node):
             number = graph.graph.call_function(
-                torch.ops.aten.full.default,
+                aten.full.default,
                 ([], value.item()),
                 {"dtype": value.dtype, "device": value.device},
             )
@@ -113,11 +115,11 @@ def _inline_numbers(graph: GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-NORMAL = (torch.ops.aten.normal_.default, torch.ops.aten.randn.default)
-UNIFORM = (torch.ops.aten.uniform_.default, torch.ops.aten.rand.default)
+NORMAL = (aten.normal_.default, aten.randn.default, aten.randn.generator)
+UNIFORM = (aten.uniform_.default, aten.rand.default, aten.rand.generator)
 STANDARD = {
-    torch.ops.aten.normal_.default: ((), (0, 1), (0.0, 1.0)),
-    torch.ops.aten.uniform_.default: ((), (0, 1), (0.0, 1.0)),
+    aten.normal_.default: ((), (0, 1), (0.0, 1.0)),
+    aten.uniform_.default: ((), (0, 1), (0.0, 1.0)),
 }  # arguments after the tensor that is filled
 
 
@@ -173,11 +175,9 @@ def hoisted(graph: GraphModule) -> tuple[GraphModule, Noise] | None:
     for node, value in zip(noisy, values):
         with graph.graph.inserting_before(node):
             part = graph.graph.call_function(
-                torch.ops.aten.slice.Tensor, (place, 0, start, start + value.numel())
+                aten.slice.Tensor, (place, 0, start, start + value.numel())
             )
-            shaped = graph.graph.call_function(
-                torch.ops.aten.reshape.default, (part, list(value.shape))
-            )
+            shaped = graph.graph.call_function(aten.reshape.default, (part, list(value.shape)))
         node.replace_all_uses_with(shaped)
         graph.graph.erase_node(node)
         start += value.numel()

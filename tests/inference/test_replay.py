@@ -12,7 +12,7 @@ from inference.matmul import LARGE, faster_with_onednn
 from inference.pair import Pair
 from inference.replay import NotReplayable, Replay
 from inference.step import CompiledStep, EagerStep, Update, Variables
-from inference.trace import Recorded, compiled, traced
+from inference.trace import Recorded, compiled, hoisted, traced
 from tests.schools import SIGMA, Y, non_centred
 
 
@@ -95,8 +95,23 @@ def test_what_cannot_be_recorded():
     big = torch.randn(64, 64).double()
     with pytest.raises(NotReplayable, match="a product of"):
         replay(lambda p, a: (p.add_(1) + a @ a).sum(), torch.zeros(64).double(), big, own=1)
+    p = torch.zeros(3)
     with pytest.raises(NotReplayable, match="calls"):
-        replay(lambda p, a: (p.add_(1) + torch.randn(3)).sum(), torch.zeros(3), big, own=1)
+        replay(lambda p, a: (p.add_(1) + torch.randn(3)).sum(), p, big, own=1)
+    assert torch.equal(p, torch.zeros(3))  # trying changes nothing
+
+
+@pytest.mark.parametrize("generator", [None, "none"])
+def test_pixels_drawn_at_every_step_are_noise_from_outside(generator):
+    """A graph that draws for itself cannot be recorded; `rand` comes in two spellings."""
+    given = {} if generator is None else {"generator": None}
+
+    def drawn(p, x):
+        p.add_((torch.rand(x.shape, **given) < x).to(x.dtype))
+        return (p * torch.randn(3, **given)).sum()
+
+    _, noise = hoisted(traced(drawn, (torch.zeros(3), torch.rand(3))))
+    assert noise.parts == [(False, 3), (True, 3)]
 
 
 @pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
