@@ -187,7 +187,6 @@ _ALL = (
         QUANTISED,
         pixels="none",
         tables={"slots": 1, "codes": 32, "code_dim": 2},
-        bound=False,
     ),
     Card(
         "mixture",

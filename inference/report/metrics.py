@@ -11,6 +11,9 @@ import torch
 from .subject import Subject
 
 
+ROUNDING = 1e-5  # of float32, relative
+
+
 @dataclass(frozen=True)
 class Metric:
     """One number.
@@ -38,7 +41,9 @@ class Metric:
         """The value to two digits of its standard error, with it."""
         if not math.isfinite(self.value):
             return str(self.value)
-        if self.se is not None and math.isfinite(self.se) and self.se > 0:
+        if self.se is not None and self.se < ROUNDING * max(1.0, abs(self.value)):
+            return _sign(self.value, 3)  # an estimate that does not vary
+        if self.se is not None and math.isfinite(self.se):
             digits = max(0, 1 - math.floor(math.log10(self.se)))
             return f"{_sign(self.value, digits)} ± {self.se:.{digits}f}"
         if isinstance(self.value, int):
@@ -136,6 +141,7 @@ def _bounds(s: Subject) -> list[Metric]:
     out += [
         Metric(f"kl_{k}", f"KL {k}", v, unit, e.kl_se.get(k), "E_q[log q − log p]")
         for k, v in e.kl.items()
+        if v or e.kl_se.get(k)  # a site without a density of its own
     ]
     gap = "log p(x) − ELBO, the divergence from the posterior"
     out.append(Metric("gap", "gap ≥", e.gap, unit, e.gap_se, gap))
