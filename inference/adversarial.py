@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .fit import Batches, pick_device
+from .fit import Batches, batch_transform, pick_device
 from .game import AVERAGE, GameUpdate, Played, as_function, named, play, under
 from .optim import Adam
 from .pair import Pair, modules_of, own_copy
@@ -159,7 +159,7 @@ def fit_adversarial(
     Args:
         generator: a Pyro model `n -> x` (n, D), or a module with such a method `model`. Its sites
             may be anything whose draw is differentiable; it needs no density. It is copied.
-        data: x (N, D), or a data set with `train`.
+        data: x (N, D), or a data set with `train`; dynamic pixels are drawn at every step.
         critic: a module (..., D) -> (...), copied; None takes a network of three layers of 128.
         objective: one of `OBJECTIVES`.
         steps: moves of the generator.
@@ -188,6 +188,7 @@ def fit_adversarial(
     check_name("objective", objective, OBJECTIVES)
     check_name("schedule", schedule, ("cosine", "constant"))
     x = check_rows(getattr(data, "train", data)).to(where := pick_device(device))
+    drawn = batch_transform(data)
     batches = Batches((x,), min(256, len(x)) if batch_size is None else batch_size, seed)
     n, dim = len(batches.example()[0]), x.shape[1]
     wasserstein = objective == "wasserstein"
@@ -214,7 +215,7 @@ def fit_adversarial(
         check_critic(own, x[:2])
 
         def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
-            (x_real,) = batch
+            (x_real,) = drawn(batch)
             with pair.bind(under("generator.", params), under("generator.", buffers)):
                 x_fake = pair.model(len(x_real))
             v = as_function(own, "critic.", params, buffers)

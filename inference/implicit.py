@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .adversarial import check_critic, critic_loss
-from .fit import Batches, arguments, halves, pick_device
+from .fit import Batches, arguments, batch_transform, halves, pick_device
 from .game import GameUpdate, Played, as_function, named, play, under
 from .optim import Adam
 from .pair import Pair, modules_of, own_copy
@@ -192,7 +192,8 @@ def fit_implicit(
     `fit_implicit(model, guide, data)`. All latents must be continuous and lie in the data plate.
 
     Args:
-        data: a tensor, a tuple of arguments, or a data set with `train`.
+        data: a tensor, a tuple of arguments, or a data set with `train`; dynamic pixels are drawn
+            at every step.
         critic: a module (..., D + L) -> (...), copied; None takes a network of three layers of 128.
         steps: moves of the pair.
         settle: moves of critic and contrast alone after that, with the pair held fixed, so that
@@ -223,6 +224,7 @@ def fit_implicit(
     rows = len(args[0])
     if rows < 2:
         raise ValueError(f"data: expected at least 2 rows, got {rows}.")
+    drawn = batch_transform(data)
     batches = Batches(args, min(256, rows) if batch_size is None else batch_size, seed)
     example = batches.example()
 
@@ -234,6 +236,7 @@ def fit_implicit(
         pair = Pair(model, guide, example)
         leaves = {k: v.requires_grad_() for k, v in pair.params.items()}
         some = tuple(a[:4096] if torch.is_tensor(a) and len(a) == rows else a for a in args)
+        some = drawn(some)
         with pair.bind(leaves, pair.buffers):
             first = _parts(log_weights(pair.model, pair.guide, *some, nesting=pair.nesting))
         flat = _flat(some)
@@ -242,6 +245,7 @@ def fit_implicit(
         check_critic(critic, beside(flat, first.z[0].detach())[:2])
 
         def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
+            batch = drawn(batch)
             with pair.bind(under("pair.", params), under("pair.", buffers)):
                 parts = _parts(log_weights(pair.model, pair.guide, *batch, nesting=pair.nesting))
             t = as_function(critic, "critic.", params, buffers)

@@ -115,13 +115,11 @@ def fit(
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}.")
     where = pick_device(device)
-    transform = getattr(data, "transform", None)
+    transform = batch_transform(data)
     args, held_out = arguments(model, data, valid)
-    for validate in (getattr(pair, "validate", None),):  # a zoo pair knows its own range of data
-        if callable(validate):
-            change = batch_transform(data, transform)
-            with torch.random.fork_rng(devices=[]):
-                validate(*(args if change is None else change(args)))  # as a step will see them
+    if callable(validate := getattr(pair, "validate", None)):  # a zoo pair knows its range of data
+        with torch.random.fork_rng(devices=[]):
+            validate(*transform(args))  # as a step will see them
     args = tuple(to(a, where) for a in args)
     held_out = None if held_out is None else tuple(to(a, where) for a in held_out)
     if hasattr(data, "train") and batch_size is None:
@@ -143,7 +141,7 @@ def fit(
         foreign = None if isinstance(optimiser, Optimiser) else _foreign(optimiser)
         update = Update(
             run.pair_, elbo, Adam(lr) if foreign else optimiser, run.divide, clip,
-            batch_transform(data, transform), run.kwargs, autocast,
+            transform, run.kwargs, autocast,
             schedule=schedule_of(schedule, steps), chunk=rows,
         )  # fmt: skip
         run.update = update

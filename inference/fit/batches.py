@@ -161,11 +161,11 @@ def _tuple(data: Any) -> tuple:
     )
 
 
-def batch_transform(data: Any, transform: Callable | None) -> Callable[[tuple], tuple] | None:
-    """What is done to a batch inside the step, where pixels are dynamic."""
-    if transform is None or getattr(data, "pixels", "") != "dynamic":
-        return None
-    return lambda batch: (transform(batch[0]), *batch[1:])
+def batch_transform(data: Any) -> Callable[[tuple], tuple]:
+    """What is done to a batch inside the step: where pixels are dynamic, they are drawn."""
+    if getattr(data, "pixels", "") != "dynamic":
+        return lambda batch: batch
+    return lambda batch: (data.transform(batch[0]), *batch[1:])
 
 
 def signature(function: Callable) -> set[str]:

@@ -10,7 +10,6 @@ import torch
 
 from .subject import Subject
 
-
 ROUNDING = 1e-5  # of float32, relative
 
 

@@ -17,8 +17,11 @@ from inference.adversarial import (
     generator_loss,
 )
 from inference.game import play
+from inference.implicit import fit_implicit
 from inference.ratio import DIVERGENCES, Critic
 from inference.trace import traced
+from zoo.data import DataSet
+from zoo.implicit import ImplicitVAE
 
 
 class LocationScale(nn.Module):
@@ -44,6 +47,38 @@ def two_clusters(n):
     """0.7 N(−1, 0.6²) + 0.3 N(2, 0.6²)."""
     second = (torch.rand(n, 1) < 0.3).float()
     return -1 + 3 * second + 0.6 * torch.randn(n, 1)
+
+
+class Watching(nn.Module):
+    """A linear critic that keeps the data it has seen."""
+
+    def __init__(self, inputs, dim):
+        super().__init__()
+        self.linear, self.dim, self.seen = nn.Linear(inputs, 1), dim, []
+
+    def forward(self, x):
+        self.seen.append(x.detach()[..., : self.dim].reshape(-1, self.dim).clone())
+        return self.linear(x).squeeze(-1)
+
+    def __deepcopy__(self, memo):
+        return self  # the test looks at it
+
+
+@pytest.mark.parametrize("trainer", ["generator", "implicit guide"])
+def test_dynamic_pixels_are_drawn_at_every_step(trainer):
+    """Data of probability 1/2 everywhere: what the critic sees are zeros and ones, ever others."""
+    x = torch.full((40, 6), 0.5)
+    data = DataSet("half", x, x[:0], x[:0], pixels="dynamic")
+    options = {"steps": 3, "batch_size": 40, "compile": False, "progress": False}
+    if trainer == "generator":
+        critic = Watching(6, 6)
+        fit_adversarial(LocationScale(6), data, critic=critic, **options)
+    else:
+        critic = Watching(6 + 2, 6)
+        fit_implicit(ImplicitVAE(6, latent_dim=2, hidden=(4,)), data, critic=critic, **options)
+    drawn = [s for s in critic.seen if len(s) == 40 and bool(((s == 0) | (s == 1)).all())]
+    assert len(drawn) >= 3 and any(not torch.equal(drawn[0], s) for s in drawn)
+    assert not any(bool((s == 0.5).all()) for s in critic.seen[2:])  # after its shape was checked
 
 
 # ---------------------------------------------------------------- the losses
