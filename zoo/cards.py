@@ -132,7 +132,7 @@ _ALL = (
         HIERARCHY,
         data="two-spirals",
         pixels="none",
-        tables={"data_scale": 2.0},
+        tables={"data_scale": 2.0, "fourier": 4},
     ),
     Card(
         "linear-autoencoder",

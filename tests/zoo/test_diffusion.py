@@ -49,7 +49,9 @@ def standard_error(draws):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("draws", [1, 3])
 def test_pair_contract(schedule, draws):
-    make = lambda: Diffusion(2, 6, hidden=(16, 8), schedule=schedule, draws=draws)  # noqa: E731
+    make = lambda: Diffusion(  # noqa: E731
+        2, 6, hidden=(16, 8), schedule=schedule, fourier=draws - 1, draws=draws
+    )
     check_pair(make(), ring(), ["noise_1", "time", "noise"])
     check_gradient(make(), ring())
 
@@ -219,6 +221,18 @@ def test_training_improves_the_bound():
     assert after > -3.53 > before
 
 
+def test_waves_are_of_the_standardised_place():
+    """Shifted by the longest wavelength, 4 standard deviations, the waves of z are the same."""
+    denoiser = Denoiser(1, (), data_scale=3.0, fourier=4).double()
+    with torch.no_grad():
+        denoiser.network[0].weight[:, 0] = 0  # what is left of z are its waves
+    log_snr, z = torch.tensor([0.3], dtype=torch.float64), torch.randn(1, 1, dtype=torch.float64)
+    alpha2 = log_snr.sigmoid()
+    v = 9 * alpha2 + 1 - alpha2
+    shifted = denoiser(z + 4 * v.sqrt(), log_snr) - denoiser(z, log_snr)
+    torch.testing.assert_close(shifted, (4 * 9 * alpha2.sqrt() / v.sqrt())[:, None])
+
+
 def test_schedules():
     for schedule in ("linear", "cosine"):
         log_snr = log_snr_schedule(9, schedule, 8.0, -6.0)
@@ -229,9 +243,10 @@ def test_schedules():
     assert torch.allclose(alpha, torch.cos(math.pi / 2 * u), atol=1e-4)
 
 
-def test_denoiser_starts_near_the_best_linear_one():
+@pytest.mark.parametrize("fourier", [0, 3])
+def test_denoiser_starts_near_the_best_linear_one(fourier):
     """|x̂ - α s² z / v| is at most the posterior deviation s σ / √v times the network's output."""
-    denoiser = Denoiser(2, (8,), data_scale=2.0)
+    denoiser = Denoiser(2, (8,), data_scale=2.0, fourier=fourier)
     z, log_snr = torch.randn(5, 2), torch.linspace(-8, 8, 5)
     alpha2 = torch.sigmoid(log_snr)[:, None]
     v = 4 * alpha2 + 1 - alpha2
@@ -249,6 +264,7 @@ def test_denoiser_starts_near_the_best_linear_one():
         ({"log_snr_max": -3.0, "log_snr_min": 3.0}, "expected max > min"),
         ({"data_scale": 0.0}, "data's standard deviation"),
         ({"hidden": (8, 0)}, "sizes of at least 1"),
+        ({"fourier": -1}, "fourier: expected 0 octaves or more, got -1"),
     ],
 )
 def test_bad_options(cls, options, message):

@@ -40,12 +40,14 @@ class Diffusion(Process):
         log_snr_max, log_snr_min: λ_1 and λ_T.
         data_scale: the standard deviation of the data, in its units.
         act: the activation's name.
+        fourier: octaves of sines and cosines of each coordinate that the denoiser sees; narrow
+            shapes in few dimensions need some.
         draws: M, terms drawn for each datum at every step, 1 to T - 1.
         denoiser: a module (z (..., D), λ (...)) -> (..., D) in place of `Denoiser`.
 
     Raises:
-        ValueError: T < 2, draws outside 1 .. T - 1, λ_1 <= λ_T, an unknown schedule, a size below
-            1; when called, rows of x that are not D wide.
+        ValueError: T < 2, fourier < 0, draws outside 1 .. T - 1, λ_1 <= λ_T, an unknown schedule,
+            a size below 1; when called, rows of x that are not D wide.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Diffusion(Process):
         log_snr_min: float = -10.0,
         data_scale: float = 1.0,
         act: str = "silu",
+        fourier: int = 0,
         draws: int = 1,
         denoiser: nn.Module | None = None,
     ):
@@ -70,6 +73,7 @@ class Diffusion(Process):
             log_snr_min,
             data_scale,
             act,
+            fourier,
             denoiser,
         )
         if not 1 <= draws < timesteps:

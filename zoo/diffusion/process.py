@@ -28,10 +28,13 @@ class Denoiser(nn.Module):
         hidden: widths of the hidden layers.
         data_scale: s, the standard deviation of the data.
         act: the activation's name.
+        fourier: sines and cosines of each coordinate, so many octaves of them. A narrow shape in
+            few dimensions needs them (Tancik et al. 2020, arXiv:2006.10739); images do not.
         frequencies: sines and cosines of λ, with wavelengths from 2 to 40 in λ.
     """
 
-    angular: Tensor  # 2π over the wavelengths of the features
+    angular: Tensor  # 2π over the wavelengths of the features of λ
+    octaves: Tensor  # the same for those of z, from a quarter of a wave per standard deviation
 
     def __init__(
         self,
@@ -39,13 +42,18 @@ class Denoiser(nn.Module):
         hidden: Sequence[int] = (128, 128, 128),
         data_scale: float = 1.0,
         act: str = "silu",
+        fourier: int = 0,
         frequencies: int = 8,
     ):
         super().__init__()
+        if fourier < 0:
+            raise ValueError(f"fourier: expected 0 octaves or more, got {fourier}.")
         self.data_scale = data_scale
+        self.register_buffer("octaves", math.pi / 2 * 2.0 ** torch.arange(fourier))
         wavelengths = torch.logspace(math.log10(2.0), math.log10(40.0), frequencies)
         self.register_buffer("angular", 2 * math.pi / wavelengths)
-        self.network = MLP(data_dim + 2 * frequencies, hidden, data_dim, act)
+        width = (1 + 2 * fourier) * data_dim + 2 * frequencies
+        self.network = MLP(width, hidden, data_dim, act)
 
     def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
         """E[x | z_t] as far as it is known: (..., D)."""
@@ -55,7 +63,9 @@ class Denoiser(nn.Module):
         angle = log_snr[..., None] * self.angular
         features = torch.cat([angle.sin(), angle.cos()], -1)  # (..., 2 frequencies)
         features = features.expand(*z.shape[:-1], -1)
-        h = self.network(torch.cat([z / v.sqrt()[..., None], features], -1))
+        unit = z / v.sqrt()[..., None]
+        waves = (unit[..., None] * self.octaves).flatten(-2)  # (..., D fourier)
+        h = self.network(torch.cat([unit, waves.sin(), waves.cos(), features], -1))
         return (alpha * s**2 / v)[..., None] * z + (s * sigma / v.sqrt())[..., None] * h
 
 
@@ -86,6 +96,7 @@ class Process(nn.Module):
         log_snr_min: float = -10.0,
         data_scale: float = 1.0,
         act: str = "silu",
+        fourier: int = 0,
         denoiser: nn.Module | None = None,
     ):
         super().__init__()
@@ -97,9 +108,8 @@ class Process(nn.Module):
         self.data_dim, self.timesteps = data_dim, timesteps
         log_snr = log_snr_schedule(timesteps, schedule, log_snr_max, log_snr_min)
         self.register_buffer("log_snr", log_snr)
-        self.denoiser = (
-            Denoiser(data_dim, hidden, data_scale, act) if denoiser is None else denoiser
-        )
+        own = Denoiser(data_dim, hidden, data_scale, act, fourier) if denoiser is None else denoiser
+        self.denoiser = own
 
     def validate(self, x: Tensor) -> None:
         """Raise ValueError unless the rows of x (B, D) are finite and D wide. Reads the values."""
