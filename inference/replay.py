@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .matmul import PARALLEL
 
-TINY = 4_096  # multiply-adds of a product or a solve up to which plain loops do
+TINY, SMALL = 4_096, 2**17  # multiply-adds of a product, of a solve, for which plain loops do
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # 32 registers of 16 floats
 VECTOR, ROWS, ACROSS = (16, 5, 4) if WIDE else (8, 5, 2)  # a tile: rows, vectors across
 HARMLESS = {
@@ -216,12 +216,14 @@ class _Calls:
 
     def _large(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> None:
         """The same, in tiles of registers."""
-        if out.stride(-1) != 1 and out.shape[-1] > 1 and bias is None:
+        bias = None if bias is None else bias.expand(out.shape)
+        if out.stride(-1) != 1 and out.shape[-1] > 1:
             a, b, out = b.mT, a.mT, out.mT  # the transpose, whose rows lie together
+            bias = None if bias is None else bias.mT
         (m, k), n = a.shape[-2:], b.shape[-1]
         along = 1 in (b.stride(-2), b.stride(-1)) or n < VECTOR
-        plain = all(t.stride(-1) == 1 or n == 1 for t in (out, bias) if t is not None)
-        if a.dtype != torch.float32 or not (along and plain):
+        together = out.stride(-1) == 1 or n == 1
+        if a.dtype != torch.float32 or not (along and together):
             raise NotReplayable(
                 f"a product of {a.dtype}, {tuple(a.shape)} by {tuple(b.shape)}, strides "
                 f"{b.stride()} to {out.stride()}"
@@ -235,13 +237,19 @@ class _Calls:
         places = [f"(float*)p[{self.point(t)}]" for t in (a, b, out)]
         steps = [t.stride(0) if t.dim() == 3 else 0 for t in (a, b, out)]
         x, y, z = (f"{p} + h * {s}" for p, s in zip(places, steps))
-        add, lead = "nullptr", 0
+        add, lead, after = "nullptr", 0, ""
         if bias is not None:
-            add, lead = f"(float*)p[{self.point(bias)}]", bias.expand(m, n).stride(0)
+            place = self.point(bias)
+            if bias.stride(-1) == 1 or n == 1:
+                add, lead = f"(float*)p[{place}]", bias.stride(0)
+            else:  # it is no row of the tile, so it is added later
+                to, term = _at(place - 1, out), _at(place, bias)
+                both = f"{to('0', 'i', 'j')} += {term('0', 'i', 'j')};"
+                after = f"\n        {_for('i', m)} {_for('j', n)} {both}"
         self.lines.append(
             f"{_for('h', out.shape[0] if out.dim() == 3 else 1)} {how}{m}, {n}, {k}, "
             f"{x}, {a.stride(-2)}, {a.stride(-1)}, {y}, {order}, {z}, {out.stride(-2)}, "
-            f"{add}, {lead});"
+            f"{add}, {lead});{after}"
         )
 
     def solve(
@@ -250,10 +258,15 @@ class _Calls:
         """a⁻¹ b with `a` triangular, by substitution."""
         x = torch.linalg.solve_triangular(a, b, upper=upper, left=left, unitriangular=unitriangular)
         n, batch = a.shape[-1], math.prod(x.shape[:-2])
-        plain = left and x.dim() in (2, 3) and a.shape[:-2] == b.shape[:-2]
-        if not plain or batch * n * n * x.shape[-1] > TINY or a.dtype != b.dtype:
-            raise NotReplayable("a large or batched triangular solve")
-        at = [_at(self.point(t), t) for t in (a, b, x)]
+        plain = left and a.shape[:-2] == b.shape[:-2]
+        if not plain or batch * n * n * x.shape[-1] > SMALL or a.dtype != b.dtype:
+            raise NotReplayable(
+                f"a triangular solve of {tuple(a.shape)} by {tuple(b.shape)}, left={left}"
+            )
+        flat = [t if t.dim() < 4 else t.flatten(0, -3) for t in (a, b, x)]
+        if any(f.data_ptr() != t.data_ptr() for f, t in zip(flat, (a, b, x))):
+            raise NotReplayable("a triangular solve whose batches do not lie in order")
+        at = [_at(self.point(t), t) for t in flat]
         row = f"{n - 1} - r" if upper else "r"
         others = f"for (int l = i + 1; l < {n}; l++)" if upper else "for (int l = 0; l < i; l++)"
         divide = "" if unitriangular else f" / {at[0]('h', 'i', 'i')}"

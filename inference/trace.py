@@ -115,8 +115,12 @@ def _inline_numbers(graph: GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-NORMAL = (aten.normal_.default, aten.randn.default, aten.randn.generator)
-UNIFORM = (aten.uniform_.default, aten.rand.default, aten.rand.generator)
+NORMAL = (
+    aten.normal_.default, aten.randn.default, aten.randn.generator, aten.randn_like.default,
+)  # fmt: skip
+UNIFORM = (
+    aten.uniform_.default, aten.rand.default, aten.rand.generator, aten.rand_like.default,
+)  # fmt: skip
 STANDARD = {
     aten.normal_.default: ((), (0, 1), (0.0, 1.0)),
     aten.uniform_.default: ((), (0, 1), (0.0, 1.0)),
@@ -167,6 +171,8 @@ def hoisted(graph: GraphModule) -> tuple[GraphModule, Noise] | None:
             return None
     values = [n.meta["val"] for n in noisy]
     if len({(v.dtype, v.device) for v in values}) != 1:
+        return None
+    if not all(v.is_contiguous() for v in values):  # filled in another order than that of entries
         return None
     last = [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
     with graph.graph.inserting_after(last):

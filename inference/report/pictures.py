@@ -191,6 +191,7 @@ def _spread(s: Subject) -> Tensor:
 def kl_per_layer(s: Subject) -> Picture | None:
     """Which layer of a hierarchy carries the information."""
     kl = s.evaluation.kl if s.evaluation is not None else {}
+    kl = {k: v for k, v in kl.items() if v}  # a site without a density of its own is no layer
     if len(kl) < 2 or len(kl) > 12:
         return None
     text = "KL(q || p) of each latent: what it tells about a datum. Zero is a layer not used."

@@ -59,6 +59,10 @@ def test_products_and_solves_are_loops(upper, dtype):
         a = (a.triu() if upper else a.tril()) + 5 * torch.eye(4, dtype=dtype)
         p.add_(torch.linalg.solve_triangular(a, b @ b.T, upper=upper)[:, :1])
         more = torch.linalg.solve_triangular(a.T[None], b[None], upper=not upper)
+        many = torch.linalg.solve_triangular(
+            a.expand(2, 3, 4, 4), b.expand(2, 3, 4, 4), upper=upper
+        )
+        more = more + many.sin().sum((0, 1))
         return (a @ p).sum() + torch.addmm(p[:, 0], b.T, b).sin().sum() + more.cos().sum()
 
     p, a, b = torch.randn(3, 4, 4, dtype=dtype).unbind()
@@ -77,17 +81,18 @@ def test_products_and_solves_are_loops(upper, dtype):
 def test_large_products(m, n, k):
     """Rows or columns together, with a bias, batched, odd sizes: as `torch.matmul` says."""
 
-    def function(p, a, b, c, d):
+    def function(p, a, b, c, d, e):
         one, two = torch.addmm(c, a, b.T), a @ d  # columns together, rows together
         three = torch.bmm(a.expand(2, m, k), torch.stack([d, 2 * d]))
-        p.add_(one + two + three.sum(0) + (d.T @ a.T).T)
+        four = torch.addmm(e.T, a, d) + torch.addmm(e, d.T, a.T).T  # a bias in columns
+        p.add_(one + two + three.sum(0) + (d.T @ a.T).T + four)
         return p.square().mean()
 
     a, b, c, d = torch.randn(m, k), torch.randn(n, k), torch.randn(n), torch.randn(k, n)
-    p = torch.zeros(m, n)
-    run = replay(function, p, a, b, c, d, own=1)
-    q = p.clone()
-    torch.testing.assert_close(run([p, a, b, c, d]), function(q, a, b, c, d), rtol=1e-5, atol=1e-4)
+    e, p = torch.randn(n, m), torch.zeros(m, n)
+    run = replay(function, p, a, b, c, d, e, own=1)
+    q, rest = p.clone(), [a, b, c, d, e]
+    torch.testing.assert_close(run([p, *rest]), function(q, *rest), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-3)
 
 

@@ -302,6 +302,6 @@ def _pace(fitted: Fitted) -> dict[str, str]:
     if fitted.done and fitted.seconds:
         pace = {"steps done": f"{fitted.done:,}", **pace,
                 "steps per second": f"{fitted.done / fitted.seconds:,.0f}"}  # fmt: skip
-    if fitted.run is not None:
-        pace["step"] = "compiled" if fitted.run.compiled else "eager"
+    if fitted.compiled is not None:
+        pace["step"] = "compiled" if fitted.compiled else "eager"
     return pace

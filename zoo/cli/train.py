@@ -34,6 +34,7 @@ class Fitted:
         stopped: why it ended early, or None.
         metrics: numbers that only the trainer knows.
         notes: sentences that a reader must not miss.
+        compiled: whether the compiled step was used; None where there is no step.
         run: the fit of a pair, which can go on.
     """
 
@@ -46,6 +47,7 @@ class Fitted:
     stopped: str | None = None
     metrics: list[Metric] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    compiled: bool | None = None
     run: Run | None = None
 
 
@@ -100,9 +102,8 @@ def by_elbo(
     done = int(run.variables.count)
     if not run.history.rows:
         raise KeyboardInterrupt
-    notes = [] if run.eager_because is None else [f"Eager steps: {run.eager_because}."]
     return dataclasses.replace(
-        of_run(run), seconds=time.perf_counter() - begin, done=done, steps=steps, notes=notes
+        of_run(run), seconds=time.perf_counter() - begin, done=done, steps=steps, notes=_eager(run)
     )
 
 
@@ -110,7 +111,8 @@ def of_run(run: Run) -> Fitted:
     """A run as a result."""
     done = int(run.variables.count)
     return Fitted(
-        run.pair, run.history, run.unit, run.seconds, done, done, run.stopped, run=run
+        run.pair, run.history, run.unit, run.seconds, done, done, run.stopped,
+        compiled=run.compiled, run=run,
     )  # fmt: skip
 
 
@@ -220,7 +222,10 @@ def by_critic(
         raise KeyboardInterrupt
     done = int(run.history["step"][-1])
     unit = "units of x" if objective == "wasserstein" else "nats"
-    return Fitted(run.generator, run.history, unit, run.seconds, done, steps, run.stopped)
+    return Fitted(
+        run.generator, run.history, unit, run.seconds, done, steps, run.stopped,
+        notes=_eager(run.record), compiled=run.record.compiled,
+    )  # fmt: skip
 
 
 def by_implicit(
@@ -258,8 +263,13 @@ def by_implicit(
     done = int(run.history["step"][-1])
     return Fitted(
         run.pair, run.history, "nats per datum", run.seconds, done, max(steps, done), run.stopped,
-        values,
+        values, _eager(run.record), run.record.compiled,
     )  # fmt: skip
+
+
+def _eager(run: Any) -> list[str]:
+    """What stopped the compiled step, as a note."""
+    return [] if run.eager_because is None else [f"Eager steps: {run.eager_because}."]
 
 
 def _compile(word: str) -> bool | str:
