@@ -176,7 +176,7 @@ def fit_adversarial(
         compile: True, False, or "auto": where the run is long enough to earn it.
         device: "auto" (CUDA where there is one), or a torch device.
         seed: of the batches, the noise and the default critic's weights.
-        progress: show a progress bar with the critic's loss.
+        progress: show a progress bar with the generator's loss.
 
     Returns:
         An `AdversarialRun`. Ctrl-C ends the training early and still returns it.

@@ -158,22 +158,35 @@ def play(
     rate = torch.tensor(lr, device=variables.count.device)
     alone = GameUpdate(**{**update.__dict__, "movers": update.players[:-1]})
     columns = _columns(update, variables, batches.example())
+    shown = columns.index(f"{update.players[-1]}_loss")
     played, pending = Played(), []
     begin, every = time.perf_counter(), max(1, min(100, steps // 50))
     rest: EagerStep | CompiledStep = EagerStep(_as_update(update), variables, rate)
     first: EagerStep | CompiledStep = EagerStep(_as_update(alone), variables, rate)
     warm_up = 0 if compile is True else 5
+
+    def record(step: int) -> list[float]:
+        means = torch.stack(pending).mean(0).tolist()
+        pending.clear()
+        row = {"step": float(step), **dict(zip(columns, means))}
+        played.history.add({**row, "seconds": time.perf_counter() - begin})
+        return means
+
     with Progress(steps, "nats", progress) as bar:
         try:
             for step in range(1, steps + 1):
                 if step == warm_up + 1 and compile is not False:
                     ahead = (time.perf_counter() - begin) / max(1, warm_up) * (steps - step)
                     if compile is True or ahead > WORTH_COMPILING:
+                        bar.note("compiling the steps")
                         try:
-                            first, rest = _compiled(
+                            first, rest = both = _compiled(
                                 (alone, update), variables, rate, batches, critic_steps
                             )
                             played.compiled = True
+                            spent = sum(s.seconds for s in both)
+                            nodes = sum(s.nodes for s in both)
+                            bar.note(f"compiled in {spent:.0f} s ({nodes} operations)")
                         except TraceFailure as failure:
                             played.eager_because = str(failure)
                             bar.note(f"eager steps: {failure}")
@@ -181,19 +194,18 @@ def play(
                     first(batches.next()[0])
                 pending.append(rest(batches.next()[0]))
                 if step % every == 0 or step == steps:
-                    means = torch.stack(pending).mean(0).tolist()
-                    pending.clear()
-                    row = {"step": float(step), **dict(zip(columns, means))}
-                    played.history.add({**row, "seconds": time.perf_counter() - begin})
+                    means = record(step)
                     lost = [c for c, v in zip(columns, means) if not math.isfinite(v)]
                     if lost:
                         raise ValueError(
                             f"{lost[0]} is no longer finite near step {step}. Lower lr, raise "
                             "the penalty, or choose another objective."
                         )
-                    bar.update(step, means[0])
+                    bar.update(step, means[shown])
         except KeyboardInterrupt:
             played.stopped = "interrupted"
+            if pending:
+                record(step)
     played.seconds = time.perf_counter() - begin
     return played
 

@@ -321,7 +321,6 @@ _ALL = (
         "linear-Gaussian model: KL(q || p) at the optimum",
         IMPLICIT,
         trainers=("implicit",),
-        pixels="static",
         images={"latent_dim": 4, "noise_dim": 16},
         tables={"likelihood": "gaussian"},
         bound=False,

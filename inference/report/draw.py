@@ -268,7 +268,9 @@ def responsibilities(points: Array, shares: Array, ellipses: Sequence[Ellipse]) 
     def draw(theme: Theme) -> Figure:
         figure = new_figure(NARROW, 4.6)
         ax = figure.subplots()
-        colours = np.array([_rgb(CLASSES[c % len(CLASSES)]) for c in range(shares.shape[1])])
+        colours = np.full((shares.shape[1], 3), 0.5)  # of a component that nothing uses
+        for i, c in enumerate(np.flatnonzero(shares.sum(0) >= 1)):
+            colours[c] = _rgb(CLASSES[i % len(CLASSES)])
         mixed = np.clip(shares @ colours, 0, 1)
         ax.scatter(points[:, 0], points[:, 1], _dot(len(points)), mixed, lw=0, alpha=0.8)
         outline(ax, ellipses, theme)

@@ -100,7 +100,9 @@ def go_on(
 
     plan, data, fitted = read(resume)
     if fitted.run is None:
-        raise ValueError(f"{resume}: a run trained by {plan.trainer} is over; fit it again.")
+        raise ValueError(
+            f"{resume}: a run trained by {plan.trainer} cannot go on. Fit it again: {plan.command}"
+        )
     total = fitted.steps if steps is None else steps
     if total <= fitted.done:
         raise ValueError(
@@ -277,9 +279,11 @@ def _train(plan: Any, task: Any, out: str | None) -> Path:
     tell(metrics, folder / "report.html")
     for note in fitted.notes:
         print(note, file=sys.stderr)
-    if interrupted and fitted.run is not None:
-        print(f"Go on with: zoo fit --resume {shlex.quote(str(folder))}", file=sys.stderr)
     if interrupted:
+        more = f"Go on with: zoo fit --resume {shlex.quote(str(folder))}"
+        if fitted.run is None:  # a game's optimisers and critic are not part of its folder
+            more = "A fit against a critic cannot go on from here; to train longer, fit again."
+        print(more, file=sys.stderr)
         raise Interrupted
     return folder
 

@@ -258,7 +258,7 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
             fitted.run, *args, particles=plan.particles, seed=plan.seed
         )  # fmt: skip
     if plan.trainer == "adversarial":
-        x = data.test[: plan.test_rows * 4].cpu()
+        x = torch.cat([data.test, data.valid])[: plan.test_rows * 4].cpu()  # neither was trained on
         with torch.random.fork_rng(devices=[]):
             drawn = subject.call("sample", len(x))
             subject.ratio = density_ratio(x, drawn, seed=plan.seed)

@@ -208,7 +208,7 @@ def by_critic(
         batch_size: rows of data, and draws, in a step.
         lr: learning rate of both players.
         critic_steps: moves of the critic for one of the generator; 5 for wasserstein, else 1.
-        penalty: weight of the critic's gradient penalty; 10 for wasserstein, else 0.1.
+        penalty: weight of the critic's gradient penalty; 10 for wasserstein, else 0.5.
         lr_schedule: cosine (to zero) or constant.
         compile: the step: yes, no, or auto, where the run is long enough to earn it.
         device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
