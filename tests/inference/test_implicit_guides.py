@@ -156,7 +156,7 @@ def test_posterior_that_no_gaussian_fits(seed):
     """KL and log p(x) by quadrature over the radius, whose prior density is r exp(−r²/2)."""
     torch.manual_seed(seed)
     x = torch.randn(4_000, 2).norm(dim=1, keepdim=True) + 0.2 * torch.randn(4_000, 1)
-    run = quick(Radius(), x, steps=3_000, seed=seed, compile="auto")
+    run = quick(Radius(), x, steps=12_000, seed=seed, compile="auto")
     r = torch.linspace(1e-4, 9, 20_001, dtype=torch.float64)
     log_lik = dist.Normal(r, 0.2).log_prob(x[:1_000].double())
     joint = (r.log() - r**2 / 2 + log_lik).exp()
