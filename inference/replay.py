@@ -27,7 +27,7 @@ HARMLESS = {
     "clear", "assert_size_stride", "assert_size_stride_grouped", "assert_tensor_metadata",
     "assert_alignment", "empty_strided_cpu", "reinterpret_tensor", "torch", "ops", "aten",
     "default", "mkldnn", "_linear_pointwise", "extern_kernels", "mm", "addmm", "bmm",
-    "linalg_solve_triangular",
+    "linalg_solve_triangular", "cumsum",
     *(str(t).removeprefix("torch.") for t in (torch.float32, torch.float64, torch.int64,
       torch.bool, torch.int32)),
 }  # fmt: skip
@@ -279,6 +279,22 @@ class _Calls:
         self.alive.append(x)
         return x
 
+    def cumsum(self, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Running sums along one axis."""
+        out = torch.cumsum(x, dim)
+        if not x.is_contiguous() or dtype not in (None, x.dtype):
+            raise NotReplayable("running sums of scattered entries, or in another type")
+        dim %= x.dim()
+        outer, n, inner = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+        from_, to = (f"(({_type(x)}*)p[{self.point(t)}])" for t in (x, out))
+        at = f"[(o * {n} + j) * {inner} + i]"
+        self.lines.append(
+            f"{_for('o', outer)} {_for('i', inner)} {{ {_type(x)} s = 0;\n"
+            f"    {_for('j', n)} {to}{at} = s += {from_}{at}; }}"
+        )
+        self.alive.append(out)
+        return out
+
     def source(self) -> str:
         """The loop, with a symbol `replay`. Addresses are arguments, so that it can be cached."""
         body = "\n        ".join(self.lines)
@@ -359,7 +375,8 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
         return out
 
     solve = types.SimpleNamespace(default=calls.solve)
-    aten = types.SimpleNamespace(linalg_solve_triangular=solve)
+    sums = types.SimpleNamespace(default=calls.cumsum)
+    aten = types.SimpleNamespace(linalg_solve_triangular=solve, cumsum=sums)
     mkldnn = types.SimpleNamespace(_linear_pointwise=types.SimpleNamespace(default=linear))
     space["extern_kernels"] = types.SimpleNamespace(mm=product, bmm=product, addmm=addmm)
     space["torch"] = _Torch(ops=types.SimpleNamespace(aten=aten, mkldnn=mkldnn))

@@ -166,10 +166,15 @@ class Nested(Toy):
     """
 
     twice = 2.0
+    keep: Any  # which x_ij were seen, (repeats, groups)
 
     def __init__(self, exact: bool = False):
         rows = self.data()
-        m, b, keep = _numbers(0.3), _numbers(-0.5), self.keep()
+        m, b, keep = (
+            _numbers(0.3),
+            _numbers(-0.5),
+            torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]) > 0,
+        )
         seen = keep.double().sum(0) + self.twice / 4  # τ
         total = (rows[:, 1:].T * keep).sum(0) + self.twice * (rows[:, 0] - b) / 4
         share = seen / (1 + seen)  # precision of group j's data about w
@@ -182,11 +187,7 @@ class Nested(Toy):
             "log_scale_z": -0.5 * (1 + seen).log(),
         }
         super().__init__({"m": m, "b": b}, guide, exact)
-
-    @staticmethod
-    def keep() -> Any:
-        """Which x_ij were seen, (repeats, groups)."""
-        return torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]) > 0
+        self.register_buffer("keep", keep)
 
     def data(self) -> Tensor:
         """A row per group: y_j, then x_1j to x_4j; (3, 5)."""
@@ -197,7 +198,7 @@ class Nested(Toy):
 
         N(y; μ, 4)² = N(y; μ, 2) / √(16 π).
         """
-        groups, keep = len(x), self.keep()
+        groups, keep = len(x), self.keep
         at = torch.cat([torch.arange(groups), *(torch.arange(groups)[k] for k in keep)])
         values = torch.cat([x[:, 0], *(row[k] for row, k in zip(x[:, 1:].T, keep))])
         noise = torch.where(torch.arange(len(at)) < groups, 4 / self.twice, 1.0).to(x.dtype)
@@ -215,7 +216,7 @@ class Nested(Toy):
             z = pyro.sample("z", dist.Normal(w, 1.0))
             with pyro.poutine.scale(scale=self.twice):
                 pyro.sample("y", dist.Normal(z + self.p["b"], 2.0), obs=x[:, 0])
-            with pyro.plate("repeats", 4, dim=-2), pyro.poutine.mask(mask=self.keep()):
+            with pyro.plate("repeats", 4, dim=-2), pyro.poutine.mask(mask=self.keep):
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 1:].T)
 
     def guide(self, x: Any, size: int | None = None) -> None:

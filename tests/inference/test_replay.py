@@ -96,6 +96,19 @@ def test_large_products(m, n, k):
     torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_running_sums_are_loops(dim):
+    def function(p, x):
+        p.add_(torch.cumsum(x.exp(), dim))
+        return (p * x).sum()
+
+    p, x = torch.zeros(3, 4, 5), torch.randn(3, 4, 5)
+    run = replay(function, p, x, own=1)
+    q = p.clone()
+    torch.testing.assert_close(run([p, x]), function(q, x))
+    torch.testing.assert_close(p, q)
+
+
 def test_what_cannot_be_recorded():
     big = torch.randn(64, 64).double()
     with pytest.raises(NotReplayable, match="a product of"):

@@ -1,0 +1,84 @@
+"""Nothing of a step is left on the CPU when the rest is on CUDA; found without a CUDA device.
+
+Tensors that only claim to be on CUDA (`FakeTensorMode`) go through every model and estimator: the
+forward pass, and the optimisers' updates. Where one of them meets a CPU tensor of more than zero
+dimensions, torch says so as it would on the device itself.
+"""
+
+import pytest
+import torch
+from test_cuda import ESTIMATORS
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from inference import elbo, optim
+from inference.fit.batches import batch_transform
+from inference.pair import Pair
+from inference.step import Update, Variables
+from inference.toys import LinearGaussian, Nested, Switch
+from zoo.cards import CARDS
+from zoo.cli.build import arguments_of, build
+from zoo.cli.fit import resolved
+from zoo.data import load
+
+PAIRS = [n for n, c in CARDS.items() if {"elbo", "likelihood"} & set(c.trainers)]
+OPTIMISERS = [optim.Adam(), optim.AdamW(), optim.ClippedAdam(), optim.SGD(), optim.RMSprop()]
+
+
+def on_cuda(tensor):
+    return torch.empty_like(tensor, device="cuda:0")
+
+
+def step(pair, estimator, args, transform=None, kwargs=None):
+    """One loss, and one update of the parameters by a gradient of zeros."""
+    pair = Pair(pair.model, pair.guide, args, kwargs)
+    update = Update(pair, estimator, optim.Adam(), transform=transform, kwargs=kwargs or {})
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        pair.params = {k: on_cuda(p) for k, p in pair.params.items()}
+        pair.buffers = {k: on_cuda(b) for k, b in pair.buffers.items()}
+        v = Variables.start(pair, update.optimiser)
+        try:
+            loss, _ = update.loss(v.params, v.buffers, v.count, tuple(map(on_cuda, args)))
+        except RuntimeError as error:
+            if "NVIDIA" in str(error) or "CUDA enabled" in str(error):
+                pytest.skip("an operation that only a real device knows")
+            raise
+        assert loss.device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_models(name):
+    card = CARDS[name]
+    data = load(card.data, pixels=card.pixels if card.data == "digits" else "none")
+    model = build(card, resolved(card, {}, data), data, seed=0)
+    args = tuple(a[:16] for a in arguments_of(model, data, "train"))
+    step(model, elbo.Trace(2), args, batch_transform(data), {"size": len(data.train)})
+
+
+@pytest.mark.parametrize("toy", [LinearGaussian, Nested, Switch])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_estimators(estimator, toy):
+    pair = toy()
+    try:
+        step(pair, estimator, (pair.data(),))
+    except ValueError as refusal:
+        assert any(w in str(refusal) for w in ("reparameterised", "dream", "one data plate"))
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS, ids=lambda o: type(o).__name__)
+def test_optimisers(optimiser):
+    with FakeTensorMode(), torch.no_grad():
+        p, lr = torch.empty(3, device="cuda:0"), torch.empty((), device="cuda:0")
+        new, state = optimiser.update([p], [p], optimiser.init([p]), lr)
+        assert all(
+            t.device.type == "cuda" for t in (*new, *(s for ss in state.values() for s in ss))
+        )
+
+
+def test_a_tensor_left_behind_is_found():
+    class Forgetful(LinearGaussian):
+        def model(self, x, size=None, keep=None):
+            super().model(x + torch.ones(3, dtype=x.dtype), size, keep)
+
+    pair = Forgetful()
+    with pytest.raises(Exception, match="DeviceMismatch"):
+        step(pair, elbo.Trace(), (pair.data(),))
