@@ -1,13 +1,15 @@
 """Many independent gradients of one estimator at once: batched by `torch.vmap`, or compiled.
 
 Compiled on a CPU, the kernels of one draw are recorded and repeated by a loop of C, where that can
-be (`inference.replay`); else the batch is compiled.
+be (`inference.replay`), each thread with draws of its own; else the batch is compiled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from .trace import TraceFailure, compiled, hoisted, traced
 from .weights import no_validation
 
 NUMBERS = {"cpu": 2**24, "cuda": 2**28}  # floats held in one batch of draws: memory is bounded
-LOOPED = 2**22  # floats of the gradients that one loop writes
+LOOPED = 2**22  # floats of the gradients that one call writes
 
 
 class Gradients:
@@ -79,7 +81,10 @@ class Gradients:
             self._compile()
 
     def __call__(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Values (R,) in nats and gradients of the value (R, P), with noise that follows `seed`."""
+        """Values (R,) in nats and gradients of the value (R, P), with noise that follows `seed`.
+
+        Both may be written over by the next call.
+        """
         torch.manual_seed(seed)
         self._wait()
         start = time.perf_counter()
@@ -188,23 +193,45 @@ class Gradients:
             raise NotReplayable("it draws something else than normals and uniforms")
         graph, one = found
         inputs.append(one.values)
-        own = len(inputs) - 1
-        replay = Replay(compiled(graph, inputs, own=own), inputs, own=own)
+        own, threads = len(inputs) - 1, torch.get_num_threads()
+        with _one_thread():  # inside a draw; the draws are shared out
+            run = compiled(graph, inputs, own=own)
+            loops = [Replay(run, inputs, own=own) for _ in range(threads)]
         state = torch.get_rng_state()
         expected = self._row(*inputs[:own])
         torch.set_rng_state(state)
-        got = replay([*inputs[:own], one.draw()])
+        got = loops[0]([*inputs[:own], one.draw()])
         scale = float(expected.abs().max())
         if not torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * max(1.0, scale)):
             raise NotReplayable("another gradient than the eager one on the same noise")
         self.replicates = max(1, min(self.replicates, LOOPED // len(expected)))
         noise = one * self.replicates
-        self._run = lambda: replay([*inputs[:own], noise.draw()], self.replicates)
-        self.how, self.note = "recorded", None
+        out = expected.new_empty(self.replicates, len(expected))  # written again at every call
+        pool = ThreadPoolExecutor(threads)
+
+        def drawn() -> Tensor:
+            rows = noise.draw().reshape(self.replicates, -1)
+            parts = zip(loops, rows.tensor_split(threads), out.tensor_split(threads))
+            shares = [(loop, r, o) for loop, r, o in parts if len(r)]
+            list(pool.map(lambda s: s[0]([*inputs[:own], s[1]], len(s[1]), s[2]), shares))
+            return out
+
+        self._run, self.how, self.note = drawn, "recorded", None
 
     def _wait(self) -> None:
         if self._device().type == "cuda":
             torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Kernels compiled inside use one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Moments:

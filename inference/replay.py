@@ -67,10 +67,13 @@ class Replay:
         self._loop = _loaded(self._calls.source()).replay
         self._loop.restype = None
 
-    def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
+    def __call__(
+        self, inputs: Sequence[Tensor], updates: int | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """The losses, (updates, *loss), or the loss of one update where `updates` is None.
 
         An input after the first `own` that has one more axis than its example is a row per update.
+        The losses are written into `out` where it is given: contiguous, and of that shape.
         """
         own = inputs[: self.own]
         elsewhere = any(a is not b for a, b in zip(own, self.mine))
@@ -78,7 +81,7 @@ class Replay:
             kept = [f.clone() for f in self.mine]
             for f, t in zip(self.mine, own):
                 f.copy_(t)
-        losses = self.loss.new_empty(updates or 1, *self.loss.shape)
+        losses = self.loss.new_empty(updates or 1, *self.loss.shape) if out is None else out
         places: list[int] = []  # in the table
         starts: list[int] = []  # what to write there
         steps: list[int] = []  # and how much to add after each update
