@@ -159,7 +159,8 @@ def play(
     alone = GameUpdate(**{**update.__dict__, "movers": update.players[:-1]})
     columns = _columns(update, variables, batches.example())
     shown = columns.index(f"{update.players[-1]}_loss")
-    played, pending: list[Tensor] = Played(), []
+    played = Played()
+    pending: list[Tensor] = []
     begin, every = time.perf_counter(), max(1, min(100, steps // 50))
     rest: EagerStep | CompiledStep = EagerStep(_as_update(update), variables, rate)
     first: EagerStep | CompiledStep = EagerStep(_as_update(alone), variables, rate)
