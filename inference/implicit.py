@@ -201,7 +201,8 @@ def fit_implicit(
         lr: of Adam, for all; it falls to zero along a cosine, for the moves of the pair and again
             for the moves after.
         batch_size: rows of a step; None takes 256, or all.
-        critic_steps: moves of critic and contrast for one of the pair.
+        critic_steps: moves of critic and contrast for one of the pair; more where the posterior
+            is far from Gaussian.
         compile: True, False, or "auto": where the run is long enough to earn it.
         device: "auto" (CUDA where there is one), or a torch device.
         seed: of everything random in the run.

@@ -132,7 +132,13 @@ _ALL = (
         HIERARCHY,
         data="two-spirals",
         pixels="none",
-        tables={"data_scale": 2.0, "fourier": 4},
+        tables={
+            "timesteps": 256,
+            "log_snr_max": 8.0,
+            "log_snr_min": -8.0,
+            "data_scale": 2.0,
+            "fourier": 4,
+        },
     ),
     Card(
         "linear-autoencoder",
@@ -235,6 +241,7 @@ _ALL = (
         trainers=("closed-form",),
         data="two-spirals",
         pixels="none",
+        tables={"bandwidth": "leave-one-out"},  # Scott's is for one hump
     ),
     Card(
         "marginals",

@@ -143,7 +143,7 @@ class KernelDensity(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = False
-    kernels_at_once: ClassVar[int] = 2**24  # 128 MiB of float64
+    kernels_at_once: ClassVar[int] = 2**20  # 8 MiB of float64, about a cache
 
     def __init__(
         self,
@@ -188,30 +188,40 @@ class KernelDensity(TorchDistribution):
                 "grows without bound as h goes to 0. Remove duplicates or choose 'scott'."
             )
 
-        def loss(log_h: float) -> float:
-            h = math.exp(log_h)
-            total = self._log_sum(self.white, h, skip_self=True).mean()
+        # Rows may be sorted, and the first look is at some of them.
+        white = self.white[
+            torch.randperm(len(self.data), generator=torch.Generator().manual_seed(0))
+        ]
+
+        def loss(log_h: float, rows: int | None = None) -> float:
+            total = self._log_sum(white[:rows], math.exp(log_h), others=white).mean()
             return float(self.data.shape[1] * log_h - total)
 
         # A coarse look first: the likelihood can have more than one hill.
         coarse = [math.log(start) + 0.25 * i for i in range(-20, 11)]
-        best = min(range(len(coarse)), key=[loss(h) for h in coarse].__getitem__)
+        best = min(range(len(coarse)), key=[loss(h, 1_000) for h in coarse].__getitem__)
         low, high = coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)]
-        found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-7})
-        return math.exp(found.x)
+        near = minimize_scalar(
+            loss, args=(1_000,), bounds=(low, high), method="bounded", options={"xatol": 1e-3}
+        ).x
+        return math.exp(minimize_scalar(loss, bracket=(near - 0.02, near + 0.02), tol=1e-7).x)
 
-    def _log_sum(self, white: Tensor, h: float, skip_self: bool = False) -> Tensor:
-        """log Σ_j exp(-|white_i - white_j|² / 2h²) for each row i; (M, D) -> (M,)."""
-        rows = max(1, self.kernels_at_once // len(self.white))
+    def _log_sum(self, white: Tensor, h: float, others: Tensor | None = None) -> Tensor:
+        """log Σ_j exp(-|white_i - white_j|² / 2h²) for each row i; (M, D) -> (M,).
+
+        j runs over the data, or over `others`, of which row i is then left out.
+        """
+        centres = self.white if others is None else others
+        rows = max(1, self.kernels_at_once // len(centres))
         parts = []
         for first in range(0, len(white), rows):
             block = white[first : first + rows]
             # The matrix-product form of the distance would lose half of the digits.
             distance = torch.cdist(
-                block, self.white, compute_mode="donot_use_mm_for_euclid_dist"
+                block, centres, compute_mode="donot_use_mm_for_euclid_dist"
             )  # (rows, N)
             log_kernel = -0.5 * (distance / h).square()
-            if skip_self:
+            if others is not None:
                 log_kernel.diagonal(first).fill_(-math.inf)
             parts.append(log_kernel.logsumexp(-1))
         return torch.cat(parts)

@@ -38,7 +38,7 @@ class GAN(nn.Module):
     def __init__(
         self,
         data_dim: int,
-        latent_dim: int = 2,
+        latent_dim: int = 8,
         hidden: Sequence[int] = (128, 128),
         act: str = "relu",
         output: str = "linear",

@@ -24,6 +24,8 @@ def loss(s: Subject) -> Picture | None:
     if len(s.history) < 2:
         return None
     columns = [c for c in s.history.columns if c not in ("step", "seconds")]
+    if "pair_loss" in columns:
+        return _implicit_loss(s)
     lines = {
         c.replace("_", " "): s.history[c] for c in columns if not c.startswith(("valid_", "kl_"))
     }
@@ -32,12 +34,20 @@ def loss(s: Subject) -> Picture | None:
         same = np.nanmax(np.abs(gap)) <= 1e-4 * np.nanmax(np.abs(s.history[c]))  # but for rounding
         if c.startswith("valid_") and not same:
             name = c.removeprefix("valid_").replace("elbo", "ELBO")
-            lines[f"held-out −{name}"] = -s.history[c]
+            lines[f"held-out −{name}" if s.bound else "held-out loss"] = -s.history[c]
     text = "Mean over each interval of steps; lower is better."
     if s.kept is not None:
         text += " The parameters kept are those of the best held-out value."
     if any("divergence" in c for c in columns):
         text = "Both players and the divergence that the critic sees. No curve here is a bound."
+    return Picture("loss", "Loss", text, draw.curves(s.history["step"], lines, s.unit, s.kept))
+
+
+def _implicit_loss(s: Subject) -> Picture:
+    """The players' losses have nothing in common; the ELBO that they estimate is what counts."""
+    text = "The ELBO with its sign turned and its KL, as the critic estimates them: no bounds. The "
+    text += "last part trains the critic alone."
+    lines = {"−ELBO ≈": s.history["pair_loss"], "KL ≈": s.history["kl"]}
     return Picture("loss", "Loss", text, draw.curves(s.history["step"], lines, s.unit, s.kept))
 
 

@@ -248,7 +248,7 @@ def _posterior(folder: Path, plan: Plan, data: DataSet, fitted: Fitted) -> None:
 def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     """Everything the page of a fit says."""
     subject = Subject(
-        fitted.model, data, fitted.history, fitted.unit, seed=plan.seed,
+        fitted.model, data, fitted.history, fitted.unit, seed=plan.seed, bound=plan.card.bound,
         kept=fitted.run.best_step if fitted.run is not None else None,
     )  # fmt: skip
     own_bound = subject.offers("elbo")
@@ -283,12 +283,18 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
                 ),
             },
             "Training": {
-                "by": TRAINERS[plan.trainer], **_facts(plan.settings), "seed": plan.seed,
+                "by": _by(plan), **_facts(plan.settings), "seed": plan.seed,
                 **_pace(fitted),
             },
         },
         notes=notes,
     )  # fmt: skip
+
+
+def _by(plan: Plan) -> str:
+    if plan.trainer == "elbo" and not plan.card.bound:
+        return "stochastic gradients of its loss, which is no bound on log p(x)"
+    return TRAINERS[plan.trainer]
 
 
 def _facts(options: Mapping[str, Any]) -> dict[str, str]:
