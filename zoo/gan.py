@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from zoo.networks import MLP
+from zoo.networks import MLP, check_sizes
 
 OUTPUTS = {"linear": lambda h: h, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
@@ -44,7 +44,7 @@ class GAN(nn.Module):
         output: str = "linear",
     ):
         super().__init__()
-        _check_sizes(data_dim=data_dim, latent_dim=latent_dim, hidden=min(hidden, default=1))
+        check_sizes(data_dim=data_dim, latent_dim=latent_dim, hidden=hidden)
         if output not in OUTPUTS:
             raise ValueError(f"output: expected one of {list(OUTPUTS)}, got {output!r}.")
         self.data_dim, self.latent_dim, self.output = data_dim, latent_dim, output
@@ -81,15 +81,9 @@ class Critic(nn.Module):
 
     def __init__(self, data_dim: int, hidden: Sequence[int] = (128, 128), act: str = "silu"):
         super().__init__()
-        _check_sizes(data_dim=data_dim, hidden=min(hidden, default=1))
+        check_sizes(data_dim=data_dim, hidden=hidden)
         self.network = MLP(data_dim, hidden, 1, act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (...)."""
         return self.network(x).squeeze(-1)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}: expected sizes of at least 1, got {size}.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
-from zoo.networks import MLP
+from zoo.networks import MLP, check_sizes
 
 
 class ImplicitVAE(nn.Module):
@@ -51,10 +51,7 @@ class ImplicitVAE(nn.Module):
         act: str = "silu",
     ):
         super().__init__()
-        sizes = {"data_dim": data_dim, "latent_dim": latent_dim, "hidden": min(hidden, default=1)}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}: expected sizes of at least 1, got {size}.")
+        check_sizes(data_dim=data_dim, latent_dim=latent_dim, hidden=hidden)
         if noise_dim < latent_dim:
             raise ValueError(
                 f"noise_dim: expected at least latent_dim = {latent_dim}, got {noise_dim}: z would "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import pyro
@@ -12,7 +11,15 @@ from torch import Tensor, nn
 
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
-from zoo.networks import MLP, ConvDecoder, ConvEncoder, mean_and_scale
+from zoo.networks import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    check_image_shape,
+    check_rows,
+    check_sizes,
+    mean_and_scale,
+)
 
 
 class VAE(nn.Module):
@@ -57,7 +64,7 @@ class VAE(nn.Module):
         act: str = "tanh",
     ):
         super().__init__()
-        _check_sizes(data_dim=data_dim, latent_dim=latent_dim, hidden=hidden)
+        check_sizes(data_dim=data_dim, latent_dim=latent_dim, hidden=hidden)
         self.data_dim, self.latent_dim = data_dim, latent_dim
         self.likelihood = head(likelihood)
         codes = _codes(encoder_variance) * latent_dim
@@ -66,14 +73,14 @@ class VAE(nn.Module):
             self.encoder: nn.Module = MLP(data_dim, hidden, codes, act)
             self.decoder: nn.Module = MLP(latent_dim, hidden[::-1], outputs * data_dim, act)
         else:
-            shape = _check_image_shape(networks, image_shape, data_dim)
+            shape = check_image_shape(networks, image_shape, data_dim)
             self.encoder = ConvEncoder(shape, codes, act=act)
             self.decoder = ConvDecoder(latent_dim, shape, outputs, act=act)
 
     def model(self, x: Tensor, size: int | None = None) -> None:
         """p(z) p(x | z) for a mini-batch x (B, D) of `size` data."""
         pyro.module("vae", self)
-        _check_rows(x, self.data_dim)
+        check_rows(x, self.data_dim)
         with pyro.plate("data", size or x.shape[-2], subsample=x):
             zero = x.new_zeros(self.latent_dim)
             z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))  # (K, B, L)
@@ -82,7 +89,7 @@ class VAE(nn.Module):
     def guide(self, x: Tensor, size: int | None = None) -> None:
         """q(z | x)."""
         pyro.module("vae", self)
-        _check_rows(x, self.data_dim)
+        check_rows(x, self.data_dim)
         with pyro.plate("data", size or x.shape[-2], subsample=x):
             mean, scale = _mean_and_scale(self.encoder(x), self.latent_dim)
             pyro.sample("z", dist.Normal(mean, scale).to_event(1))
@@ -92,7 +99,7 @@ class VAE(nn.Module):
 
         Reads the values, so it belongs before a fit and not into one.
         """
-        _check_rows(x, self.data_dim)
+        check_rows(x, self.data_dim)
         self.likelihood.validate(x)
 
     @torch.no_grad()
@@ -150,7 +157,7 @@ class ConditionalVAE(nn.Module):
         act: str = "tanh",
     ):
         super().__init__()
-        _check_sizes(data_dim=data_dim, classes=classes, latent_dim=latent_dim, hidden=hidden)
+        check_sizes(data_dim=data_dim, classes=classes, latent_dim=latent_dim, hidden=hidden)
         self.data_dim, self.classes, self.latent_dim = data_dim, classes, latent_dim
         self.likelihood = head(likelihood)
         codes = _codes(encoder_variance) * latent_dim
@@ -162,7 +169,7 @@ class ConditionalVAE(nn.Module):
                 latent_dim + classes, hidden[::-1], outputs * data_dim, act
             )
         else:
-            c, h, w = _check_image_shape(networks, image_shape, data_dim)
+            c, h, w = check_image_shape(networks, image_shape, data_dim)
             self.copies = h * w
             self.encoder = ConvEncoder((c + classes, h, w), codes, act=act)
             self.decoder = ConvDecoder(latent_dim + classes, (c, h, w), outputs, act=act)
@@ -229,7 +236,7 @@ class ConditionalVAE(nn.Module):
         return torch.cat([v, one_hot.expand(*v.shape[:-1], -1)], -1)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
-        _check_rows(x, self.data_dim)
+        check_rows(x, self.data_dim)
         if y.shape != x.shape[:-1] or y.is_floating_point():
             raise ValueError(
                 f"y: expected {tuple(x.shape[:-1])} integer labels, one for each row of x, got "
@@ -238,9 +245,11 @@ class ConditionalVAE(nn.Module):
 
     def _check_range(self, y: Tensor) -> None:
         if ((y < 0) | (y >= self.classes)).any():
+            low, high = int(y.min()), int(y.max())
             raise ValueError(
-                f"y: expected labels 0 to {self.classes - 1}, got {int(y.min())} to "
-                f"{int(y.max())}. Pass classes={int(y.max()) + 1}, or renumber the labels from 0."
+                f"y: expected labels 0 to {self.classes - 1}, got {low}"
+                f"{f' to {high}' if high > low else ''}. Build the pair with classes={high + 1}, or "
+                "renumber the labels from 0."
             )
 
 
@@ -262,32 +271,3 @@ def _prior(pair: VAE | ConditionalVAE, n: int) -> Tensor:
         raise ValueError(f"n: expected at least one draw, got {n}.")
     like = next(pair.decoder.parameters())
     return torch.randn(n, pair.latent_dim, dtype=like.dtype, device=like.device)
-
-
-def _check_rows(x: Tensor, data_dim: int) -> None:
-    if x.ndim < 2 or x.shape[-1] != data_dim:
-        raise ValueError(
-            f"x: expected rows of data_dim = {data_dim} values, (B, {data_dim}), got shape "
-            f"{tuple(x.shape)}. Flatten images with x.flatten(1), or change data_dim."
-        )
-
-
-def _check_sizes(**sizes: int | Sequence[int]) -> None:
-    for name, size in sizes.items():
-        for width in [size] if isinstance(size, int) else size:
-            if width < 1:
-                raise ValueError(f"{name}: expected sizes of at least 1, got {size}.")
-
-
-def _check_image_shape(
-    networks: str, image_shape: Sequence[int] | None, data_dim: int
-) -> tuple[int, int, int]:
-    if networks != "conv":
-        raise ValueError(f"networks: expected mlp or conv, got {networks!r}.")
-    if image_shape is None or len(image_shape) != 3 or math.prod(image_shape) != data_dim:
-        raise ValueError(
-            f"image_shape: convolutional networks need (channels, height, width) with "
-            f"{data_dim} values in all, got {image_shape}. A set from zoo.data has one."
-        )
-    c, h, w = image_shape
-    return c, h, w

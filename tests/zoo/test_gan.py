@@ -37,7 +37,7 @@ def test_sites_and_particles():
 
 @pytest.mark.parametrize("output, low, high", [("sigmoid", 0.0, 1.0), ("tanh", -1.0, 1.0)])
 def test_output_range(output, low, high):
-    x = GAN(4, output=output).decode(100 * torch.randn(50, 2))
+    x = GAN(4, latent_dim=2, output=output).decode(100 * torch.randn(50, 2))
     assert low <= float(x.min().detach()) and float(x.max().detach()) <= high
 
 

@@ -174,7 +174,7 @@ def _reader(hint: Any) -> tuple[type, Callable[[Any], Any]] | None:
     if sequences:
         nested = any(typing.get_origin(a) in _SEQUENCES for a in typing.get_args(sequences[0]))
         if nested:
-            return str, lambda text: tuple(numbers(t) for t in text.split("/"))
+            return str, _layers
         return str, _word_or_numbers if str in plain else numbers
     if plain == [str, float] or plain == [float, str]:
         return str, _word_or_number
@@ -186,6 +186,15 @@ _SEQUENCES = (Sequence, tuple, list)
 
 def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _layers(text: str) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(numbers(t) for t in text.split("/"))
+    except ValueError as error:
+        raise ValueError(
+            f"expected whole numbers with / between layers, such as 200,200/100, got {text!r}."
+        ) from error
 
 
 def _word_or_numbers(text: str) -> Any:
