@@ -248,8 +248,8 @@ class ConditionalVAE(nn.Module):
             low, high = int(y.min()), int(y.max())
             raise ValueError(
                 f"y: expected labels 0 to {self.classes - 1}, got {low}"
-                f"{f' to {high}' if high > low else ''}. Build the pair with classes={high + 1}, or "
-                "renumber the labels from 0."
+                f"{f' to {high}' if high > low else ''}. Build the pair with "
+                f"classes={high + 1}, or renumber the labels from 0."
             )
 
 
