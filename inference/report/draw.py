@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from .theme import ACCENT, CLASSES, CYCLE, NARROW, WIDTH, Theme
 
@@ -73,6 +74,8 @@ def curves(
         if mark is not None:
             ax.axvline(mark, color=theme.faint, lw=1, ls=":", label=f"kept: step {mark:,}")
         ax.set(xlabel="step", ylabel=ylabel)
+        if step[-1] >= 10_000:  # 20k: numbers of six digits would run into each other
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.margins(x=0.02)
         if len(lines) > 1 or mark is not None:
             ax.legend()
