@@ -247,3 +247,23 @@ def _learnable(p: Tensor) -> Tensor:
     if p.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(p):
         return p
     return p.detach().requires_grad_()
+
+
+def check_arguments(model: Callable, args: tuple) -> tuple:
+    """The arguments, where the model's signature can take them.
+
+    Raises:
+        TypeError: too few or too many of them; the message shows the signature.
+    """
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):  # built in, or without one: the call itself will tell
+        return args
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise TypeError(
+            f"data: the model takes {signature}, got {len(args)} "
+            f"argument{'s' * (len(args) != 1)}: {error}. Pass all of them, as one tuple."
+        ) from None
+    return args

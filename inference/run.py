@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .elbo import Estimator
-from .pair import Pair, modules_of
+from .pair import Pair, check_arguments, modules_of
 from .step import Update, Variables
 
 
@@ -179,4 +179,4 @@ def resolve(run: Any, data: tuple) -> tuple[Callable, Callable, tuple, Callable,
     )
     if not args:
         raise TypeError("no data was given.")
-    return model, guide, args, context, device
+    return model, guide, check_arguments(model, args), context, device

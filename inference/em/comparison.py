@@ -147,8 +147,15 @@ def compare_mixtures(
         MixtureComparison.
 
     Raises:
+        TypeError: the pair is not a Bayesian mixture.
         ValueError: data that no mixture can be fitted to, or options out of range.
     """
+    needed = ("components", "covariance", "initialise", "prior", "posterior", "model", "guide")
+    if missing := [name for name in needed if not hasattr(pair, name)]:
+        raise TypeError(
+            f"pair: expected a Bayesian mixture, such as zoo.mixture.GaussianMixture; "
+            f"{type(pair).__name__} has no {', '.join(missing)}."
+        )
     x = check_mixture_data(x, pair.components, pair.covariance)
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a share of at least 0 and below 1, got {held_out}.")

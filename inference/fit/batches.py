@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pair import check_arguments
+
 LARGEST = 2**26  # particles times numbers of data in one pass
 
 
@@ -126,6 +128,12 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
     """Model, guide and data of `fit(pair, data)`."""
+    if callable(getattr(pair, "model", None)) and not hasattr(pair, "guide"):
+        raise TypeError(
+            f"fit: {type(pair).__name__} has no guide. A generator without a density is fitted "
+            "against a critic, by inference.adversarial.fit_adversarial; for a guide made from the "
+            "model, see inference.make_guide."
+        )
     if not callable(getattr(pair, "model", None)) or not callable(getattr(pair, "guide", None)):
         raise TypeError(
             f"fit: expected a pair with methods `model` and `guide`, or fit(model, guide, data); "
@@ -147,7 +155,8 @@ def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | No
             args += (data.train_labels,)
             held = held and (*held, data.valid_labels)
         return args, held if valid is None else _tuple(valid)
-    return _tuple(data), None if valid is None else _tuple(valid)
+    args = check_arguments(model, _tuple(data))
+    return args, None if valid is None else check_arguments(model, _tuple(valid))
 
 
 def _tuple(data: Any) -> tuple:

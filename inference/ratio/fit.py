@@ -129,13 +129,20 @@ def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0, **options: object
 
 def _check_samples(x_p: Tensor, x_q: Tensor) -> None:
     for name, x in (("x_p", x_p), ("x_q", x_q)):
+        if not torch.is_tensor(x):
+            raise ValueError(
+                f"{name}: expected a tensor of shape (N, D), got {type(x).__name__}. "
+                "Wrap it in torch.tensor."
+            )
         if x.dim() != 2 or not x.is_floating_point():
             raise ValueError(
                 f"{name}: expected floats of shape (N, D), got {x.dtype} of shape {tuple(x.shape)}."
                 " Reshape it, x[:, None] for one dimension."
             )
         if len(x) < 20 or x.shape[1] == 0:
-            raise ValueError(f"{name}: expected at least 20 samples, got shape {tuple(x.shape)}.")
+            raise ValueError(
+                f"{name}: expected at least 20 samples, got shape {tuple(x.shape)}. Draw more."
+            )
         if not torch.isfinite(x).all():
             n = int((~torch.isfinite(x)).sum())
             raise ValueError(f"{name}: {n} values are NaN or infinite. Drop those rows first.")

@@ -5,10 +5,11 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 
-from inference import elbo, fit, optim
+from inference import elbo, evaluate, fit, optim
 from inference.fit import Batches
 from zoo.data import load
-from zoo.vae import VAE
+from zoo.gan import GAN
+from zoo.vae import VAE, ConditionalVAE
 
 N = 60
 X = torch.randn(N, generator=torch.Generator().manual_seed(0)) + 2
@@ -145,6 +146,12 @@ def test_wrong_kinds():
         fit(told, X)
     with pytest.raises(TypeError, match="data"):
         fit(told, AutoNormal(told), "digits")
+    with pytest.raises(TypeError, match=r"GAN has no guide\..*fit_adversarial"):
+        fit(GAN(2), X)
+    labelled = ConditionalVAE(3, latent_dim=2, hidden=(4,))
+    for judge in (fit, evaluate):
+        with pytest.raises(TypeError, match=r"got 1 argument: missing .* 'y'"):
+            judge(labelled, torch.ones(5, 3))
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,7 @@ GOOD = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     "call, message",
     [
         (lambda: density_ratio(GOOD[:0], GOOD), "x_p: expected at least 20 samples"),
+        (lambda: density_ratio(GOOD.tolist(), GOOD), "x_p: expected a tensor"),
         (lambda: density_ratio(GOOD, GOOD[:, :1]), "D = 2.*D = 1"),
         (lambda: density_ratio(GOOD, GOOD[:, 0]), r"x_q: expected floats of shape \(N, D\)"),
         (lambda: density_ratio(GOOD.long(), GOOD), "x_p: expected floats"),

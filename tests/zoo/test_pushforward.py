@@ -220,6 +220,9 @@ def test_log_determinant_equals_autodiff():
         (lambda: linear(dist.Laplace(BIAS, one).to_event(1), MATRIX[:2]), "not Gaussian"),
         (lambda: square(dist.Normal(BIAS, one).to_event(1)), "over numbers"),
         (lambda: Folded(dist.Normal(zero, one), square(uniform()).transforms[0], []), "at least"),
+        (lambda: square(dist.Categorical(torch.ones(3, **f64))), "continuous"),
+        (lambda: negative_log(dist.Poisson(one)), "continuous"),
+        (lambda: negative_log(dist.Normal(zero, one)), "positive numbers"),
     ],
 )
 def test_refuses(make, words):

@@ -11,6 +11,7 @@ any other. Source: Bishop, Pattern Recognition and Machine Learning, eq. 1.27 an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -47,8 +48,29 @@ def negative_log(base: TorchDistribution) -> dist.TransformedDistribution:
         p(x) = p_z(e^-x) e^-x
 
     With z uniform on (0, 1), x is exponential with rate 1.
+
+    Raises:
+        ValueError: z is discrete or can be negative.
     """
+    _check_density(base)
+    support: Any = base.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if not torch.all(torch.as_tensor(getattr(support, "lower_bound", -torch.inf)) >= 0):
+        raise ValueError(
+            f"base: expected positive numbers, got support {base.support}: a negative number has "
+            "no logarithm. Take absolute(base) or exponentiate it first."
+        )
     return dist.TransformedDistribution(base, [NegativeLog()])
+
+
+def _check_density(base: TorchDistribution) -> None:
+    support: Any = base.support
+    if support.is_discrete:
+        raise ValueError(
+            f"base: expected a continuous distribution, got {type(base).__name__}: no volume is "
+            "stretched where z is discrete. Use its own log_prob at the preimages."
+        )
 
 
 class Square(Transform):
@@ -105,6 +127,7 @@ class Folded(dist.TransformedDistribution):
                 f"base: expected a distribution over numbers, got event shape {base.event_shape}. "
                 "Fold first and call .to_event afterwards."
             )
+        _check_density(base)
         if not branches:
             raise ValueError("branches: expected at least one transform, got none.")
         super().__init__(base, [fold])

@@ -15,6 +15,7 @@ from inference.em import (
     variational_bayes,
 )
 from zoo.mixture import GaussianMixture
+from zoo.vae import VAE
 
 f64 = {"dtype": torch.float64}
 QUICK = {"steps": 40, "draws": 200, "restarts": 3, "compile": False}
@@ -110,6 +111,11 @@ def test_refuses(x, keywords, words):
     held_out = {"held_out": 0.4} if len(x) == 7 else {}
     with pytest.raises(ValueError, match=words):
         compare_mixtures(x, GaussianMixture(2), **{**QUICK, **held_out, **keywords})
+
+
+def test_refuses_another_pair():
+    with pytest.raises(TypeError, match="VAE has no components"):
+        compare_mixtures(torch.randn(9, 2), VAE(2, latent_dim=1))
 
 
 @pytest.mark.parametrize("real", [True, False])
