@@ -21,6 +21,7 @@ from .fit import Batches, batch_transform, pick_device
 from .game import AVERAGE, GameUpdate, Played, as_function, named, play, under
 from .optim import Adam
 from .pair import Pair, modules_of, own_copy
+from .randomness import forked
 from .ratio import DIVERGENCES, Critic, gradient_penalty
 
 OBJECTIVES = ("non-saturating", "minimax", "wasserstein", *DIVERGENCES)
@@ -202,8 +203,7 @@ def fit_adversarial(
     if not wasserstein:
         penalty = penalty * float(x.var(0).mean())
 
-    with torch.random.fork_rng([where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with forked(seed):
         model, _ = own_copy(getattr(generator, "model", generator), _no_guide)
         for module in modules_of(model):
             module.to(where)

@@ -15,6 +15,7 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from .many import Many
+from .randomness import forked
 from .run import Run, resolve
 from .weights import LogWeights, Term, log_weights, no_validation, plate_nesting
 from .weights.simulate import by_plate, is_computed, is_data, is_latent, pointwise, simulate, values
@@ -84,9 +85,7 @@ class Chain:
     @contextlib.contextmanager
     def ready(self, seed: int) -> Iterator[None]:
         """No gradients, no checks, the chain's parameters, and a random state of its own."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), no_validation(), self.bind():
-            torch.manual_seed(seed)
+        with forked(seed), torch.no_grad(), no_validation(), self.bind():
             yield
 
 

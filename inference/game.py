@@ -20,6 +20,7 @@ from torch.func import functional_call
 from .fit import WORTH_COMPILING, Batches
 from .optim import Optimiser
 from .progress import Progress
+from .randomness import forked
 from .run import History
 from .step import CompiledStep, EagerStep, Update, Variables
 from .trace import TraceFailure
@@ -217,8 +218,7 @@ def _as_update(update: GameUpdate) -> Update:
 
 
 def _columns(update: GameUpdate, variables: Variables, batch: tuple) -> list[str]:
-    devices = [variables.count.device] if variables.count.is_cuda else []
-    with torch.random.fork_rng(devices), no_validation():
+    with forked(), no_validation():
         params = {k: v.detach().requires_grad_() for k, v in variables.params.items()}
         return list(update.losses(params, variables.buffers, batch))
 
@@ -233,8 +233,7 @@ def _compiled(
     """Both steps compiled and proved equal to the eager ones, `variables` left as they were."""
     steps = [CompiledStep(_as_update(u), variables, rate) for u in updates]
     kept = variables.clone()
-    devices = [rate.device] if rate.is_cuda else []
-    with torch.random.fork_rng(devices):
+    with forked():
         for step in steps if critic_steps > 1 else steps[1:]:
             step(batches.example())
     with torch.no_grad():

@@ -179,7 +179,7 @@ class Gradients:
         if self.how == "batched":
             inputs = list(self.params.values())
             try:
-                run = compiled(traced(self._function, inputs), inputs, own=len(inputs))
+                run = compiled(traced(self._function, inputs), inputs)
             except TraceFailure as failure:
                 self.note = f"not compiled: {failure}"
                 return
@@ -195,7 +195,7 @@ class Gradients:
         inputs.append(one.values)
         own, threads = len(inputs) - 1, torch.get_num_threads()
         with _one_thread():  # inside a draw; the draws are shared out
-            run = compiled(graph, inputs, own=own)
+            run = compiled(graph, inputs)
             loops = [Replay(run, inputs, own=own) for _ in range(threads)]
         state = torch.get_rng_state()
         expected = self._row(*inputs[:own])

@@ -29,6 +29,7 @@ from .fit import Batches, arguments, batch_transform, halves, pick_device
 from .game import GameUpdate, Played, as_function, named, play, under
 from .optim import Adam
 from .pair import Pair, modules_of, own_copy
+from .randomness import forked
 from .ratio import Critic, Estimate
 from .weights import LogWeights, log_weights
 
@@ -229,8 +230,7 @@ def fit_implicit(
     batches = Batches(args, min(256, rows) if batch_size is None else batch_size, seed)
     example = batches.example()
 
-    with torch.random.fork_rng([where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with forked(seed):
         model, guide = own_copy(model, guide)
         for module in (*modules_of(model), *modules_of(guide)):
             module.to(where)

@@ -16,6 +16,7 @@ from .elbo import Estimator, Trace
 from .fit import Batches, arguments, halves, pick_device, schedule_of, start
 from .optim import Adam, Optimiser
 from .progress import Progress
+from .randomness import forked
 from .run import History, Run
 from .step import CompiledStep, EagerStep, Update, Variables
 from .trace import TraceFailure
@@ -153,8 +154,7 @@ def fit_many(
     example = tuple(a[0] if v == 0 else a for a, v in zip(args, vary))
     if not stacked:
         example = batches.example()
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with forked(seed):
         size = batches.size if batch_size is not None else None
         run = start(model, guide, example, size, elbo, where, seed)
         update = Update(
@@ -217,7 +217,7 @@ def _compiled(
         batch = args if stacked else batches.next()[0]
         batches.restore(order)
         kept = variables.clone()
-        with torch.random.fork_rng(devices=[rate.device] if rate.is_cuda else []):
+        with forked():
             step(batch)
         with torch.no_grad():
             variables.assign(kept)

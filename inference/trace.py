@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .matmul import lowered, use_onednn
+from .randomness import forked
 
 aten = torch.ops.aten
 
@@ -219,18 +220,11 @@ class Recorded(TorchDispatchMode):
         return torch.cat(self.draws)
 
 
-def compiled(
-    graph: GraphModule, inputs: Sequence[Tensor], own: int = 0
-) -> Callable[[list[Tensor]], Tensor]:
-    """Machine code for a graph: a function of the list of inputs.
-
-    Args:
-        graph: from `traced`.
-        inputs: example inputs.
-        own: how many of them, from the first, will be the same tensors at every call.
+def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    """Machine code for a graph from `traced`: a function of the list of inputs.
 
     Random numbers come from torch's own generators in the graph's order, so that the same seed
-    gives the same noise as the eager function. On CUDA the launches are captured once and replayed.
+    gives the same noise as the eager function.
 
     Raises:
         TraceFailure: there is no working compiler, or inductor cannot lower an operation.
@@ -246,13 +240,10 @@ def compiled(
             warnings.simplefilter("ignore")
             run: Any = compile_fx(graph, list(inputs))
             trial = [t.clone() for t in inputs]
-            devices = list({t.device for t in trial if t.is_cuda})
-            with torch.random.fork_rng(devices=devices):
+            with forked():
                 run(*trial)  # compile_fx is lazy: errors come with the first call
     except Exception as error:
         raise _failure(error, "") from error
-    if any(t.is_cuda for t in inputs):
-        return _captured(run, inputs, own)
     return functools.partial(_call, run)
 
 
@@ -260,47 +251,6 @@ def _call(run: Callable, inputs: list[Tensor]) -> Tensor:
     with torch.no_grad():
         out = run(*inputs)
     return out[0] if isinstance(out, (list, tuple)) else out
-
-
-def _captured(
-    run: Callable, inputs: Sequence[Tensor], own: int
-) -> Callable[[list[Tensor]], Tensor]:
-    """Capture the launches of one call in a CUDA graph and replay them.
-
-    The first `own` inputs are the same tensors at every call (parameters and state: used in
-    place); the others are copied into fixed memory first.
-    """
-    fixed = [*inputs[:own], *(t.clone() for t in inputs[own:])]
-    graph: torch.cuda.CUDAGraph | None = None
-    out = torch.empty(0)
-
-    def capture() -> torch.cuda.CUDAGraph:
-        nonlocal out
-        before = [t.clone() for t in fixed[:own]]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # a first call allocates and tunes; it must not be captured
-            _call(run, fixed)
-        torch.cuda.current_stream().wait_stream(side)
-        for t, b in zip(fixed, before):
-            t.copy_(b)
-        recording = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recording):
-            out = _call(run, fixed)
-        return recording
-
-    def call(now: list[Tensor]) -> Tensor:
-        nonlocal graph
-        if any(a is not b for a, b in zip(now[:own], fixed)):
-            return _call(run, now)  # other variables, as in the proof
-        for t, f in zip(now[own:], fixed[own:]):
-            f.copy_(t)
-        if graph is None:
-            graph = capture()
-        graph.replay()
-        return out.clone()
-
-    return call
 
 
 def _failure(error: BaseException, site: str) -> TraceFailure:

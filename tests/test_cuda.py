@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from inference import elbo, fit
+from inference.optim import Adam
+from inference.pair import Pair
+from inference.step import CompiledStep, Update, Variables
 from inference.toys import LinearGaussian
 from zoo.cards import CARDS
 from zoo.cli import run
@@ -48,6 +51,38 @@ def test_estimators(estimator):
     assert got.compiled, got.eager_because
     assert all(np.isfinite(got.losses))
     assert all(p.device.type == torch.device(DEVICE).type for p in got.params.values())
+
+
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_a_step_never_waits_for_the_device(repeats):
+    pair = LinearGaussian().to(DEVICE)
+    x = pair.data().to(DEVICE)
+    update = Update(Pair(pair.model, pair.guide, (x,)), elbo.IWAE(3), Adam())
+    variables = Variables.start(update.pair, update.optimiser)
+    step = CompiledStep(update, variables, torch.tensor(1e-3, device=DEVICE), repeats)
+    step((x,))
+    if DEVICE == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = torch.stack([step((x,)) for _ in range(3)])
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(losses.unique()) == losses.numel()  # new noise for each
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_held_out_data_leave_the_noise_alone(compile):
+    pair = LinearGaussian()
+    x = pair.data()
+    runs = [
+        fit(
+            pair, x, valid=v, valid_every=2, steps=10, compile=compile, device=DEVICE,
+            progress=False,
+        )
+        for v in (None, x)
+    ]  # fmt: skip
+    assert np.allclose(runs[0].losses, runs[1].losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name, trainer", TRAINED)

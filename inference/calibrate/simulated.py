@@ -13,6 +13,7 @@ from torch import Tensor
 from ..draws import Chain
 from ..many import fit_many
 from ..pair import Pair
+from ..randomness import forked
 from ..step import DrawnAnew
 from ..weights import LogWeights, Term, log_weights, no_validation
 from ..weights.simulate import is_computed, is_latent, values
@@ -126,14 +127,12 @@ def posteriors(
 
     per_set = draws * sum(v[0].numel() for v in sets.truths.values())
     step = max(1, NUMBERS // max(1, per_set))
-    devices = [chain.device] if chain.device.type == "cuda" else []
     parts = []
     with (
-        torch.random.fork_rng(devices=devices), torch.no_grad(), no_validation(), DrawnAnew(),
+        forked(seed), torch.no_grad(), no_validation(), DrawnAnew(),
         warnings.catch_warnings(),
     ):  # fmt: skip
         warnings.filterwarnings("ignore", ".*was not registered in the param store")
-        torch.manual_seed(seed)
         for start in range(0, len(sets), step):
             part = slice(start, start + step)
             cut = {k: v[part] if stacked == 0 else v for k, v in params.items()}

@@ -20,6 +20,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ..randomness import forked
 from ..weights import no_validation
 
 LIBRARIES = ("torch", "pyro", "numpy", "builtins", "functools", "inference")
@@ -29,13 +30,11 @@ DEPTH, MANY = 4, 5_000  # how far references are followed, and how many of them
 @contextmanager
 def untouched() -> Iterator[None]:
     """Run what is inside the block; afterwards everything global is as before."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     dtype, numpy_state, python_state = (
         torch.get_default_dtype(), np.random.get_state(), random.getstate()
     )  # fmt: skip
     with (
-        torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []),
-        pyro.get_param_store().scope(), no_validation(), torch.enable_grad(),
+        forked(), pyro.get_param_store().scope(), no_validation(), torch.enable_grad(),
         warnings.catch_warnings(),
     ):  # fmt: skip
         warnings.simplefilter("ignore")

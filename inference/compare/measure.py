@@ -14,6 +14,7 @@ from torch import Tensor
 from ..elbo import IWAE, Estimator
 from ..gradients import Gradients, Moments
 from ..pair import Pair, own_copy
+from ..randomness import forked
 from ..run import Run
 from ..weights import LogWeights, log_weights, no_validation
 from .groups import Group, groups_of
@@ -73,8 +74,7 @@ def compare(
     if draws < 4:
         raise ValueError(f"draws: expected at least 4, got {draws}.")
     args = batch if isinstance(batch, tuple) else (batch,)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with forked(seed):
         place = _place(model, guide, args)
         measured = [Measured(place, e, draws, seed) for e in estimators]
         ahead = sum(m.ahead for m in measured)

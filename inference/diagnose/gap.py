@@ -18,6 +18,7 @@ from ..elbo import Trace
 from ..optim import Adam
 from ..pair import Pair
 from ..psis import khat
+from ..randomness import forked
 from ..step import DrawnAnew, Update
 from ..weights import log_weights, no_validation
 
@@ -122,14 +123,11 @@ def amortization_gap(
     local.buffers = fixed
     start = {k: params[k].detach().expand(len(rows), *params[k].shape).clone() for k in own}
 
-    devices = [chain.device] if chain.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with forked(seed):
         update = Update(local, Trace(particles), Adam(lr), kwargs=kwargs, vary=vary)
         best = _refitted(update, start, fixed, batch, steps)
-        noise = torch.random.get_rng_state()  # the same for both: less noise in the difference
-        before = _log_weights(local, start, fixed, batch, vary, kwargs, draws)
-        torch.random.set_rng_state(noise)
+        with forked():  # the same draws for both: less noise in the difference
+            before = _log_weights(local, start, fixed, batch, vary, kwargs, draws)
         after = _log_weights(local, best, fixed, batch, vary, kwargs, draws)
     log_px = torch.logsumexp(after, 0) - math.log(draws)
     return Gaps(rows, log_px, after.mean(0), before.mean(0), khat(before), khat(after))
@@ -188,8 +186,7 @@ def _batched() -> Iterator[None]:
 def _guide_only(chain: Chain, pair: Pair, params: dict, buffers: dict) -> list[str]:
     """Parameters that log q depends on and log p, at given latents, does not."""
     leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
-    devices = [chain.device] if chain.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), no_validation():
+    with forked(), torch.enable_grad(), no_validation():
         with pair.bind(leaves, buffers):
             weights = log_weights(
                 pair.model, pair.guide, *chain.args, nesting=pair.nesting,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..elbo import Trace
 from ..fit import fit
+from ..randomness import forked
 from ..weights import log_weights
 from .ascent import check_mixture_data, kmeans_plus_plus
 from .figure import draw_mixtures
@@ -220,10 +221,8 @@ def _best_seeds(x: Tensor, components: int, restarts: int, seed: int) -> Tensor:
 def _elbo_draws(run: Any, x: Tensor, components: int, draws: int, seed: int) -> Tensor:
     """log p(x, θ) - log q(θ) at `draws` draws of θ, with k summed out, nats."""
     chunk = max(1, 2**22 // (x.numel() * components))  # 32 MiB of float64 in each temporary
-    devices = [x.device] if x.device.type == "cuda" else []
     parts = []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with forked(seed), torch.no_grad():
         for first in range(0, draws, chunk):
             size = min(chunk, draws - first)
             weights = log_weights(run.model, run.guide, x, particles=size, nesting=1)

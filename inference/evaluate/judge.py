@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from ..psis import khat
+from ..randomness import forked
 from ..run import Run, resolve
 from ..weights import LogWeights, Term, log_weights, no_validation, plate_nesting
 from .evaluation import Evaluation
@@ -50,16 +51,14 @@ def evaluate(
     (the gap); Hoffman & Johnson 2016, ELBO surgery, eq. 4; Vehtari et al. 2024, arXiv:1507.02646
     (k-hat).
     """
-    model, guide, args, context, device = resolve(run, data)
+    model, guide, args, context, _ = resolve(run, data)
     if particles < 1:
         raise ValueError(f"particles: expected K >= 1, got {particles}.")
     for i, a in enumerate(args):
         if torch.is_tensor(a) and a.is_floating_point() and not torch.isfinite(a).all():
             raise ValueError(f"data: argument {i} holds NaN or infinite values.")
     n = len(args[0])
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), no_validation(), context():
-        torch.manual_seed(seed)
+    with forked(seed), torch.no_grad(), no_validation(), context():
         kwargs: dict[str, Any] = {"size": n} if isinstance(run, Run) and run.kwargs else {}
         nesting = run.pair_.nesting if isinstance(run, Run) else plate_nesting(model, guide, *args)
         full = log_weights(model, guide, *args, nesting=nesting, **kwargs)

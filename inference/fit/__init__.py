@@ -15,6 +15,7 @@ from ..check import refuse_errors
 from ..elbo import Estimator, Trace
 from ..optim import Adam, Optimiser
 from ..progress import Progress
+from ..randomness import forked
 from ..run import Run
 from ..step import Update, Variables, matmul_precision
 from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device, to
@@ -118,7 +119,7 @@ def fit(
     transform = batch_transform(data)
     args, held_out = arguments(model, data, valid)
     if callable(validate := getattr(pair, "validate", None)):  # a zoo pair knows its range of data
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             validate(*transform(args))  # as a step will see them
     args = tuple(to(a, where) for a in args)
     held_out = None if held_out is None else tuple(to(a, where) for a in held_out)
@@ -128,8 +129,7 @@ def fit(
 
     rows = chunk_rows(batches, elbo.particles, chunk)
     first = batches.example(rows)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with forked(seed):
         if resume is None:
             if check:
                 refuse_errors(

@@ -46,7 +46,8 @@ class Batches:
         self.whole = batch_size is None or batch_size == self.size
         self.batch_size = self.size if self.whole else batch_size
         self._order = torch.Generator().manual_seed(seed)
-        self._queue = torch.empty(0, dtype=torch.long)
+        self._where = next((a.device for a in args if self._sliced(a)), torch.device("cpu"))
+        self._queue = torch.empty(0, dtype=torch.long, device=self._where)
 
     def _sliced(self, a: Any) -> bool:
         return torch.is_tensor(a) and a.dim() > 0 and len(a) == self.size
@@ -65,11 +66,9 @@ class Batches:
         assert self.batch_size is not None and self.size is not None
         need = self.batch_size * repeats
         while len(self._queue) < need:
-            order = torch.randperm(self.size, generator=self._order)
-            self._queue = torch.cat([self._queue, order])
+            order = torch.randperm(self.size, generator=self._order)  # one order on all devices
+            self._queue = torch.cat([self._queue, order.to(self._where)])
         index, self._queue = self._queue[:need], self._queue[need:]
-        first = next(a for a in self.args if self._sliced(a))
-        index = index.to(first.device)
         shape = (repeats, self.batch_size) if repeats > 1 else (self.batch_size,)
 
         def take(a: Any) -> Any:
@@ -81,12 +80,12 @@ class Batches:
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs to go on with the same order."""
-        return {"order": self._order.get_state().clone(), "queue": self._queue}
+        return {"order": self._order.get_state().clone(), "queue": self._queue.cpu()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on where `state` was taken."""
         self._order.set_state(state["order"])
-        self._queue = state["queue"]
+        self._queue = state["queue"].to(self._where)
 
 
 def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..elbo import Estimator
 from ..progress import Progress
+from ..randomness import forked
 from ..replay import NotReplayable
 from ..run import Run
 from ..step import UNROLL, CompiledStep, EagerStep, ForeignStep, Update, at_step
@@ -152,7 +153,7 @@ class Loop:
             batch, shared = self.batches.next(repeats)
             self.batches.restore(order)
             try:
-                with torch.random.fork_rng(devices=[self.lr.device] if self.lr.is_cuda else []):
+                with forked():
                     kept = variables.clone()
                     step(batch, shared)
                     with torch.no_grad():
@@ -194,27 +195,26 @@ def held_out_values(
     pair, v = run.pair_, run.variables
     kwargs = dict.fromkeys(run.kwargs, rows)
     annealed = torch.tensor(1e9, device=v.count.device)  # a schedule's value at its end
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), no_validation():
-        torch.manual_seed(run.seed + 1)
-        with (
-            at_step(estimator, annealed),
-            pair.bind(v.params, {k: b.clone() for k, b in v.buffers.items()}),
-        ):
-            if run.divide == 1.0:
-                chunk = rows
-            for i in range(0, rows, chunk):
-                part = tuple(
-                    a[i : i + chunk] if torch.is_tensor(a) and a.dim() and len(a) == rows else a
-                    for a in args
-                )
-                weights = estimator.draw(
-                    pair.model, pair.guide, *part, nesting=pair.nesting, **kwargs
-                )
-                own = weights.scale or 1.0
-                values = {"bound": estimator.bound(weights), "elbo": weights.elbo().mean()}
-                values |= {f"kl_{n}": kl for n, kl in kl_by_site(weights).items()}
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) / own
+    with (
+        forked(run.seed + 1),
+        torch.no_grad(),
+        no_validation(),
+        at_step(estimator, annealed),
+        pair.bind(v.params, {k: b.clone() for k, b in v.buffers.items()}),
+    ):
+        if run.divide == 1.0:
+            chunk = rows
+        for i in range(0, rows, chunk):
+            part = tuple(
+                a[i : i + chunk] if torch.is_tensor(a) and a.dim() and len(a) == rows else a
+                for a in args
+            )
+            weights = estimator.draw(pair.model, pair.guide, *part, nesting=pair.nesting, **kwargs)
+            own = weights.scale or 1.0
+            values = {"bound": estimator.bound(weights), "elbo": weights.elbo().mean()}
+            values |= {f"kl_{n}": kl for n, kl in kl_by_site(weights).items()}
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value) / own
     per = rows if run.divide != 1.0 else 1
     return {k: s / per for k, s in sums.items()}
 

@@ -9,6 +9,7 @@ import torch
 
 from ..elbo import Estimator
 from ..pair import Pair, modules_of, own_copy
+from ..randomness import forked
 from ..run import History, Run
 from ..weights import log_weights, no_validation
 from .batches import signature
@@ -29,7 +30,7 @@ def start(
         kwargs["size"] = size
     pair = Pair(model, guide, example, kwargs)
     with (
-        torch.random.fork_rng(devices=[]), torch.no_grad(), no_validation(),
+        forked(), torch.no_grad(), no_validation(),
         pair.bind(pair.params, pair.buffers),
     ):  # fmt: skip
         weights = log_weights(model, guide, *example, nesting=pair.nesting, **kwargs)
@@ -61,7 +62,7 @@ def refuse_infinite(run: Run, example: tuple) -> None:
     """Raise ValueError when a site's log density is not finite before the first step."""
     pair, v = run.pair_, run.variables
     with (
-        torch.random.fork_rng(devices=[]), torch.no_grad(), no_validation(),
+        forked(), torch.no_grad(), no_validation(),
         pair.bind(v.params, {k: b.clone() for k, b in v.buffers.items()}),
     ):  # fmt: skip
         weights = log_weights(pair.model, pair.guide, *example, nesting=pair.nesting, **run.kwargs)

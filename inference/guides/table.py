@@ -14,6 +14,7 @@ from torch import Tensor
 from ..elbo import Estimator, Trace
 from ..fit import fit
 from ..psis import GOOD, ess, khat
+from ..randomness import forked
 from ..run import Run
 from ..weights import log_weights, no_validation
 from .make import make_guide
@@ -173,11 +174,9 @@ def joint_log_weights(run: Run, args: tuple, draws: int, seed: int = 0) -> Tenso
     """log p(x, z) - log q(z) over all data, for S draws of all latents: (S,)."""
     rows = max([len(a) for a in args if torch.is_tensor(a) and a.dim()], default=1)
     chunk = max(1, min(draws, CHUNK // rows))
-    cuda = [run.device] if run.device.type == "cuda" else []
     args = tuple(a.to(run.device) if torch.is_tensor(a) else a for a in args)
     out, pair = [], run.pair_
-    with torch.random.fork_rng(devices=cuda), torch.no_grad(), no_validation(), run.bind():
-        torch.manual_seed(seed)
+    with forked(seed), torch.no_grad(), no_validation(), run.bind():
         for start in range(0, draws, chunk):
             weights = log_weights(
                 pair.model, pair.guide, *args, particles=min(chunk, draws - start),
@@ -214,7 +213,7 @@ def _is_point(run: Run, args: tuple) -> bool:
     """Whether the guide gives one point, not draws."""
     pair = run.pair_
     args = tuple(a.to(run.device) if torch.is_tensor(a) else a for a in args)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), no_validation(), run.bind():
+    with forked(), torch.no_grad(), no_validation(), run.bind():
         weights = log_weights(pair.model, pair.guide, *args, nesting=pair.nesting)
     return not any(q.free for q in weights.guide.values() if not q.observed)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..randomness import forked
 from .critic import logistic_critic
 from .divergence import DIVERGENCES
 from .result import DensityRatio, Estimate
@@ -60,8 +61,7 @@ def density_ratio(
     if steps < 0:
         raise ValueError(f"steps: expected 0 or more, got {steps}.")
     begun = time.perf_counter()
-    with torch.random.fork_rng([x_p.device] if x_p.is_cuda else []):
-        torch.manual_seed(seed)
+    with forked(seed):
         train_p, valid_p, test_p = _split(x_p, held_out)
         train_q, valid_q, test_q = _split(x_q, held_out)
         fewest = min(len(train_p), len(train_q))

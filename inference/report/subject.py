@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..evaluate import Evaluation
+from ..randomness import forked
 from ..run import History
 from ..weights import no_validation
 from ..weights.simulate import simulate
@@ -60,8 +61,7 @@ class Subject:
             args = (args,)
         if labels is not None and "y" in inspect.signature(method).parameters:
             args = (*args, labels)
-        with torch.no_grad(), torch.random.fork_rng(self._cuda()):
-            torch.manual_seed(self.seed)
+        with torch.no_grad(), forked(self.seed):
             return method(*(self._there(a) for a in args)).detach().float().cpu()
 
     def log_prob(self, x: Tensor) -> Tensor | None:
@@ -80,8 +80,7 @@ class Subject:
         args = [self._there(torch.zeros(n, self.width))]
         if labels is not None and "y" in inspect.signature(self.model.model).parameters:
             args.append(self._there(labels))
-        with torch.no_grad(), torch.random.fork_rng(self._cuda()), no_validation():
-            torch.manual_seed(self.seed)
+        with torch.no_grad(), forked(self.seed), no_validation():
             x = simulate(self.model.model, *args, nesting=1)[0]["x"]
             try:
                 return x.value.float().cpu(), x.fn.mean.float().cpu()
@@ -127,6 +126,3 @@ class Subject:
     def _device(self) -> torch.device:
         tensors = self.model.parameters() if hasattr(self.model, "parameters") else ()
         return next((p.device for p in tensors), torch.device("cpu"))
-
-    def _cuda(self) -> list[torch.device]:
-        return [self._device()] if self._device().type == "cuda" else []

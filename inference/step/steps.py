@@ -12,9 +12,11 @@ import pyro.optim
 import torch
 from torch import Tensor
 
+from ..capture import Captured
 from ..elbo import Estimator, Trace
 from ..optim import Adam
 from ..pair import Pair, own_copy
+from ..randomness import forked
 from ..replay import NotReplayable, Replay
 from ..trace import Noise, Recorded, TraceFailure, compiled, hoisted, traced
 from .update import Update, Variables
@@ -80,12 +82,18 @@ class ForeignStep:
         return loss
 
 
+def on_cuda(t: Tensor) -> bool:
+    """Whether the step is to be captured on a GPU."""
+    return t.is_cuda
+
+
 class CompiledStep:
     """The same signature as `EagerStep`, without the pair's Python.
 
-    Each shape of batch is traced, compiled and proved once. Where the graph is nothing but kernels
-    (small models on a CPU), `repeats` updates are a loop of C around one of them; elsewhere they
-    are unrolled into one graph, which takes as much longer to compile.
+    Each shape of batch is traced, compiled and proved once. On CUDA the launches of `repeats`
+    updates are captured and replayed; on a CPU, where the graph is nothing but kernels, they are a
+    loop of C around one update, and elsewhere they are unrolled into one graph, which takes as
+    much longer to compile.
 
     Attributes:
         seconds: spent on tracing and compiling so far.
@@ -159,19 +167,19 @@ class CompiledStep:
         graph = traced(function, inputs)
         self.nodes = len(graph.graph.nodes)
         noise = None
-        inside = self.lr.is_cuda and repeats == 1  # a captured graph draws its own
-        noisy = None if inside else hoisted(graph)
+        noisy = None if on_cuda(self.lr) else hoisted(graph)  # a captured graph draws its own
         if noisy is not None:
             graph, noise = noisy
             inputs = [*inputs, noise.values]
-        return compiled(graph, inputs, own=len(self._flat)), inputs, noise
+        return compiled(graph, inputs), inputs, noise
 
-    def _replay(self, run: Callable, inputs: list[Tensor]) -> Replay | None:
-        """One compiled update as a recording that can be repeated in a loop, where that is all."""
-        if self.lr.is_cuda:
-            return None
+    def _replay(self, run: Callable, inputs: list[Tensor]) -> Replay | Captured | None:
+        """One compiled update as a recording that can be repeated, where it can be recorded."""
+        own = len(self._flat) + 1
+        if on_cuda(self.lr):
+            return Captured(run, inputs, own)
         try:
-            return Replay(run, inputs, own=len(self._flat) + 1)
+            return Replay(run, inputs, own)
         except NotReplayable:
             return None
 
@@ -188,8 +196,7 @@ class CompiledStep:
             for slots in variables.optim.values():  # from zero, the state shows the gradient
                 for s in slots:
                     s.zero_()
-            with torch.random.fork_rng(devices=_cuda(tensors)), torch.no_grad():
-                torch.manual_seed(20)
+            with forked(20), torch.no_grad():
                 if which == "eager":
                     tape = Recorded()
                     with tape if noise is not None else contextlib.nullcontext():
@@ -236,7 +243,9 @@ def explain(pair: Any, batch: tuple, estimator: Estimator | None = None) -> str:
         model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
         pair = Pair(*own_copy(model, guide), batch)
     update = Update(pair, estimator or Trace(), Adam())
-    step = CompiledStep(update, Variables.start(pair, update.optimiser), torch.tensor(1e-3))
+    variables = Variables.start(pair, update.optimiser)
+    lr = torch.tensor(1e-3, device=variables.count.device)
+    step = CompiledStep(update, variables, lr)
     try:
         step(batch)
     except TraceFailure as failure:
@@ -256,7 +265,3 @@ def _changing(shapes: list[tuple]) -> str:
                 f"versions: {seen}). Pad or slice it to one shape, or use compile=False."
             )
     return "the step's arguments keep changing their shapes. Use compile=False."
-
-
-def _cuda(tensors: list[Tensor]) -> list[torch.device]:
-    return list({t.device for t in tensors if t.is_cuda})

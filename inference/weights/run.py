@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..randomness import forked
 from .enumeration import averaged_guide, marginalised
 from .sites import (
     PARTICLES,
@@ -168,7 +169,7 @@ def dream(model: Callable, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor]
 
 def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> int:
     """How many tensor dimensions the pair's plates use, by running it once on a forked seed."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), no_validation():
+    with forked(), torch.no_grad(), no_validation():
         guide_trace = poutine.trace(latents_only(guide)).get_trace(*args, **kwargs)
         names = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
         marked = poutine.infer_config(model, functools.partial(enumerate_unguided, names))

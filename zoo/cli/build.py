@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from inference import checkpoint
 from inference.fit import Batches, pick_device, start
+from inference.randomness import forked
 from inference.run import Run
 from zoo.cards import Card
 from zoo.data import DataSet
@@ -23,8 +23,7 @@ def build(card: Card, options: Mapping[str, Any], data: DataSet, seed: int) -> A
     first, *others = takes(cls)
     known = {"image_shape": data.image_shape, "seed": seed}
     options = {**{k: v for k, v in known.items() if k in others}, **options}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(seed):
         return cls(data.train if first == "data" else data.data_dim, **options)
 
 
@@ -37,7 +36,7 @@ def validate(model: Any, data: DataSet) -> None:
     for split in ("train", "valid", "test"):
         x, y = getattr(data, split), getattr(data, f"{split}_labels")
         if split == "train":  # as a step will see it
-            with torch.random.fork_rng(devices=[]):
+            with forked():
                 x = data.transform(x)
         args = (x, y) if "y" in takes(check) else (x,)
         if "y" in takes(check) and y is None:

@@ -19,6 +19,7 @@ from torch import nn
 from inference import checkpoint, evaluate
 from inference.arviz import write_datatree
 from inference.checkpoint import whole_folder
+from inference.randomness import forked
 from inference.ratio import density_ratio
 from inference.report import Metric, Report, Subject, metrics, pictures, write
 from inference.run import Run
@@ -259,7 +260,7 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
         )  # fmt: skip
     if plan.trainer == "adversarial":
         x = torch.cat([data.test, data.valid])[: plan.test_rows * 4].cpu()  # neither was trained on
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             drawn = subject.call("sample", len(x))
             subject.ratio = density_ratio(x, drawn, seed=plan.seed)
     shape = data.image_shape

@@ -1,0 +1,107 @@
+"""The launches of a compiled CUDA graph, captured once: what `inference.replay` is on a CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .randomness import forked
+
+
+def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
+    """What replays the launches that `body` makes; it allocates nothing outside of them."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    return graph.replay
+
+
+class Captured:
+    """`captured(inputs, updates)` makes so many updates and returns their losses.
+
+    Each number of updates, and each shape of batch, is captured at its first call, and its replay
+    compared with the same launches made one by one, from the same state on the same noise. Where
+    that fails, they are made one by one.
+
+    Args:
+        run: from `inference.trace.compiled`, of a graph whose one output is the loss.
+        inputs: example inputs. The first `own` are used in place at every call.
+        own: how many of them are the same tensors at every call (variables, learning rate).
+        record: what turns launches into a function that repeats them.
+    """
+
+    def __init__(
+        self,
+        run: Callable,
+        inputs: Sequence[Tensor],
+        own: int,
+        record: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph,
+    ):
+        self.run, self.own, self.record = run, own, record
+        self.mine = list(inputs[:own])
+        self.dims = [t.dim() for t in inputs[own:]]
+        self._captures: dict[Any, tuple[Callable[[], None], list[Tensor], Tensor]] = {}
+
+    def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
+        """The losses, (updates, *loss), or the loss of one update where `updates` is None.
+
+        An input after the first `own` that has one more axis than its example is a row per update.
+        """
+        own, others = inputs[: self.own], inputs[self.own :]
+        n = updates or 1
+        if any(a is not b for a, b in zip(own, self.mine)):  # other variables, as in the proof
+            losses = self._launch(own, others, n)
+        else:
+            key = (n, *((t.shape, t.dtype) for t in others))
+            if key not in self._captures:
+                self._captures[key] = self._capture(others, n)
+            replay, fixed, losses = self._captures[key]
+            for f, t in zip(fixed, others):
+                f.copy_(t)
+            replay()
+            losses = losses.clone()  # the next replay writes over them
+        return losses if updates else losses[0]
+
+    def _launch(self, own: Sequence[Tensor], others: Sequence[Tensor], n: int) -> Tensor:
+        rows = ([t[i] if t.dim() > d else t for t, d in zip(others, self.dims)] for i in range(n))
+        return torch.stack([self.run([*own, *row]) for row in rows])
+
+    def _capture(self, others: Sequence[Tensor], n: int) -> tuple:
+        fixed = [t.clone() for t in others]
+        kept = [t.clone() for t in self.mine]
+
+        def undo() -> None:
+            for t, k in zip(self.mine, kept):
+                t.copy_(k)
+
+        with forked():  # libraries allocate and tune at a first call: it must not be captured
+            expected = self._launch(self.mine, fixed, n)
+        after = [t.clone() for t in self.mine]
+        undo()
+        losses = torch.empty_like(expected)
+
+        def body() -> None:
+            losses.copy_(self._launch(self.mine, fixed, n))
+
+        try:
+            with forked():
+                replay = self.record(body)
+            undo()
+            losses.zero_()
+            with forked():
+                replay()
+            pairs = zip([losses, *self.mine], [expected, *after])
+            same = all(torch.allclose(a, b, 1e-3, 1e-3, equal_nan=True) for a, b in pairs)
+            undo()
+            if not same:
+                raise RuntimeError("the replay's losses are not those of the same launches")
+        except RuntimeError as error:
+            undo()
+            why = str(error).strip().splitlines()[0][:160]
+            warnings.warn(f"kernels are launched one by one, not replayed: {why}", stacklevel=2)
+            return body, fixed, losses
+        return replay, fixed, losses

@@ -1,0 +1,111 @@
+"""The loop around a captured graph, with a recording that makes its launches again."""
+
+import pytest
+import torch
+
+from inference import elbo, fit
+from inference.capture import Captured
+from inference.step import steps
+from inference.toys import LinearGaussian
+from zoo.data import load
+from zoo.vae import VAE
+
+
+def again(body):
+    """Stands in for a CUDA graph: the replay makes the launches once more."""
+    with torch.no_grad():
+        body()
+    return body
+
+
+def update(inputs):
+    """A step of gradient descent on (w x − y)², with noise."""
+    w, lr, x, y = inputs
+    gap = w * x - y + 0.1 * torch.randn(())
+    w.sub_(lr * 2 * gap * x)
+    return gap.square()
+
+
+def tensors():
+    return [torch.tensor(v) for v in (1.0, 0.1, 2.0, 3.0)]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_replay_makes_the_updates_in_order(shared):
+    inputs = tensors()
+    captured = Captured(update, inputs, own=2, record=again)
+    batches = [torch.randn(5) for _ in range(2)]
+    expected, rows = tensors(), []
+    torch.manual_seed(3)
+    for _ in range(2):
+        for i in range(5):
+            batch = inputs[2:] if shared else [b[i] for b in batches]
+            rows.append(update([*expected[:2], *batch]))
+    torch.manual_seed(3)
+    calls = [captured([*inputs[:2], *(inputs[2:] if shared else batches)], 5) for _ in range(2)]
+    assert torch.equal(torch.cat(calls), torch.stack(rows))
+    assert torch.equal(inputs[0], expected[0])
+
+
+def test_one_update():
+    inputs = tensors()
+    torch.manual_seed(3)
+    loss = Captured(update, inputs, own=2, record=again)(inputs)
+    torch.manual_seed(3)
+    assert loss == update(tensors())
+
+
+def test_other_variables_are_not_captured():
+    inputs, others = tensors(), tensors()
+
+    def refuse(body):
+        raise AssertionError
+
+    captured = Captured(update, inputs, own=2, record=refuse)
+    captured(others)
+    assert inputs[0] == 1.0 and others[0] != 1.0
+
+
+def broken(body):
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+def forgetful(body):
+    body()
+    return lambda: None
+
+
+@pytest.mark.parametrize("record, why", [(broken, "not permitted"), (forgetful, "losses are not")])
+def test_what_cannot_be_captured_is_launched(record, why):
+    inputs, expected = tensors(), tensors()
+    captured = Captured(lambda i: update(i) + i[0], inputs, own=2, record=record)
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match=f"one by one.*{why}"):
+        losses = captured(inputs, 4)
+    torch.manual_seed(3)
+    assert torch.equal(losses, torch.stack([update(expected) + expected[0] for _ in range(4)]))
+    assert torch.equal(inputs[0], expected[0])
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Fits on a CPU go the way of CUDA."""
+    monkeypatch.setattr(steps, "on_cuda", lambda t: True)
+    monkeypatch.setattr(steps, "Captured", lambda *args: Captured(*args, record=again))
+
+
+def test_a_fit_makes_the_eager_updates(captures):
+    pair = LinearGaussian()
+    runs = [
+        fit(pair, pair.data(), elbo=elbo.IWAE(3), steps=200, compile=c, progress=False)
+        for c in (False, True)
+    ]
+    assert runs[1].compiled
+    assert torch.allclose(*(torch.tensor(r.losses) for r in runs), rtol=1e-4)
+
+
+def test_a_fit_of_batches_makes_the_eager_updates(captures):
+    digits, pair = load("digits", pixels="dynamic"), VAE(64, latent_dim=2, hidden=(8,))
+    runs = [fit(pair, digits, steps=130, compile=c, progress=False) for c in (False, True)]
+    assert runs[1].compiled
+    assert torch.allclose(*(torch.tensor(r.losses) for r in runs), rtol=1e-3)
