@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .fit import WORTH_COMPILING, Batches
+from .graph import TraceFailure
 from .optim import Optimiser
 from .progress import Progress
 from .randomness import forked
 from .run import History
 from .step import CompiledStep, EagerStep, Update, Variables
-from .trace import TraceFailure
 from .weights import no_validation
 
 Tensors = Mapping[str, Tensor]

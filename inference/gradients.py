@@ -1,7 +1,7 @@
 """Many independent gradients of one estimator at once: batched by `torch.vmap`, or compiled.
 
 Compiled on a CPU, the kernels of one draw are recorded and repeated by a loop of C, where that can
-be (`inference.replay`), each thread with draws of its own; else the batch is compiled.
+be (`inference.graph.replay`), each thread with draws of its own; else the batch is compiled.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from .elbo import Estimator
+from .graph import NotReplayable, Replay, TraceFailure, compiled, hoisted, traced
 from .pair import Pair
-from .replay import NotReplayable, Replay
 from .step import DrawnAnew
-from .trace import TraceFailure, compiled, hoisted, traced
 from .weights import no_validation
 
 NUMBERS = {"cpu": 2**24, "cuda": 2**28}  # floats held in one batch of draws: memory is bounded

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from .elbo import Estimator, Trace
 from .fit import Batches, arguments, halves, pick_device, schedule_of, start
+from .graph import TraceFailure
 from .optim import Adam, Optimiser
 from .progress import Progress
 from .randomness import forked
 from .run import History, Run
 from .step import CompiledStep, EagerStep, Update, Variables
-from .trace import TraceFailure
 
 
 @dataclass(repr=False)

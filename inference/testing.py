@@ -32,9 +32,9 @@ from torch import Tensor
 
 from .elbo import Estimator
 from .gradients import Gradients, Moments
+from .graph import TraceFailure, traced
 from .pair import Pair
 from .toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian, Toy
-from .trace import TraceFailure, traced
 
 SIGMA = 5.0  # standard errors; a right estimator fails one check in about 10^6 by chance
 

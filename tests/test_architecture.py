@@ -59,3 +59,9 @@ def test_only_weights_handles_pyro_traces():
 def test_no_drawer_for_odds_and_ends(room):
     names = {path.stem for _, path in modules(room)}
     assert not names & {"utils", "helpers", "common", "misc"}
+
+
+def test_random_state_is_forked_in_one_place():
+    for name, path in [*modules("inference"), *modules("zoo")]:
+        if "fork_rng" in path.read_text():
+            assert name == "inference.randomness", name

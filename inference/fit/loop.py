@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ..elbo import Estimator
+from ..graph import NotReplayable, TraceFailure
 from ..progress import Progress
 from ..randomness import forked
-from ..replay import NotReplayable
 from ..run import Run
 from ..step import UNROLL, CompiledStep, EagerStep, ForeignStep, Update, at_step
-from ..trace import TraceFailure
 from ..weights import no_validation
 from .batches import Batches
 

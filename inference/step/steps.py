@@ -12,13 +12,21 @@ import pyro.optim
 import torch
 from torch import Tensor
 
-from ..capture import Captured
 from ..elbo import Estimator, Trace
+from ..graph import (
+    Captured,
+    Noise,
+    NotReplayable,
+    Recorded,
+    Replay,
+    TraceFailure,
+    compiled,
+    hoisted,
+    traced,
+)
 from ..optim import Adam
 from ..pair import Pair, own_copy
 from ..randomness import forked
-from ..replay import NotReplayable, Replay
-from ..trace import Noise, Recorded, TraceFailure, compiled, hoisted, traced
 from .update import Update, Variables
 
 UNROLL = 8  # updates in one graph, at most

@@ -17,9 +17,9 @@ from inference.adversarial import (
     generator_loss,
 )
 from inference.game import play
+from inference.graph import traced
 from inference.implicit import fit_implicit
 from inference.ratio import DIVERGENCES, Critic
-from inference.trace import traced
 from zoo.data import DataSet
 from zoo.implicit import ImplicitVAE
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inference import elbo, fit
-from inference.capture import Captured
+from inference.graph import Captured
 from inference.step import steps
 from inference.toys import LinearGaussian
 from zoo.data import load

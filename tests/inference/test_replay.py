@@ -8,11 +8,10 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from inference import elbo, optim
-from inference.matmul import LARGE, faster_with_onednn
+from inference.graph import NotReplayable, Recorded, Replay, compiled, hoisted, traced
+from inference.graph.matmul import LARGE, faster_with_onednn
 from inference.pair import Pair
-from inference.replay import NotReplayable, Replay
 from inference.step import CompiledStep, EagerStep, Update, Variables
-from inference.trace import Recorded, compiled, hoisted, traced
 from tests.schools import SIGMA, Y, non_centred
 
 

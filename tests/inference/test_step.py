@@ -6,9 +6,9 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from inference import elbo, fit, optim
+from inference.graph import TraceFailure
 from inference.pair import Pair
 from inference.step import RETRACES, CompiledStep, EagerStep, Update, Variables, explain
-from inference.trace import TraceFailure
 from zoo.vae import VAE
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])

@@ -19,8 +19,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..randomness import forked
 from .matmul import lowered, use_onednn
-from .randomness import forked
 
 aten = torch.ops.aten
 
@@ -266,7 +266,7 @@ def _failure(error: BaseException, site: str) -> TraceFailure:
 
 def _users_line(error: BaseException) -> str:
     """The innermost line of the traceback outside torch and outside this layer."""
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""The launches of a compiled CUDA graph, captured once: what `inference.replay` is on a CPU."""
+"""The launches of a compiled CUDA graph, captured once: what `replay` is on a CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .randomness import forked
+from ..randomness import forked
 
 
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
@@ -28,7 +28,7 @@ class Captured:
     that fails, they are made one by one.
 
     Args:
-        run: from `inference.trace.compiled`, of a graph whose one output is the loss.
+        run: from `compiled`, of a graph whose one output is the loss.
         inputs: example inputs. The first `own` are used in place at every call.
         own: how many of them are the same tensors at every call (variables, learning rate).
         record: what turns launches into a function that repeats them.

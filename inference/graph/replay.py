@@ -41,7 +41,7 @@ class Replay:
     """`replay(inputs, updates)` makes so many updates and returns their losses.
 
     Args:
-        run: from `inference.trace.compiled`, of a graph whose one output is the loss.
+        run: from `compiled`, of a graph whose one output is the loss.
         inputs: example inputs. The first `own` are used in place, here and at every call.
         own: how many of them are the same tensors at every call (variables, learning rate).
 

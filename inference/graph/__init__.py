@@ -1,0 +1,22 @@
+"""A step as one ATen graph: traced, compiled, and its kernels repeated without Python.
+
+`trace` makes a graph of a function of tensors, and machine code of a graph. `replay` repeats the
+kernel calls of such code in a loop of C on a CPU; `capture` replays its launches on CUDA. `matmul`
+has the matrix products for `replay`, and oneDNN's where they are faster.
+"""
+
+from .capture import Captured
+from .replay import NotReplayable, Replay
+from .trace import Noise, Recorded, TraceFailure, compiled, hoisted, traced
+
+__all__ = [
+    "Captured",
+    "Noise",
+    "NotReplayable",
+    "Recorded",
+    "Replay",
+    "TraceFailure",
+    "compiled",
+    "hoisted",
+    "traced",
+]
