@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor
 from ..randomness import forked
 
 
-def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """What replays the launches that `body` makes; it allocates nothing outside of them."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        body()
+def cuda_graph(device: torch.device, body: Callable[[], None]) -> Callable[[], None]:
+    """What replays the launches that `body` makes on a device."""
+    with torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            body()
     return graph.replay
 
 
@@ -31,7 +33,7 @@ class Captured:
         run: from `compiled`, of a graph whose one output is the loss.
         inputs: example inputs. The first `own` are used in place at every call.
         own: how many of them are the same tensors at every call (variables, learning rate).
-        record: what turns launches into a function that repeats them.
+        record: what turns launches into a function that repeats them; by default a CUDA graph.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Captured:
         run: Callable,
         inputs: Sequence[Tensor],
         own: int,
-        record: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph,
+        record: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ):
-        self.run, self.own, self.record = run, own, record
+        self.run, self.own = run, own
+        self.record = record or functools.partial(cuda_graph, inputs[0].device)
         self.mine = list(inputs[:own])
         self.dims = [t.dim() for t in inputs[own:]]
         self._captures: dict[Any, tuple[Callable[[], None], list[Tensor], Tensor]] = {}
