@@ -8,20 +8,22 @@ import platform
 
 import torch
 
-from . import bayes, compare, flows, vae
+from . import bayes, compare, flows, memory, vae
 from .timing import measure, report
 
 ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS}
+NAMES = [*ROWS, "memory"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all of them")
+    told = f"of {', '.join(NAMES)}; all of them"
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=told)
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (medians)")
     options = parser.parse_args()
-    unknown = [name for name in options.rows if name not in ROWS]
+    unknown = [name for name in options.rows if name not in NAMES]
     if unknown:
-        parser.error(f"unknown row {', '.join(unknown)}; the rows are {', '.join(ROWS)}.")
+        parser.error(f"unknown row {', '.join(unknown)}; the rows are {', '.join(NAMES)}.")
     versions = []
     for name in ("torch", "pyro-ppl", "numpyro", "jax", "zuko"):
         try:
@@ -30,7 +32,10 @@ def main() -> None:
             versions.append(f"{name} not installed")
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
           f"{', '.join(versions)}")  # fmt: skip
-    for name in options.rows or ROWS:
+    for name in options.rows or NAMES:
+        if name == "memory":
+            print(memory.report(), flush=True)
+            continue
         row = ROWS[name]()
         measure(row, options.rounds)
         print(report(row), flush=True)

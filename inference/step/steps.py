@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from .update import Update, Variables
 
 UNROLL = 8  # updates in one graph, at most
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
+PROOF = 20  # the seed of the noise on which the two steps are compared
 
 
 class EagerStep:
@@ -144,16 +144,19 @@ class CompiledStep:
         start = time.perf_counter()
         alone = shared or self.repeats == 1
         one = batch if alone else tuple(b[0] if torch.is_tensor(b) else b for b in batch)
+        # the eager step comes first: its memory is free again when the compiled one takes its own
+        expected = self._eagerly(one, True, 1)
         run, inputs, noise = self._compile(one, True, 1)
         replay = self._replay(run, inputs)
         if replay is None and self.repeats > 1:
             if self.repeats > UNROLL:
                 raise NotReplayable(f"{self.repeats} updates in one graph: at most {UNROLL}")
+            expected = self._eagerly(batch, shared, self.repeats)
             run, inputs, noise = self._compile(batch, shared, self.repeats)
-            self._prove(run, batch, shared, noise, self.repeats)
+            self._prove(run, batch, noise, self.repeats, expected)
         else:
             run = replay or run
-            self._prove(run, one, True, noise, 1)
+            self._prove(run, one, noise, 1, expected)
             if self.repeats > 1:
                 run = functools.partial(run, updates=self.repeats)
                 noise = None if noise is None else noise * self.repeats
@@ -191,30 +194,39 @@ class CompiledStep:
         except NotReplayable:
             return None
 
-    def _prove(
-        self, run: Callable, batch: tuple, shared: bool, noise: Noise | None, repeats: int
-    ) -> None:
-        """Run both steps from the same state on the same noise; compare losses and gradients."""
+    def _blank(self) -> Variables:
+        """A copy with the optimiser's state zero: after one update it shows the gradient."""
+        variables = self.variables.clone()
+        for slots in variables.optim.values():
+            for s in slots:
+                s.zero_()
+        return variables
+
+    def _shown(self, loss: Tensor, variables: Variables) -> tuple[Tensor, list[Tensor]]:
+        return loss.flatten()[0], variables.optim[self.update.optimiser.slots[0]]
+
+    def _eagerly(self, batch: tuple, shared: bool, repeats: int) -> tuple | None:
+        """Loss, gradients and noise of the eager step, which the compiled one is to have too."""
         if not self.prove:
+            return None
+        variables = self._blank()
+        with forked(PROOF), torch.no_grad(), Recorded() as tape:
+            loss = _repeat(self.update, variables, self.lr, batch, repeats, shared)
+        return *self._shown(loss, variables), tape
+
+    def _prove(
+        self, run: Callable, batch: tuple, noise: Noise | None, repeats: int, expected: tuple | None
+    ) -> None:
+        """Hold the compiled step, from the same state on the same noise, against the eager one."""
+        if expected is None:
             return
+        eager_loss, eager, tape = expected
+        variables = self._blank()
+        extra = [] if noise is None else [tape.noise.view_as(noise.values)]
         tensors = [b for b in batch if torch.is_tensor(b)]
-        results = []
-        for which in ("eager", "compiled"):
-            variables = self.variables.clone()
-            for slots in variables.optim.values():  # from zero, the state shows the gradient
-                for s in slots:
-                    s.zero_()
-            with forked(20), torch.no_grad():
-                if which == "eager":
-                    tape = Recorded()
-                    with tape if noise is not None else contextlib.nullcontext():
-                        loss = _repeat(self.update, variables, self.lr, batch, repeats, shared)
-                else:
-                    extra = [] if noise is None else [tape.noise.view_as(noise.values)]
-                    loss = run([*variables.flat(), self.lr, *tensors, *extra])
-            slot = self.update.optimiser.slots[0]
-            results.append((loss.flatten()[0], variables.optim[slot]))
-        (eager_loss, eager), (loss, slots) = results
+        with forked(PROOF), torch.no_grad():
+            loss = run([*variables.flat(), self.lr, *tensors, *extra])
+        loss, slots = self._shown(loss, variables)
         tolerance = 2e-4 if eager_loss.dtype == torch.float32 and not self.update.autocast else 1e-9
         tolerance = 5e-2 if self.update.autocast else tolerance
         if repeats > 1:  # updates amplify rounding; only the trend can be compared
