@@ -1,11 +1,12 @@
 """Every estimator and every model on a CUDA device, through the captured step.
 
 Run them with `pytest -m cuda` on a machine that has one. `ZOO_DEVICE=cpu pytest tests/test_cuda.py`
-runs the same calls without.
+runs the same calls without, and launches again where a GPU replays.
 """
 
 import os
 
+import captures
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,15 @@ pytestmark = [
         DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def capturing(monkeypatch):
+    """Without a GPU, all but the capture itself is as on one."""
+    if DEVICE == "cpu":
+        captures.use(monkeypatch)
+
+
 ESTIMATORS = [
     elbo.Trace(2), elbo.MeanField(2), elbo.Beta(4.0), elbo.STL(2), elbo.Score(2), elbo.Enum(2),
     elbo.IWAE(3), elbo.MIWAE(2, 3), elbo.CIWAE(0.3, 3), elbo.Renyi(0.5, 3), elbo.DReG(3),

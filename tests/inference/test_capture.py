@@ -1,21 +1,15 @@
 """The loop around a captured graph, with a recording that makes its launches again."""
 
+import captures
 import pytest
 import torch
+from captures import again
 
 from inference import elbo, fit
 from inference.graph import Captured
-from inference.step import steps
 from inference.toys import LinearGaussian
 from zoo.data import load
 from zoo.vae import VAE
-
-
-def again(body):
-    """Stands in for a CUDA graph: the replay makes the launches once more."""
-    with torch.no_grad():
-        body()
-    return body
 
 
 def update(inputs):
@@ -88,13 +82,12 @@ def test_what_cannot_be_captured_is_launched(record, why):
 
 
 @pytest.fixture
-def captures(monkeypatch):
+def captured(monkeypatch):
     """Fits on a CPU go the way of CUDA."""
-    monkeypatch.setattr(steps, "on_cuda", lambda t: True)
-    monkeypatch.setattr(steps, "Captured", lambda *args: Captured(*args, record=again))
+    captures.use(monkeypatch)
 
 
-def test_a_fit_makes_the_eager_updates(captures):
+def test_a_fit_makes_the_eager_updates(captured):
     pair = LinearGaussian()
     runs = [
         fit(pair, pair.data(), elbo=elbo.IWAE(3), steps=200, compile=c, progress=False)
@@ -104,7 +97,7 @@ def test_a_fit_makes_the_eager_updates(captures):
     assert torch.allclose(*(torch.tensor(r.losses) for r in runs), rtol=1e-4)
 
 
-def test_a_fit_of_batches_makes_the_eager_updates(captures):
+def test_a_fit_of_batches_makes_the_eager_updates(captured):
     digits, pair = load("digits", pixels="dynamic"), VAE(64, latent_dim=2, hidden=(8,))
     runs = [fit(pair, digits, steps=130, compile=c, progress=False) for c in (False, True)]
     assert runs[1].compiled
