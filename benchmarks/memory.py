@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from inference import optim
 from inference.elbo import IWAE, Trace
-from inference.pair import Pair
-from inference.step import CompiledStep, EagerStep, Update, Variables
+from inference.step import CompiledStep, EagerStep
 from zoo.vae import VAE
+
+from . import ours
 
 PAIRS = {
     "VAE 784-200-200-50, B = 20,000": (20_000, Trace()),
@@ -43,10 +43,8 @@ def _reset() -> None:
 
 def _step(rows: int, width: int, hidden: tuple, estimator, compiled: bool):
     pair, x = VAE(width, 50, hidden=hidden), torch.rand(rows, width).round()
-    update = Update(Pair(pair.model, pair.guide, (x,)), estimator, optim.Adam())
-    variables, lr = Variables.start(update.pair, update.optimiser), torch.tensor(1e-3)
-    make = CompiledStep if compiled else EagerStep
-    step = make(update, variables, lr)
+    kind = CompiledStep if compiled else EagerStep
+    step = ours.step(kind, pair.model, pair.guide, (x,), estimator)
     return lambda: step((x,))
 
 

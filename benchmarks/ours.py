@@ -11,14 +11,18 @@ from inference.pair import Pair
 from inference.step import CompiledStep, EagerStep, Update, Variables
 
 
-def steps(model, guide, batch, estimator, *, lr=1e-3, divide=1.0, repeats=1, kwargs=None):
-    """(compiled contender, eager contender, compile seconds)."""
+def step(kind, model, guide, batch, estimator, *, lr=1e-3, divide=1.0, kwargs=None, **options):
+    """A step of one kind, `EagerStep` or `CompiledStep`, with variables of its own."""
     kwargs = kwargs or {}
     pair = Pair(model, guide, batch, kwargs)
     update = Update(pair, estimator, optim.Adam(lr), divide=divide, kwargs=kwargs)
-    rate = torch.tensor(lr)
-    eager = EagerStep(update, Variables.start(pair, update.optimiser), rate)
-    compiled = CompiledStep(update, Variables.start(pair, update.optimiser), rate, repeats)
+    return kind(update, Variables.start(pair, update.optimiser), torch.tensor(lr), **options)
+
+
+def steps(model, guide, batch, estimator, *, repeats=1, **options):
+    """(compiled contender, eager contender, compile seconds)."""
+    eager = step(EagerStep, model, guide, batch, estimator, **options)
+    compiled = step(CompiledStep, model, guide, batch, estimator, repeats=repeats, **options)
     compiled(batch)
 
     def run(n):

@@ -18,6 +18,7 @@ from torch import Tensor
 from .elbo import Estimator
 from .graph import NotReplayable, Replay, TraceFailure, compiled, hoisted, traced
 from .pair import Pair
+from .randomness import forked
 from .step import DrawnAnew
 from .weights import no_validation
 
@@ -196,9 +197,8 @@ class Gradients:
         with _one_thread():  # inside a draw; the draws are shared out
             run = compiled(graph, inputs)
             loops = [Replay(run, inputs, own=own) for _ in range(threads)]
-        state = torch.get_rng_state()
-        expected = self._row(*inputs[:own])
-        torch.set_rng_state(state)
+        with forked():
+            expected = self._row(*inputs[:own])
         got = loops[0]([*inputs[:own], one.draw()])
         scale = float(expected.abs().max())
         if not torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * max(1.0, scale)):

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from .adversarial import check_critic, critic_loss
+from .estimate import Estimate
 from .fit import Batches, arguments, batch_transform, halves, pick_device
 from .game import GameUpdate, Played, as_function, named, play, under
 from .optim import Adam
 from .pair import Pair, modules_of, own_copy
 from .randomness import forked
-from .ratio import Critic, Estimate
+from .ratio import Critic
 from .weights import LogWeights, log_weights
 
 

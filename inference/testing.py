@@ -34,6 +34,7 @@ from .elbo import Estimator
 from .gradients import Gradients, Moments
 from .graph import TraceFailure, traced
 from .pair import Pair
+from .randomness import forked
 from .toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian, Toy
 
 SIGMA = 5.0  # standard errors; a right estimator fails one check in about 10^6 by chance
@@ -83,8 +84,7 @@ def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0)
         AssertionError: a check failed; the message says which, by how much, in standard errors.
     """
     report = Checked(repr(estimator))
-    torch_state = torch.random.get_rng_state()
-    try:
+    with forked():
         for name, check in _checks(estimator).items():
             kind = name.split(", ")[-1]
             if kind in report.refused:
@@ -93,8 +93,6 @@ def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0)
                 report.outcomes[name] = check(estimator, draws, seed)
             except ValueError as refusal:
                 report.refused[kind] = str(refusal)
-    finally:
-        torch.random.set_rng_state(torch_state)
     if not any(name.startswith(("gradient", "at rest")) for name in report.outcomes):
         raise AssertionError(
             f"{estimator!r} refuses every pair, so nothing could be checked:\n{report}"

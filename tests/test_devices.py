@@ -29,7 +29,7 @@ def on_cuda(tensor):
 
 
 def step(pair, estimator, args, transform=None, kwargs=None):
-    """One loss, and one update of the parameters by a gradient of zeros."""
+    """The loss of one step, which has to be on CUDA."""
     pair = Pair(pair.model, pair.guide, args, kwargs)
     update = Update(pair, estimator, optim.Adam(), transform=transform, kwargs=kwargs or {})
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():

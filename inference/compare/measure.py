@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..elbo import IWAE, Estimator
+from ..estimate import Estimate
 from ..gradients import Gradients, Moments
-from ..pair import Pair, own_copy
+from ..pair import Pair, check_arguments, own_copy
 from ..randomness import forked
 from ..run import Run
 from ..weights import LogWeights, log_weights, no_validation
@@ -123,7 +124,7 @@ def _place(model: Any, guide: Any, args: tuple) -> Place:
                     f"compare(model, guide, batch, estimators); got {type(model).__name__}."
                 )
             model, guide = model.model, model.guide
-        pair, kwargs = Pair(*own_copy(model, guide), args), {}
+        pair, kwargs = Pair(*own_copy(model, guide), check_arguments(model, args)), {}
         params, buffers = dict(pair.params), dict(pair.buffers)
     if not params:
         raise ValueError("compare: the pair has no parameters, so there is no gradient to measure.")
@@ -271,8 +272,7 @@ def _reference(place: Place, given: Any, seed: int) -> tuple[str, float, float]:
     spread = torch.tensor(values, dtype=torch.float64)
     return (
         f"IWAE({particles}), a lower bound, mean of {repeats} draws",
-        float(spread.mean()),
-        float(spread.std() / math.sqrt(repeats)),
+        *Estimate.of(spread),
     )
 
 

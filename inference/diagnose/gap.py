@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..draws import Chain
 from ..elbo import Trace
+from ..estimate import Estimate
 from ..optim import Adam
 from ..pair import Pair
 from ..psis import khat
@@ -48,14 +49,14 @@ class Gaps:
     khat_local: Tensor
 
     @property
-    def amortization(self) -> tuple[float, float]:
+    def amortization(self) -> Estimate:
         """The mean amortisation gap and its standard error over data and draws, nats per datum."""
-        return _mean(self.local - self.amortised)
+        return Estimate.of(self.local - self.amortised)
 
     @property
-    def approximation(self) -> tuple[float, float]:
+    def approximation(self) -> Estimate:
         """The mean approximation gap and its standard error over data and draws."""
-        return _mean(self.log_px - self.local)
+        return Estimate.of(self.log_px - self.local)
 
     def __str__(self) -> str:
         (a, a_se), (b, b_se) = self.amortization, self.approximation
@@ -199,7 +200,3 @@ def _guide_only(chain: Chain, pair: Pair, params: dict, buffers: dict) -> list[s
             for total in (weights.log_p(), weights.log_q())
         )
     return [k for k, a, b in zip(leaves, p, q) if a is None and b is not None]
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..elbo import Trace
+from ..estimate import Estimate
 from ..fit import fit
 from ..randomness import forked
 from ..weights import log_weights
@@ -187,12 +188,12 @@ def compare_mixtures(
     q = GaussWishart(**run.pair.posterior())
     svi = q.mixture()
     values = _elbo_draws(run, train, c, draws, seed)
-    elbo, error = _mean_and_error(values)
+    elbo, error = Estimate.of(values)
 
     nan = math.nan
 
     def method(name: str, mixture: Mixture, predictive: Any, r: Tensor, **more: Any):
-        mean, se = _mean_and_error(predictive.log_prob(test)) if len(test) else (nan, nan)
+        mean, se = Estimate.of(predictive.log_prob(test)) if len(test) else (nan, nan)
         log_likelihood = float(mixture.log_prob(train).sum())
         return MixtureMethod(
             name, mixture, log_likelihood, held_out=mean, held_out_error=se,
@@ -228,11 +229,6 @@ def _elbo_draws(run: Any, x: Tensor, components: int, draws: int, seed: int) -> 
             weights = log_weights(run.model, run.guide, x, particles=size, nesting=1)
             parts.append(weights.elbo().reshape(-1))
     return torch.cat(parts)
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(values.mean()), error
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:

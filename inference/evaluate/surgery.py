@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..estimate import Estimate
 from ..weights import LogWeights, log_q_at
 
 
@@ -70,15 +71,8 @@ def operate(
     log_prior = sum((p.sum_to(weights.plates, weights.nesting) for p in priors), start=zero)
     log_q, log_aggregate = weights.log_q(), _log_aggregate(weights, guide, args, kwargs, rows)
     parts = (log_q - log_prior, log_q - log_aggregate, log_aggregate - log_prior)
-    kl, mutual_information, marginal_kl = (p.detach().double().flatten() for p in parts)
-    return Surgery(
-        *_mean(kl), *_mean(mutual_information), *_mean(marginal_kl), n=weights.plates[0].size
-    )
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    """Mean and standard error."""
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+    whole, information, marginal = (Estimate.of(p.detach().double().flatten()) for p in parts)
+    return Surgery(*whole, *information, *marginal, n=weights.plates[0].size)
 
 
 def _log_aggregate(

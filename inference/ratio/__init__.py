@@ -4,10 +4,11 @@ Nothing here knows where the samples come from: two data sets, a generator and i
 (`inference.adversarial`), or a guide without a density and a Gaussian (`inference.implicit`).
 """
 
+from ..estimate import Estimate
 from .critic import Critic
 from .divergence import DIVERGENCES, FDivergence, divergence, gradient_penalty
 from .fit import density_ratio, mutual_information
-from .result import Calibration, DensityRatio, Estimate
+from .result import Calibration, DensityRatio
 
 __all__ = [
     "DIVERGENCES",

@@ -9,17 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ..estimate import Estimate
 from .divergence import LOG_2, divergence
-
-
-class Estimate(NamedTuple):
-    """A Monte Carlo estimate and its standard error, nats."""
-
-    value: float
-    se: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} ± {self.se:.2g} nats"
 
 
 class Calibration(NamedTuple):
@@ -80,8 +71,7 @@ class DensityRatio:
     @property
     def kl(self) -> Estimate:
         """KL(P || Q) = E_P[ℓ] over held-out samples of P, nats. Not a bound."""
-        ell = self.log_p.double()
-        return Estimate(float(ell.mean()), float(ell.std() / len(ell) ** 0.5))
+        return Estimate.of(self.log_p.double())
 
     @property
     def objective(self) -> Estimate:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..estimate import Estimate
 from .subject import Subject
 
 ROUNDING = 1e-5  # of float32, relative
@@ -139,8 +140,7 @@ def _bounds(s: Subject) -> list[Metric]:
     ]
     out += [
         Metric(f"kl_{k}", f"KL {k}", v, unit, e.kl_se.get(k), "E_q[log q − log p]")
-        for k, v in e.kl.items()
-        if v or e.kl_se.get(k)  # a site without a density of its own
+        for k, v in s.kl.items()
     ]
     gap = "log p(x) − ELBO, the divergence from the posterior"
     out.append(Metric("gap", "gap ≥", e.gap, unit, e.gap_se, gap))
@@ -197,29 +197,20 @@ def _density(s: Subject) -> list[Metric]:
             return []
         value, label, note = log_p.double(), "log p(x)", "exact"
     key = "elbo" if label == "ELBO" else "log_px"
-    se = float(value.std()) / math.sqrt(len(value))
-    return [
-        Metric(
-            key,
-            label,
-            float(value.mean()),
-            "nats per datum",
-            se,
-            f"{note}, {len(value):,} test data",
-        )
-    ]
+    mean, se = Estimate.of(value)
+    return [Metric(key, label, mean, "nats per datum", se, f"{note}, {len(value):,} test data")]
 
 
 def _errors(s: Subject) -> list[Metric]:
     x, y = s.held_out(len(s.data.test))
     square = ((x - s.call("reconstruct", x, labels=y)) ** 2).mean(-1).double()
     spread = ((x - s.data.train.cpu().mean(0)) ** 2).mean()
-    se = float(square.std()) / math.sqrt(len(square))
+    mean, se = Estimate.of(square)
     return [
         Metric(
             "squared_error",
             "squared error",
-            float(square.mean()),
+            mean,
             "per value",
             se,
             "of E[x | z] at the guide's mean, test data",
@@ -227,7 +218,7 @@ def _errors(s: Subject) -> list[Metric]:
         Metric(
             "variance_explained",
             "variance explained",
-            100 * (1 - float(square.mean() / spread)),
+            100 * (1 - mean / float(spread)),
             "%",
             100 * se / float(spread),
             "1 − squared error / variance",

@@ -200,12 +200,10 @@ def _spread(s: Subject) -> Tensor:
 
 def kl_per_layer(s: Subject) -> Picture | None:
     """Which layer of a hierarchy carries the information."""
-    kl = s.evaluation.kl if s.evaluation is not None else {}
-    kl = {k: v for k, v in kl.items() if v}  # a site without a density of its own is no layer
-    if len(kl) < 2 or len(kl) > 12:
+    if not 2 <= len(s.kl) <= 12:
         return None
     text = "KL(q || p) of each latent: what it tells about a datum. Zero is a layer not used."
-    return Picture("kl_per_layer", "KL per layer", text, draw.amounts(kl, s.evaluation.unit))  # type: ignore[union-attr]
+    return Picture("kl_per_layer", "KL per layer", text, draw.amounts(s.kl, s.evaluation.unit))  # type: ignore[union-attr]
 
 
 def kl_per_dimension(s: Subject) -> Picture | None:

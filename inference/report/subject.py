@@ -88,6 +88,14 @@ class Subject:
                 return None
 
     @property
+    def kl(self) -> dict[str, float]:
+        """Divergence of each latent site from its prior; not of sites without a density."""
+        if self.evaluation is None:
+            return {}
+        se = self.evaluation.kl_se
+        return {k: v for k, v in self.evaluation.kl.items() if v or se.get(k)}
+
+    @property
     def conditional(self) -> bool:
         """Whether draws take a label."""
         return self.offers("sample") and "y" in inspect.signature(self.model.sample).parameters

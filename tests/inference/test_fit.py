@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 
-from inference import elbo, evaluate, fit, optim
+from inference import compare, elbo, evaluate, fit, optim
 from inference.fit import Batches
 from zoo.data import load
 from zoo.gan import GAN
@@ -152,6 +152,8 @@ def test_wrong_kinds():
     for judge in (fit, evaluate):
         with pytest.raises(TypeError, match=r"got 1 argument: missing .* 'y'"):
             judge(labelled, torch.ones(5, 3))
+    with pytest.raises(TypeError, match=r"got 1 argument: missing .* 'y'"):
+        compare(labelled.model, labelled.guide, torch.ones(5, 3), [elbo.Trace()])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from torch import nn
 from inference import checkpoint, evaluate
 from inference.arviz import write_datatree
 from inference.checkpoint import whole_folder
-from inference.randomness import forked
 from inference.ratio import density_ratio
 from inference.report import Metric, Report, Subject, metrics, pictures, write
 from inference.run import Run
@@ -260,9 +259,7 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
         )  # fmt: skip
     if plan.trainer == "adversarial":
         x = torch.cat([data.test, data.valid])[: plan.test_rows * 4].cpu()  # neither was trained on
-        with forked():
-            drawn = subject.call("sample", len(x))
-            subject.ratio = density_ratio(x, drawn, seed=plan.seed)
+        subject.ratio = density_ratio(x, subject.call("sample", len(x)), seed=plan.seed)
     shape = data.image_shape
     kind = "×".join(map(str, shape[1:])) + " images" if shape else f"rows of {data.data_dim}"
     notes = list(fitted.notes)
