@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from inference import elbo
-from inference.fit.loop import LOOP
+from inference.training.loop import LOOP
 
 from . import numpyro_peers, ours
 from .timing import Row

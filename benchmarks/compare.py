@@ -8,9 +8,9 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from inference import elbo
-from inference.gradients import Gradients
-from inference.pair import Pair
-from inference.toys import LinearGaussian
+from inference.judging.comparison.gradients import Gradients
+from inference.pairs.pair import Pair
+from inference.testing.toys import LinearGaussian
 from zoo.data import load
 from zoo.vae import VAE
 

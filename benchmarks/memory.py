@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from inference.elbo import IWAE, Trace
-from inference.step import CompiledStep, EagerStep
+from inference.training.steps import CompiledStep, EagerStep
 from zoo.vae import VAE
 
 from . import ours

@@ -7,8 +7,9 @@ import torch
 from pyro.infer import SVI
 
 from inference import optim
-from inference.pair import Pair
-from inference.step import CompiledStep, EagerStep, Update, Variables
+from inference.pairs.pair import Pair
+from inference.training.steps import CompiledStep, EagerStep
+from inference.training.update import Update, Variables
 
 
 def step(kind, model, guide, batch, estimator, *, lr=1e-3, divide=1.0, kwargs=None, **options):

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from inference.implicit import fit_implicit
+from inference.ratios.implicit import fit_implicit
 
 SCALE = 0.2
 

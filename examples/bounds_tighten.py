@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from inference import elbo, evaluate, fit, log_weights
-from inference.toys import GlobalLocal, LinearGaussian
+from inference.testing.toys import GlobalLocal, LinearGaussian
 from zoo.data import load
 from zoo.vae import VAE
 

@@ -9,7 +9,7 @@ import math
 import torch
 from matplotlib.figure import Figure
 
-from inference.ratio import density_ratio, mutual_information
+from inference.ratios import density_ratio, mutual_information
 from zoo.data import load
 
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torchvision.utils import make_grid
 
-from inference.adversarial import fit_adversarial
+from inference.ratios.adversarial import fit_adversarial
 from zoo.data import load
 from zoo.gan import GAN, Critic
 

@@ -9,8 +9,8 @@ import math
 import torch
 from matplotlib.figure import Figure
 
-from inference.adversarial import fit_adversarial
-from inference.ratio import density_ratio
+from inference.ratios import density_ratio
+from inference.ratios.adversarial import fit_adversarial
 from zoo.data import load
 from zoo.gan import GAN
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pyro.infer import RenyiELBO
 
 from inference import elbo
-from inference.toys import LinearGaussian
+from inference.testing.toys import LinearGaussian
 
 K, N = 8, 64
 

@@ -10,8 +10,8 @@ import os
 
 import torch
 
-from inference.em import MixtureComparison, compare_mixtures, expectation_maximization
 from zoo.data import load
+from zoo.em import MixtureComparison, compare_mixtures, expectation_maximization
 from zoo.mixture import GaussianMixture
 
 

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from inference import compare, elbo
-from inference.toys import LinearGaussian
+from inference.testing.toys import LinearGaussian
 
 
 class StickingIWAE(elbo.IWAE):

@@ -1,15 +1,15 @@
 """How a Pyro pair is fitted and judged: any Pyro model and guide, the zoo's or yours."""
 
 from . import elbo, optim
-from .arviz import to_datatree, write_datatree
-from .calibrate import calibrate
-from .check import check
-from .compare import compare
-from .diagnose import diagnose
-from .evaluate import evaluate
-from .fit import fit
+from .draws.datatree import to_datatree, write_datatree
 from .guides import fit_guides, make_guide
-from .many import fit_many
+from .judging.calibration import calibrate
+from .judging.comparison import compare
+from .judging.diagnosis import diagnose
+from .judging.evaluation import evaluate
+from .pairs.inspection import check
+from .training.fitting import fit
+from .training.many import fit_many
 from .weights import log_weights
 
 __all__ = [

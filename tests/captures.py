@@ -3,7 +3,7 @@
 import torch
 
 from inference.graph import Captured
-from inference.step import steps
+from inference.training import steps
 
 
 def again(body):

@@ -1,13 +1,20 @@
-"""Who may import whom: models know no inference, inference no model, the command knows both."""
+"""Who may import whom, what may be called what: the rules that `docs/design.md` draws."""
 
 import ast
+import importlib
+import types
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# the rooms of `inference`, lowest first: each imports only what stands before it
+ROOMS = (
+    "estimate", "randomness", "optim", "networks", "weights", "elbo", "pairs", "graph",
+    "training", "draws", "ratios", "judging", "guides", "testing",
+)  # fmt: skip
 SHARED = {"networks", "likelihoods", "toys"}  # what model files may share
-COMMAND = {"cli", "__main__"}
+COMMAND = {"cli", "__main__", "report", "em"}  # know both models and inference
 
 
 def modules(room):
@@ -18,7 +25,7 @@ def modules(room):
 
 
 def imports(name, path):
-    """The dotted names that a file imports, relative ones resolved."""
+    """The dotted names that a file imports, relative ones resolved, lazy ones included."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -30,21 +37,59 @@ def imports(name, path):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
+def files_imported(room):
+    """File -> the files of the same package that it imports; a folder is its `__init__`."""
+    known = dict(modules(room))
+    out = {}
+    for name, path in known.items():
+        found = set()
+        for imported in imports(name, path):
+            if imported in known and imported != name:
+                found.add(imported)
+        # `from .a import b` names the folder too; where b is a file, only the file is meant
+        out[name] = {f for f in found if not any(g.startswith(f + ".") for g in found)}
+    return out
+
+
 @pytest.mark.parametrize("name, path", [pytest.param(*m, id=m[0]) for m in modules("inference")])
-def test_inference_never_imports_the_zoo(name, path):
-    found = [i for i in imports(name, path) if i.split(".")[0] in ("zoo", "examples", "tests")]
-    assert not found, f"{name} imports {found}"
+def test_a_room_imports_only_what_stands_below_it(name, path):
+    parts = name.split(".")
+    if len(parts) == 1:  # the public face
+        return
+    assert parts[1] in ROOMS, f"{name}: a room that the list does not know"
+    below = ROOMS[: ROOMS.index(parts[1]) + 1]
+    for imported in imports(name, path):
+        other = imported.split(".")
+        assert other[0] not in ("zoo", "examples", "tests", "benchmarks"), f"{name}: {imported}"
+        if other[0] == "inference" and len(other) > 1:
+            assert other[1] in below, f"{name} imports {imported}, which stands above it"
+
+
+@pytest.mark.parametrize("room", ["zoo", "inference"])
+def test_no_files_import_each_other_in_a_circle(room):
+    graph, done = files_imported(room), set()
+
+    def visit(name, way):
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
 
 
 @pytest.mark.parametrize("name, path", [pytest.param(*m, id=m[0]) for m in modules("zoo")])
-def test_models_import_neither_inference_nor_each_other(name, path):
+def test_models_import_networks_alone_and_not_each_other(name, path):
     room = name.partition(".")[2].partition(".")[0]
     if room in COMMAND:
         return
     allowed = SHARED | {room} | ({"data"} if room == "data" else set())
     for imported in imports(name, path):
         parts = imported.split(".")
-        assert parts[0] != "inference", f"{name} imports {imported}"
+        if parts[0] == "inference":
+            assert parts[1:2] == ["networks"], f"{name} imports {imported}"
         if parts[0] == "zoo" and len(parts) > 1:
             assert parts[1] in allowed, f"{name} imports {imported}"
 
@@ -65,3 +110,22 @@ def test_random_state_is_forked_in_one_place():
     for name, path in [*modules("inference"), *modules("zoo")]:
         if "fork_rng" in path.read_text():
             assert name == "inference.randomness", name
+
+
+def test_no_function_hides_the_file_it_comes_from():
+    """`import inference.a.b` gives the file b, whatever the folder a exports."""
+    for name, _ in [*modules("inference"), *modules("zoo")]:
+        package, _, last = name.rpartition(".")
+        if package and last != "__main__":
+            importlib.import_module(name)
+            shown = getattr(importlib.import_module(package), last)
+            assert isinstance(shown, types.ModuleType), f"{package}.{last} is {shown!r}"
+
+
+def test_no_two_classes_share_a_name():
+    seen = {}
+    for name, path in [*modules("inference"), *modules("zoo")]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert node.name not in seen, f"{node.name}: {seen[node.name]} and {name}"
+                seen[node.name] = name

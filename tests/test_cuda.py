@@ -13,9 +13,10 @@ import torch
 
 from inference import elbo, fit
 from inference.optim import Adam
-from inference.pair import Pair
-from inference.step import CompiledStep, Update, Variables
-from inference.toys import LinearGaussian
+from inference.pairs.pair import Pair
+from inference.testing.toys import LinearGaussian
+from inference.training.steps import CompiledStep
+from inference.training.update import Update, Variables
 from zoo.cards import CARDS
 from zoo.cli import run
 

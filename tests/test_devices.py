@@ -11,10 +11,10 @@ from test_cuda import ESTIMATORS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from inference import elbo, optim
-from inference.fit.batches import batch_transform
-from inference.pair import Pair
-from inference.step import Update, Variables
-from inference.toys import LinearGaussian, Nested, Switch
+from inference.pairs.pair import Pair
+from inference.testing.toys import LinearGaussian, Nested, Switch
+from inference.training.batches import batch_transform
+from inference.training.update import Update, Variables
 from zoo.cards import CARDS
 from zoo.cli.build import arguments_of, build
 from zoo.cli.fit import resolved

@@ -107,7 +107,7 @@ def test_the_skeleton_of_a_model_compiles(skeleton):
 
 
 def test_the_skeleton_of_an_estimator_is_one():
-    from inference.testing import check_estimator
+    from inference.testing.estimators import check_estimator
 
     _, _, source = blocks(CONTRIBUTING, "python")
     names: dict = {}

@@ -21,7 +21,7 @@ class GAN(nn.Module):
         x_i = generator(z_i)              (n, D)
 
     Sites: z, and x, which is deterministic and has no density. Plates: data. There is no guide:
-    `inference.adversarial.fit_adversarial` fits it against a critic. Truth: where the generator is
+    `inference.ratios.fit_adversarial` fits it against a critic. Truth: where the generator is
     right, the best critic is zero and the game's value E[log D] + E[log(1 − D)] is −log 4.
 
     Args:

@@ -22,7 +22,7 @@ class ImplicitVAE(nn.Module):
         eps_i       ~ N(0, I),  z_i = encoder(x_i, eps_i)    the guide
 
     q(z | x) can be sampled and has no density: estimators of the ELBO do not apply, and
-    `inference.implicit.fit_implicit` puts a critic in the place of log q(z | x) − log p(z) (their
+    `inference.ratios.fit_implicit` puts a critic in the place of log q(z | x) − log p(z) (their
     eq. 3.3). In Pyro's eyes z is a Delta, whose density of 1 means nothing here.
 
     Sites: z, x; in the guide the auxiliary eps. Plates: data. Truth: with a linear-Gaussian model

@@ -18,7 +18,7 @@ from pyro.infer.autoguide.initialization import init_to_median, init_to_sample
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 
-from ..run import Run
+from ..training.run import Run
 from ..weights import log_weights, no_validation
 from .flows import Chain, FlowNormal, layers
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..draws.psis import GOOD, ess, khat
 from ..elbo import Estimator, Trace
-from ..fit import fit
-from ..psis import GOOD, ess, khat
 from ..randomness import forked
-from ..run import Run
+from ..training.fitting import fit
+from ..training.run import Run
 from ..weights import log_weights, no_validation
 from .make import make_guide
 from .packed import Laplace, laplace

@@ -5,6 +5,8 @@ evaluation, ArviZ) is arithmetic on what `log_weights` returns.
 """
 
 from .run import PARTICLES, dream, log_q_at, log_weights, no_validation, plate_nesting, stack
+from .simulate import simulate
+from .sites import at
 from .terms import LogWeights, Plate, Term
 
 __all__ = [
@@ -12,10 +14,12 @@ __all__ = [
     "LogWeights",
     "Plate",
     "Term",
+    "at",
     "dream",
     "log_q_at",
     "log_weights",
     "no_validation",
     "plate_nesting",
+    "simulate",
     "stack",
 ]

@@ -15,7 +15,7 @@ from wrong_estimators import (
 )
 
 from inference import elbo
-from inference.testing import Checked, check_estimator
+from inference.testing.estimators import Checked, check_estimator
 
 # --- the 20 lines of CONTRIBUTING.md -----------------------------------------------------------
 

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from inference.adversarial import (
+from inference.graph import traced
+from inference.ratios import DIVERGENCES, Critic
+from inference.ratios.adversarial import (
     OBJECTIVES,
     critic_divergence,
     critic_loss,
     fit_adversarial,
     generator_loss,
 )
-from inference.game import play
-from inference.graph import traced
-from inference.implicit import fit_implicit
-from inference.ratio import DIVERGENCES, Critic
+from inference.ratios.implicit import fit_implicit
+from inference.training.game import play
 from zoo.data import DataSet
 from zoo.implicit import ImplicitVAE
 
@@ -247,7 +247,7 @@ def test_average_starts_as_a_plain_mean():
         return real_play(update, variables, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.adversarial.play", watching)
+        patch.setattr("inference.ratios.adversarial.play", watching)
         quick(LocationScale(), x)
     assert len(seen) == 3
 

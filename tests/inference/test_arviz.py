@@ -17,8 +17,8 @@ from schools import NAMES, SIGMA, Y, centred, non_centred
 from scipy import stats
 
 from inference import elbo, fit, fit_many
-from inference.arviz import to_datatree, write_datatree
-from inference.draws import GROUPS
+from inference.draws.datatree import to_datatree, write_datatree
+from inference.draws.sampler import GROUPS
 from zoo.vae import VAE, ConditionalVAE
 
 DATA = (Y, SIGMA)
@@ -208,7 +208,7 @@ def test_written_as_zarr(run, tmp_path):
 
 
 def test_chunks_bound_the_draws_per_run(run, monkeypatch):
-    import inference.draws as module
+    import inference.pairs.gate as module
 
     seen = []
     real = module.log_weights

@@ -15,11 +15,11 @@ from truths import linear_gaussian_posterior
 
 from inference import elbo
 from inference.elbo.pieces import reach
-from inference.gradients import Gradients, Moments
-from inference.pair import Pair
-from inference.step import DrawnAnew
-from inference.testing import gradient_bias
-from inference.toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian
+from inference.judging.comparison.gradients import Gradients, Moments
+from inference.pairs.pair import Pair
+from inference.testing.estimators import gradient_bias
+from inference.testing.toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian
+from inference.training.update import DrawnAnew
 from inference.weights import log_weights, no_validation
 
 

@@ -13,8 +13,8 @@ from scipy import stats
 from torch import nn
 
 from inference import elbo
-from inference.calibrate import band, calibrate, symmetry, uniformity
-from inference.calibrate import ranked as ranks_of
+from inference.judging.calibration import band, calibrate, symmetry, uniformity
+from inference.judging.calibration import ranked as ranks_of
 from zoo.vae import VAE
 
 

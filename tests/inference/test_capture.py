@@ -7,7 +7,7 @@ from captures import again
 
 from inference import elbo, fit
 from inference.graph import Captured
-from inference.toys import LinearGaussian
+from inference.testing.toys import LinearGaussian
 from zoo.data import load
 from zoo.vae import VAE
 

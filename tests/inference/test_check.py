@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform, constraints
 
 from inference import elbo, fit, log_weights
-from inference.check import Finding, Findings, check, check_for_fit, refuse_errors
+from inference.pairs.inspection import Finding, Findings, check, check_for_fit, refuse_errors
 from zoo.cards import CARDS
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inference import elbo, fit
-from inference.checkpoint import config, load, save, whole_folder
-from inference.fit import start
+from inference.training import start
+from inference.training.checkpoint import config, load, save, whole_folder
 
 X = torch.randn(30, generator=torch.Generator().manual_seed(0))
 

@@ -15,8 +15,8 @@ from truths import linear_gaussian_posterior
 from wrong_estimators import IWAEWithoutScore
 
 from inference import elbo, fit
-from inference.compare import Comparison, compare
-from inference.toys import GlobalLocal, LinearGaussian, Switch
+from inference.judging.comparison import Comparison, compare
+from inference.testing.toys import GlobalLocal, LinearGaussian, Switch
 from zoo.vae import VAE
 
 matplotlib.use("Agg")

@@ -13,8 +13,8 @@ from torch.distributions import Normal, kl_divergence
 from truths import linear_gaussian_posterior
 
 from inference import evaluate, fit, make_guide
-from inference.evaluate.surgery import operate
-from inference.toys import GlobalLocal, LinearGaussian, SwitchedGaussian
+from inference.judging.evaluation.surgery import operate
+from inference.testing.toys import GlobalLocal, LinearGaussian, SwitchedGaussian
 from inference.weights import log_weights
 from zoo.hierarchical import HierarchicalVAE
 from zoo.vae import VAE

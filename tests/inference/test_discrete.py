@@ -10,8 +10,8 @@ import torch
 from torch.distributions import Bernoulli, Normal
 
 from inference import compare, elbo
-from inference.gradients import Gradients, Moments
-from inference.pair import Pair
+from inference.judging.comparison.gradients import Gradients, Moments
+from inference.pairs.pair import Pair
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "discrete_estimators.py"))
 STATES = torch.tensor(list(itertools.product([0.0, 1.0], repeat=10))).double()

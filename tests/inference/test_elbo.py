@@ -20,8 +20,14 @@ from torch import nn
 from wrong_estimators import IWAEWithoutScore
 
 from inference import elbo
-from inference.testing import check_estimator
-from inference.toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian
+from inference.testing.estimators import check_estimator
+from inference.testing.toys import (
+    GlobalLocal,
+    LinearGaussian,
+    Nested,
+    Switch,
+    SwitchedGaussian,
+)
 from inference.weights import log_weights
 from inference.weights.sites import At
 

@@ -6,7 +6,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from inference import compare, elbo, evaluate, fit, optim
-from inference.fit import Batches
+from inference.training.fitting import Batches
 from zoo.data import load
 from zoo.gan import GAN
 from zoo.vae import VAE, ConditionalVAE

@@ -12,8 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from inference import check, elbo, evaluate, fit, fit_guides, log_weights, make_guide
 from inference.guides import KINDS, laplace
 from inference.guides.flows import Chain, FlowNormal, layers
-from inference.pair import Pair
-from inference.step import explain
+from inference.pairs.pair import Pair
+from inference.training.steps import explain
 from inference.weights import no_validation
 
 QUIET = {"progress": False, "compile": False}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from inference.implicit import Contrast, fit_implicit
+from inference.ratios.implicit import Contrast, fit_implicit
 from zoo.implicit import ImplicitVAE
 
 SCALE = 0.5  # of the noise on x

@@ -8,7 +8,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 from inference import fit, log_weights
-from inference.pair import Pair, own_copy
+from inference.pairs.pair import Pair, own_copy
 
 X = torch.randn(12, generator=torch.Generator().manual_seed(0)) + 2
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from arviz_stats.base import array_stats
 
-from inference.psis import ess, khat, psis
+from inference.draws.psis import ess, khat, psis
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 1.5, 3.0])

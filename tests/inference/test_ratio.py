@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
-from inference.ratio import (
+from inference.ratios import (
     DIVERGENCES,
     Critic,
     DensityRatio,
     density_ratio,
-    divergence,
     gradient_penalty,
     mutual_information,
 )
+from inference.ratios import divergences as divergence
 
 LOG_4 = 2 * math.log(2)
 GRID = torch.linspace(-14, 14, 56_001, dtype=torch.float64)

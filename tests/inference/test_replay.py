@@ -10,8 +10,9 @@ from torch import Tensor
 from inference import elbo, optim
 from inference.graph import NotReplayable, Recorded, Replay, compiled, hoisted, traced
 from inference.graph.matmul import LARGE, faster_with_onednn
-from inference.pair import Pair
-from inference.step import CompiledStep, EagerStep, Update, Variables
+from inference.pairs.pair import Pair
+from inference.training.steps import CompiledStep, EagerStep
+from inference.training.update import Update, Variables
 from tests.schools import SIGMA, Y, non_centred
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from inference import fit
-from inference.evaluate import Evaluation, evaluate
-from inference.report import (
+from inference.judging.evaluation import Evaluation, evaluate
+from inference.training.run import History
+from zoo.report import (
     Metric,
     Report,
     Subject,
@@ -24,8 +25,7 @@ from inference.report import (
     theme,
     write,
 )
-from inference.report.families import _ellipses
-from inference.run import History
+from zoo.report.families import _ellipses
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ from torch import nn
 
 from inference import elbo, fit, optim
 from inference.graph import TraceFailure
-from inference.pair import Pair
-from inference.step import RETRACES, CompiledStep, EagerStep, Update, Variables, explain
+from inference.pairs.pair import Pair
+from inference.training.steps import RETRACES, CompiledStep, EagerStep, explain
+from inference.training.update import Update, Variables
 from zoo.vae import VAE
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -117,7 +118,7 @@ def test_no_compiler(monkeypatch):
 
 
 def test_a_wrong_compiled_step_is_not_used(monkeypatch):
-    import inference.step.steps as step_module
+    import inference.training.steps as step_module
 
     def wrong(graph, inputs, own=0):
         return lambda now: torch.zeros(())
@@ -129,7 +130,7 @@ def test_a_wrong_compiled_step_is_not_used(monkeypatch):
 
 
 def test_an_argument_that_keeps_changing(monkeypatch):
-    import inference.step.steps as step_module
+    import inference.training.steps as step_module
 
     monkeypatch.setattr(step_module, "compiled", lambda graph, inputs, own=0: lambda now: LR)
 

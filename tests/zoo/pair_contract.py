@@ -6,7 +6,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from inference.pair import Pair
+from inference.pairs.pair import Pair
 from inference.weights import log_weights, no_validation
 
 

@@ -12,16 +12,16 @@ import torch
 import xarray
 from markupsafe import escape
 
-import inference.report.page as page
-from inference import checkpoint
-from inference.compare import Comparison
-from inference.progress import Progress
-from inference.ratio import density_ratio
-from inference.report.theme import png
+import zoo.report.page as page
+from inference.judging.comparison import Comparison
+from inference.ratios import density_ratio
+from inference.training import checkpoint
+from inference.training.progress import Progress
 from zoo.cards import CARDS
 from zoo.cli import run, runs
 from zoo.cli.options import arguments, described, estimator, numbers, shown
 from zoo.data import SETS
+from zoo.report.theme import png
 
 COMMANDS = ("fit", "report", "sample", "list", "mixture", "diagnose", "compare")
 TINY = shlex.split("--steps 6 --batch-size 16 --compile no --particles 30 --test-rows 12")
@@ -41,7 +41,7 @@ def quick(monkeypatch, tmp_path):
 def draws(monkeypatch):
     """Draw small pictures, in light colours only; a call ends it."""
     drawn = {}
-    monkeypatch.setattr("inference.report.theme.DPI", 20)
+    monkeypatch.setattr("zoo.report.theme.DPI", 20)
     monkeypatch.setattr(page, "png", lambda d, theme: drawn.setdefault(d, png(d)))
     return lambda: monkeypatch.setattr(page, "png", lambda drawing, theme: b"\x89PNG")
 
@@ -51,7 +51,7 @@ def fitted(tmp_path_factory):
     """One VAE run for every test that only reads it."""
     folder = tmp_path_factory.mktemp("fitted") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.report.theme.DPI", 20)
+        patch.setattr("zoo.report.theme.DPI", 20)
         assert run([*VAE, "--out", str(folder)]) == 0
     return folder
 
@@ -221,7 +221,7 @@ def test_old_faithful_by_the_command(zoo_data, capsys):
 @pytest.fixture
 def mine(fitted, tmp_path, monkeypatch):
     """A copy of the run, to be changed; pictures are small."""
-    monkeypatch.setattr("inference.report.theme.DPI", 20)
+    monkeypatch.setattr("zoo.report.theme.DPI", 20)
     return shutil.copytree(fitted, tmp_path / "mine")
 
 
@@ -326,7 +326,7 @@ def test_ctrl_c_before_the_first_step_writes_nothing(monkeypatch, capsys, tmp_pa
     def press(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("inference.step.EagerStep.__call__", press)
+    monkeypatch.setattr("inference.training.steps.EagerStep.__call__", press)
     assert run([*VAE, "--out", "none"]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not tree(tmp_path)

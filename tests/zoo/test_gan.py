@@ -7,8 +7,8 @@ import pytest
 import torch
 from pyro import poutine
 
-from inference.adversarial import fit_adversarial
-from inference.ratio import density_ratio
+from inference.ratios import density_ratio
+from inference.ratios.adversarial import fit_adversarial
 from zoo.data import load
 from zoo.gan import GAN, Critic
 

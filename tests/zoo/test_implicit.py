@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inference.implicit import fit_implicit
+from inference.ratios.implicit import fit_implicit
 from inference.weights import log_weights
 from zoo.data import load
 from zoo.implicit import ImplicitVAE

@@ -67,8 +67,7 @@ Folder = Annotated[str, typer.Argument(metavar="RUN", help="the folder of a run"
 @app.command()
 def report(run: Folder) -> None:
     """Judge a run again and write its figures and page anew."""
-    from inference.report import write
-
+    from ..report import write
     from .output import tell
     from .runs import judge, read
 

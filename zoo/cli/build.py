@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from inference import checkpoint
-from inference.fit import Batches, pick_device, start
 from inference.randomness import forked
-from inference.run import Run
+from inference.training import checkpoint, start
+from inference.training.fitting import Batches, pick_device
+from inference.training.run import Run
 from zoo.cards import Card
 from zoo.data import DataSet
 

@@ -24,9 +24,9 @@ def compare(
     Raises:
         ValueError: `out` exists or is no picture's name; options out of range.
     """
-    from inference.em import compare_mixtures
     from zoo.mixture import GaussianMixture
 
+    from ..em import compare_mixtures
     from .runs import require_writable
 
     path = _target(data, out)

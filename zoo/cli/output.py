@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference.report import Metric
+from ..report import Metric
 
 
 def tell(metrics: Sequence[Metric], page: Path) -> None:

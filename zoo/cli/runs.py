@@ -16,15 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from inference import checkpoint, evaluate
-from inference.arviz import write_datatree
-from inference.checkpoint import whole_folder
-from inference.ratio import density_ratio
-from inference.report import Metric, Report, Subject, metrics, pictures, write
-from inference.run import Run
+from inference import evaluate
+from inference.draws.datatree import write_datatree
+from inference.ratios import density_ratio
+from inference.training import checkpoint
+from inference.training.checkpoint import whole_folder
+from inference.training.run import Run
 from zoo.cards import TRAINERS, Card, card
 from zoo.data import DataSet, load
 
+from ..report import Metric, Report, Subject, metrics, pictures, write
 from .build import arguments_of, build, restored
 from .train import Fitted, of_run
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference.report import Subject, image_grid
-from inference.report.theme import png
-
+from ..report import Subject, image_grid
+from ..report.theme import png
 from .runs import read
 
 

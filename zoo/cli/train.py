@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from inference import fit
-from inference.adversarial import fit_adversarial
-from inference.em import expectation_maximization, kmeans_plus_plus, variational_bayes
-from inference.implicit import fit_implicit
-from inference.report import Metric
-from inference.run import History, Run
+from inference.ratios.adversarial import fit_adversarial
+from inference.ratios.implicit import fit_implicit
+from inference.training.run import History, Run
 from zoo.cards import Card
 from zoo.data import DataSet
 
+from ..em import expectation_maximization, kmeans_plus_plus, variational_bayes
+from ..report import Metric
 from .options import estimator
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference.checkpoint import whole_folder
+from inference.training.checkpoint import whole_folder
 from zoo.cards import card
 
 from .build import arguments_of
@@ -15,8 +15,9 @@ from .runs import fitted_pair, require_writable
 
 def diagnose(folder: str, rows: int, out: str | None) -> None:
     """Print the verdict on a run and put it on its page; with `out`, into a new folder too."""
-    from inference.diagnose import diagnose as examine
-    from inference.report import include_diagnosis, parts
+    from inference.judging.diagnosis import diagnose as examine
+
+    from ..report import include_diagnosis, parts
 
     plan, data, run = fitted_pair(folder, rows)
     target = _new(out)
@@ -46,8 +47,9 @@ def compare(
         rows, draws: of `inference.compare`.
         fitting: options of `zoo fit`, for a model.
     """
-    from inference.compare import compare as measure
-    from inference.report import include_comparison, parts
+    from inference.judging.comparison import compare as measure
+
+    from ..report import include_comparison, parts
 
     if len(specs) < 2:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The Bayesian mixture, with the conjugate prior of Bishop (2006).
 
 Stochastic and coordinate-ascent variational inference then bound the same evidence and can be put
-side by side (`inference.em.compare_mixtures`). Equations: Bishop, Pattern Recognition and Machine
+side by side (`zoo.em.compare_mixtures`). Equations: Bishop, Pattern Recognition and Machine
 Learning, ch. 10.2.
 """
 
@@ -159,7 +159,7 @@ class GaussianMixture(Mixture):
         return self
 
     def prior(self) -> dict[str, Tensor | float]:
-        """α, β, m, ν and S by the names of `inference.em.variational_bayes`."""
+        """α, β, m, ν and S by the names of `zoo.em.variational_bayes`."""
         return {
             "concentration": self.concentration,
             "mean_precision": self.mean_precision,
@@ -170,7 +170,7 @@ class GaussianMixture(Mixture):
 
     @torch.no_grad()
     def posterior(self) -> dict[str, Tensor]:
-        """Parameters of q, by the names of `inference.em.GaussWishart`."""
+        """Parameters of q, by the names of `zoo.em.GaussWishart`."""
         concentration, mean_precision, mean, degrees, factor = self._q()
         return {
             "concentration": concentration,

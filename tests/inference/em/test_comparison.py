@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from inference.em import (
+from zoo.em import (
     GaussWishart,
     compare_mixtures,
     expectation_maximization,

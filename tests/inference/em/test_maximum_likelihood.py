@@ -9,8 +9,8 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import tensor
 
-from inference.em import expectation_maximization, kmeans_plus_plus
-from inference.em.ascent import ascend, soft_assignment
+from zoo.em import expectation_maximization, kmeans_plus_plus
+from zoo.em.ascent import ascend, soft_assignment
 
 f64 = {"dtype": torch.float64}
 KINDS = ["full", "diagonal"]
@@ -112,7 +112,7 @@ def test_restarts_in_one_batch_are_the_restarts_one_by_one():
 def test_restarts_that_do_not_fit_at_once_are_fitted_in_turn(monkeypatch):
     x = overlapping()
     together = expectation_maximization(x, 3, restarts=5)
-    monkeypatch.setattr("inference.em.ascent.NUMBERS_AT_ONCE", 2 * 3 * x.numel())
+    monkeypatch.setattr("zoo.em.ascent.NUMBERS_AT_ONCE", 2 * 3 * x.numel())
     in_turn = expectation_maximization(x, 3, restarts=5)
     assert torch.allclose(together.restarts, in_turn.restarts, rtol=1e-9)
 

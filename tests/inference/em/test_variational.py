@@ -11,7 +11,7 @@ from sklearn.mixture import BayesianGaussianMixture
 from torch import tensor
 from torch.distributions import Dirichlet, MultivariateNormal, StudentT, Wishart
 
-from inference.em import (
+from zoo.em import (
     GaussWishart,
     expectation_maximization,
     variational_bayes,

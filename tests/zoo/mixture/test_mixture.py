@@ -15,9 +15,9 @@ from torch import tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference import elbo, fit, log_weights
-from inference.em import GaussWishart, expectation_maximization, kmeans_plus_plus, variational_bayes
-from inference.pair import Pair
+from inference.pairs.pair import Pair
 from inference.weights import no_validation
+from zoo.em import GaussWishart, expectation_maximization, kmeans_plus_plus, variational_bayes
 from zoo.mixture import GaussianMixture, MaximumLikelihoodMixture
 
 f64 = {"dtype": torch.float64}

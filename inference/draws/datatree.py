@@ -1,0 +1,262 @@
+"""From a fit to ArviZ: an `xarray.DataTree` of draws, densities and data, in memory or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from arviz_base import dict_to_dataset
+
+from ..pairs.gate import CheckedPair, admit_all
+from .psis import ess, khat
+from .sampler import GROUPS, Block, Variable, block, observations
+
+NUMBERS = 2**22  # values that one chunk of draws may hold, when no chunk is given
+TAIL = 25  # draws below which importance weights have no tail to look at
+
+Names = Mapping[str, Sequence] | None
+
+
+def to_datatree(
+    run: Any,
+    *data: Any,
+    draws: int = 1_000,
+    groups: Sequence[str] = GROUPS,
+    coords: Names = None,
+    dims: Names = None,
+    chunk: int | None = None,
+    vectorized: bool | None = None,
+    seed: int = 0,
+) -> xr.DataTree:
+    """Draws from a fitted guide, with everything that ArviZ can use, as a DataTree.
+
+    Groups: `posterior` (latents and deterministic sites), `unconstrained_posterior` (latents on
+    the real line), `log_likelihood` (per observation), `log_prior` (per latent),
+    `posterior_predictive`, `prior`, `prior_predictive`, `observed_data`, `constant_data` (the
+    pair's other tensor arguments), `sample_stats` and `loss_trace`.
+
+    `sample_stats` has, in nats, `log_p` = log p(x, z) and `log_q` = log q(z | x) of each draw,
+    as `arviz_stats.loo_approximate_posterior` takes them; `log_weight` = log p - log q for each
+    element of the plates that all sites share (for each datum of an amortised guide); and `khat`
+    and `ess` (draws) of those weights in each chain.
+
+    Axes are called (chain, draw, *plates, *event); event axes `z_dim`, or `z_dim_0`, `z_dim_1`.
+    Draws are independent: R-hat within one fit says nothing. Restarts are and R-hat over
+    them says whether they found the same posterior.
+
+    Args:
+        run: a `Run`, a list of runs (each becomes a chain), a module with methods `model` and
+            `guide`, or a model followed by its guide.
+        data: the pair's arguments, or one tuple of them.
+        draws: per chain.
+        groups: which of the sampled groups to make.
+        coords: axis name -> labels.
+        dims: site -> names of its axes after (chain, draw), in place of the ones above.
+        chunk: draws per run of the pair; by default as many as hold 2^22 numbers.
+        vectorized: whether the pair broadcasts under a particle plate; by default as it was fitted.
+        seed: of the draws.
+
+    Returns:
+        The tree. `write_datatree` makes the same one on disk, without holding it.
+
+    Raises:
+        TypeError: `run` is none of the above.
+        ValueError: fewer than one draw, an unknown group, labels that do not fit their axis.
+    """
+    sources = admit_all(run, *data, vectorized=vectorized, who="to_datatree")
+    whole = gathered(_chunks(sources, draws, groups, chunk, seed), draws)
+    weights = whole.get("sample_stats", {}).get("log_weight")
+    for group, variables in _once(sources, weights, seed).items():
+        whole.setdefault(group, {}).update(variables)
+    return xr.DataTree.from_dict(datasets(whole, coords, dims))
+
+
+def write_datatree(
+    path: str | Path,
+    run: Any,
+    *data: Any,
+    draws: int = 1_000,
+    groups: Sequence[str] = GROUPS,
+    coords: Names = None,
+    dims: Names = None,
+    chunk: int | None = None,
+    vectorized: bool | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write the tree of `to_datatree` to disk, one chunk of draws after the other.
+
+    Memory holds one chunk, and the log weights (for their k-hat).
+
+    Args:
+        path: a new file `*.nc` for NetCDF (by h5netcdf), or a folder `*.zarr` for zarr, which
+            must be installed.
+        run, data, draws, groups, coords, dims, chunk, vectorized, seed: as for `to_datatree`.
+
+    Returns:
+        The path. `xarray.open_datatree(path)` opens it, and reads what is asked for.
+
+    Raises:
+        FileExistsError: there is something at the path.
+        ValueError: another ending, or what `to_datatree` raises.
+    """
+    path = Path(path)
+    if path.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"path: expected a name that ends in .nc or .zarr, got {path.name!r}.")
+    if path.exists():
+        raise FileExistsError(f"{path} exists. Remove it, or write to another name.")
+    append = _append_netcdf if path.suffix == ".nc" else _append_zarr
+    sources = admit_all(run, *data, vectorized=vectorized, who="to_datatree")
+    log_weight: list[np.ndarray] = []
+    for start, part in _chunks(sources, draws, groups, chunk, seed):
+        append(path, datasets(part, coords, dims, start), start)
+        if "sample_stats" in part:
+            log_weight.append(part["sample_stats"]["log_weight"].array)
+            axes = part["sample_stats"]["log_weight"].dims
+    weights = Variable(np.concatenate(log_weight, 1), axes) if log_weight else None
+    rest = datasets(_once(sources, weights, seed), coords, dims)
+    append(path, {g: d.drop_attrs() if g in groups else d for g, d in rest.items()}, 0)
+    return path
+
+
+def gathered(parts: Iterable[tuple[int, Block]], draws: int) -> Block:
+    """Chunks (first draw, variables with axes (chain, draw, ...)) as one."""
+    whole: Block = {}
+    for start, part in parts:
+        for group, variables in part.items():
+            for name, v in variables.items():
+                if start == 0:
+                    empty = np.empty((len(v.array), draws, *v.array.shape[2:]), v.array.dtype)
+                    whole.setdefault(group, {})[name] = Variable(empty, v.dims)
+                whole[group][name].array[:, start : start + v.array.shape[1]] = v.array
+    return whole
+
+
+def _append_netcdf(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
+    """Write groups, or more draws of them."""
+    if start == 0:
+        for group, dataset in groups.items():
+            grows = "draw" in dataset.dims
+            chunks = {n: {"chunksizes": v.shape} for n, v in dataset.data_vars.items() if grows}
+            dataset.to_netcdf(
+                path, mode="a", group=group, engine="h5netcdf", encoding=chunks,
+                unlimited_dims=["draw"] if grows else [],
+            )  # fmt: skip
+        return
+    import h5netcdf
+
+    with h5netcdf.File(path, "a") as file:
+        for group, dataset in groups.items():
+            stop = start + dataset.sizes["draw"]
+            file[group].resize_dimension("draw", stop)
+            for name, variable in dataset.variables.items():
+                if "draw" in variable.dims:
+                    at = [slice(None)] * variable.ndim
+                    at[variable.dims.index("draw")] = slice(start, stop)
+                    file[group][name][tuple(at)] = variable.values
+
+
+def _append_zarr(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
+    """Write groups, or more draws of them."""
+    more = "draw" if start else None
+    for group, dataset in groups.items():
+        dataset.to_zarr(path, group=group, mode="a", consolidated=False, append_dim=more)
+
+
+def _chunks(
+    sources: Sequence[CheckedPair], draws: int, groups: Sequence[str], chunk: int | None, seed: int
+) -> Iterator[tuple[int, Block]]:
+    """(first draw, variables with axes (chain, draw, ...)), until all draws are made."""
+    if draws < 1:
+        raise ValueError(f"draws: expected at least 1, got {draws}.")
+    unknown = [g for g in groups if g not in GROUPS]
+    if unknown:
+        raise ValueError(f"groups: expected some of {', '.join(GROUPS)}; got {unknown}.")
+    if chunk is None:
+        with sources[0].ready(seed):
+            one = block(sources[0], 1, groups)
+        numbers = sum(v.array.size for g in one.values() for v in g.values())
+        chunk = NUMBERS // (numbers * len(sources))
+    chunk = max(1, min(chunk, draws))
+    for start in range(0, draws, chunk):
+        parts = []
+        for i, source in enumerate(sources):
+            with source.ready(int(np.random.SeedSequence([seed, i, start]).generate_state(1)[0])):
+                parts.append(block(source, min(chunk, draws - start), groups))
+        yield start, stacked(parts)
+
+
+def stacked(parts: Sequence[Block]) -> Block:
+    """Blocks of several chains as one with axes (chain, draw, ...)."""
+    return {
+        g: {
+            n: Variable(np.stack([p[g][n].array for p in parts]), ("chain", "draw", *v.dims))
+            for n, v in variables.items()
+        }
+        for g, variables in parts[0].items()
+    }
+
+
+def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int) -> Block:
+    """What has no draws: k-hat and effective size of the weights, data, losses."""
+    out: Block = {}
+    if log_weight is not None and log_weight.array.shape[1] >= TAIL:
+        lw = torch.as_tensor(log_weight.array).transpose(0, 1)  # (draw, chain, *plates)
+        axes = ("chain", *log_weight.dims[2:])
+        out["sample_stats"] = {
+            "khat": Variable(khat(lw).numpy(), axes),
+            "ess": Variable(ess(lw).numpy(), axes),
+        }
+    with sources[0].ready(seed):
+        out["observed_data"], out["constant_data"] = observations(sources[0])
+    losses = [s.run.losses for s in sources if s.run is not None]
+    if losses:
+        longest = max(map(len, losses))
+        table = np.array([[*trace, *[np.nan] * (longest - len(trace))] for trace in losses])
+        logged = sources[0].run.history["step"]  # type: ignore[union-attr]
+        each = len(logged) == longest  # many fits keep means over intervals, one fit every loss
+        steps = logged.astype(int) if each else np.arange(1, longest + 1)
+        out["loss_trace"] = {"loss": Variable(table, ("chain", "step"), {"step": steps})}
+    return out
+
+
+def datasets(block: Block, coords: Names, dims: Names, start: int = 0) -> dict[str, xr.Dataset]:
+    """A dataset for each group that is not empty, with ArviZ's attributes."""
+    out = {}
+    for group, variables in block.items():
+        if not variables:
+            continue
+        names: dict[str, list[str]] = {}
+        labels: dict[str, Any] = {}
+        for name, v in variables.items():
+            own = [d for d in v.dims if d in ("chain", "draw", "step")]
+            axes = [f"{d}_plate" if d in variables else d for d in v.dims[len(own) :]]
+            given = (dims or {}).get(name)
+            names[name] = own + (list(given) if given and len(given) == len(axes) else axes)
+            for axis, size in zip(names[name], v.array.shape):
+                if axis in (coords or {}):
+                    labels[axis] = (coords or {})[axis]
+                    if len(labels[axis]) != size and group != "unconstrained_posterior":
+                        raise ValueError(
+                            f"coords: {axis!r} of site {name!r} has {size} elements, got "
+                            f"{len(labels[axis])} labels."
+                        )
+                elif axis == "draw":
+                    labels["draw"] = np.arange(start, start + size)
+            labels |= v.labels
+        sampled = {n: v.array for n, v in variables.items() if "draw" in v.dims}
+        whole = {n: v.array for n, v in variables.items() if n not in sampled}
+        parts = [
+            dict_to_dataset(
+                arrays, dims={n: names[n] for n in arrays}, coords=labels,
+                sample_dims=sample_dims, inference_library=pyro,
+            )
+            for arrays, sample_dims in ((sampled, ["chain", "draw"]), (whole, []))
+            if arrays
+        ]  # fmt: skip
+        out[group] = parts[0].assign(parts[-1].data_vars)
+    return out

@@ -1,0 +1,1 @@
+"""What draws say of a pair: evaluation, diagnosis, comparison of estimators, calibration."""

@@ -1,0 +1,152 @@
+"""Data sets that the model makes, and what a guide says about each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...pairs.gate import CheckedPair
+from ...randomness import forked
+from ...training.many import fit_many
+from ...training.update import DrawnAnew
+from ...weights import LogWeights, Term, log_weights, no_validation
+from ...weights.simulate import is_computed, is_latent, values
+
+NUMBERS = 2**22  # draws of latents in one run of the guides
+
+Sites = dict[str, Tensor]
+
+
+@dataclass
+class DataSets:
+    """R data sets from a model.
+
+    Attributes:
+        truths: site -> (R, ...), the latents that made them.
+        args: the pair's arguments; those in `stacked` have a leading axis of R.
+        local: whether a data set is one row of the data plate, so that one run has them all.
+    """
+
+    truths: Sites
+    args: tuple
+    stacked: tuple[int, ...]
+    local: bool
+
+    def __len__(self) -> int:
+        return len(next(iter(self.truths.values())))
+
+
+def simulated(chain: CheckedPair, datasets: int) -> DataSets:
+    """Latents from the prior, and data given them. Call it inside `chain.ready(seed)`.
+
+    Where all sites lie in the data plate a data set is one datum, and other arguments (labels)
+    take the rows of those given, over and over.
+
+    Raises:
+        ValueError: the model observes something that is not one of its arguments as it stands.
+    """
+    n = len(chain.args[0]) if torch.is_tensor(chain.args[0]) and chain.args[0].dim() else 0
+    local = any(p.dim == -1 and p.size == n for p in chain.weights(1).plates)
+    if local:
+        rows = torch.arange(datasets) % n
+        sliced = [torch.is_tensor(a) and a.dim() > 0 and len(a) == n for a in chain.args]
+        args = tuple(a[rows.to(a.device)] if s else a for a, s in zip(chain.args, sliced))
+        kwargs = {"size": datasets} if chain.kwargs else {}
+        chain = replace(chain, args=args, kwargs=kwargs)
+    k = 1 if local else datasets
+    terms, observed = chain.simulate(k)
+    drawn = {n: values(t, k, chain.nesting)[0] for n, t in terms.items()}
+    if local:
+        drawn = {n: v[0] for n, v in drawn.items()}
+    args_, stacked = list(chain.args), []
+    for name, seen in observed.items():
+        i = next((i for i, a in enumerate(chain.args) if _is(a, seen)), None)
+        if i is None or drawn[name].shape[not local :] != chain.args[i].shape:
+            raise ValueError(
+                f"site {name!r}: what the model observes there is not one of its arguments as it "
+                "stands, so simulated data cannot take its place. Observe the argument itself."
+            )
+        args_[i] = drawn[name].to(chain.args[i].dtype)
+        stacked.append(i)
+    truths = {
+        n: drawn[n]
+        for n, t in terms.items()
+        if n not in observed and (is_latent(t) or is_computed(t))
+    }
+    return DataSets(truths, tuple(args_), tuple(stacked), local)
+
+
+def _is(a: Any, b: Any) -> bool:
+    both = torch.is_tensor(a) and torch.is_tensor(b)
+    return both and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+def posteriors(
+    chain: CheckedPair, sets: DataSets, draws: int, fitting: Mapping[str, Any] | None, seed: int
+) -> Sites:
+    """The guide's draws for every data set: site -> (R, draws, ...).
+
+    Args:
+        fitting: keywords of `fit_many`, which fits the guide to every data set; None asks the
+            guide as it is.
+    """
+    if sets.local:
+        kwargs = {"size": len(sets)} if chain.kwargs else {}
+        rows = replace(chain, args=sets.args, kwargs=kwargs)
+        with rows.ready(seed):
+            found = _sites(rows.weights(draws))
+        return {n: v.transpose(0, 1) for n, v in found.items()}
+    vary = tuple(0 if i in sets.stacked else None for i in range(len(sets.args)))
+    if fitting is not None:
+        many = fit_many(
+            chain.model, chain.guide, sets.args, stacked=sets.stacked, jitter=0.0, seed=seed,
+            **fitting,
+        )  # fmt: skip
+        pair, params, buffers, stacked = many.first.pair_, many.params, many.buffers, 0
+    else:
+        pair, buffers, stacked = chain.pair, chain.buffers, None
+        params = {k: p.detach().requires_grad_() for k, p in chain.params.items()}  # vmap cannot
+
+    def one(params: dict, buffers: dict, args: tuple) -> Sites:
+        with pair.bind(params, buffers):
+            return _sites(
+                log_weights(
+                    pair.model, pair.guide, *args, particles=draws, nesting=pair.nesting,
+                    **chain.kwargs,
+                )
+            )  # fmt: skip
+
+    per_set = draws * sum(v[0].numel() for v in sets.truths.values())
+    step = max(1, NUMBERS // max(1, per_set))
+    parts = []
+    with (
+        forked(seed), torch.no_grad(), no_validation(), DrawnAnew(),
+        warnings.catch_warnings(),
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", ".*was not registered in the param store")
+        for start in range(0, len(sets), step):
+            part = slice(start, start + step)
+            cut = {k: v[part] if stacked == 0 else v for k, v in params.items()}
+            kept = {k: v[part] if stacked == 0 else v for k, v in buffers.items()}
+            args = tuple(a[part] if v == 0 else a for a, v in zip(sets.args, vary))
+            ask = torch.vmap(one, in_dims=(stacked, stacked, vary), randomness="different")
+            parts.append(ask(cut, kept, args))
+    return {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+
+
+def _sites(weights: LogWeights) -> Sites:
+    """Draws of the guide, and what the model computes from them: site -> (K, *plates, *event)."""
+
+    def wanted(term: Term) -> bool:
+        return is_computed(term) or (is_latent(term) and term.name in weights.guide)
+
+    return {
+        n: values(t, weights.particles, weights.nesting)[0]
+        for n, t in weights.model.items()
+        if wanted(t)
+    }

@@ -1,0 +1,352 @@
+"""Draws of value and gradient per estimator, and what is averaged over them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...elbo import IWAE, Estimator
+from ...estimate import Estimate
+from ...pairs.gate import admit
+from ...pairs.pair import Pair
+from ...randomness import forked
+from ...weights import LogWeights, log_weights, no_validation
+from .gradients import Gradients, Moments
+from .groups import Group, groups_of
+from .result import Comparison
+
+WORTH_COMPILING = 5.0  # seconds of batched draws ahead, per estimator
+ROWS = 2**16  # particles times data in one run for it, so that memory stays bounded
+TIGHT = 1_000, 20  # particles and draws of the bound that stands in for log p(x)
+
+
+def compare(
+    model: Any,
+    guide: Any = None,
+    batch: Any = None,
+    estimators: Sequence[Estimator] | None = None,
+    *,
+    draws: int = 1_000,
+    reference: float | Tensor | tuple[float, float] | None = None,
+    compile: bool | str = "auto",
+    seed: int = 0,
+) -> Comparison:
+    """Measure estimators on one pair and batch, at the parameters that it has now.
+
+    `compare(pair, batch, estimators)` for a module with `model` and `guide`, or a `Run` (at its
+    kept parameters); `compare(model, guide, batch, estimators)` for any two Pyro callables.
+
+    Args:
+        batch: a tensor or a tuple of the pair's arguments; its rows count as all data.
+        estimators: of `inference.elbo`, or yours.
+        draws: of value and gradient, per estimator.
+        reference: log p(x) of the batch, summed, in nats; or that and its standard error. None
+            finds one: the exact sum where all latents are discrete, else an IWAE bound with 1,000
+            particles, a lower bound with its own error bar. `attrs["reference"]` says which.
+        compile: True, False, or "auto": trace and compile a batch of draws where it pays.
+        seed: of all draws. Nothing outside is changed, not even the random state.
+
+    Returns:
+        A `Comparison`, an `xarray.Dataset` with dims `estimator` and `group` (the halves "model"
+        and "guide", then every module), in nats per datum where the pair has a data plate:
+
+        - `value`, `value_se`; `bias`, `bias_se`: value minus the reference;
+        - `variance`: of the gradient, summed over the group's parameters;
+        - `snr`: norm of the mean gradient over its standard deviation, the noise's own share
+          taken out of the norm (Rainforth et al. 2018, arXiv:1802.04537, eq. 9, per group);
+        - `gradient_bias`, `gradient_bias_se`: distance of the mean gradient from that of the
+          estimator's own bound, along the direction that half of the draws found;
+        - `ms`: milliseconds per gradient when drawn in batches; `efficiency`: 1/(variance · ms).
+
+    Raises:
+        ValueError: no estimators, fewer than 4 draws; an estimator refuses the pair.
+        TypeError: neither a pair, nor a run, nor a model followed by its guide.
+    """
+    if estimators is None and not (callable(guide) or guide is None):
+        guide, batch, estimators = None, guide, batch
+    if not estimators:
+        raise ValueError("estimators: expected a list such as [elbo.Trace(), elbo.IWAE(8)].")
+    if draws < 4:
+        raise ValueError(f"draws: expected at least 4, got {draws}.")
+    args = batch if isinstance(batch, tuple) else (batch,)
+    with forked(seed):
+        place = _place(model, guide, args)
+        measured = [Measured(place, e, draws, seed) for e in estimators]
+        ahead = sum(m.ahead for m in measured)
+        if compile is True or (compile == "auto" and ahead > WORTH_COMPILING * len(measured)):
+            for m in measured:  # all or none: milliseconds are compared
+                m.compile()
+        _in_turn(m.batches() for m in measured)
+        _in_turn(m.time() for m in measured)
+        truth = _reference(place, reference, seed)
+    return _dataset(place, list(estimators), measured, truth, draws)
+
+
+@dataclass
+class Place:
+    """A pair at given parameters and arguments, and how its parameters are grouped."""
+
+    pair: Pair
+    args: tuple
+    kwargs: dict[str, Any]
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    groups: list[Group]
+    rows: float
+    device: torch.device
+
+    def weights(self, params: Mapping[str, Tensor] | None = None, **kwargs: Any) -> LogWeights:
+        """Log weights of the batch, at other parameters if given."""
+        with no_validation(), self.pair.bind(params or self.params, self.buffers):
+            return log_weights(
+                self.pair.model, self.pair.guide, *self.args, nesting=self.pair.nesting,
+                **{**self.kwargs, **kwargs},
+            )  # fmt: skip
+
+
+def _place(model: Any, guide: Any, args: tuple) -> Place:
+    given = (model,) if guide is None else (model, guide)
+    found = admit(*given, args, who="compare")
+    if not found.params:
+        raise ValueError("compare: the pair has no parameters, so there is no gradient to measure.")
+    pair = copy.copy(found.pair)
+    pair.full_sizes = {}
+    place = Place(
+        pair, found.args, found.kwargs, found.params, found.buffers, [], 1.0, found.device
+    )
+    place.groups = groups_of(place.weights, found.params)
+    place.rows = max(1.0, place.weights().data_size)
+    return place
+
+
+class Measured:
+    """One estimator's draws and what they say, per group in the order of the place's groups."""
+
+    def __init__(self, place: Place, estimator: Estimator, draws: int, seed: int):
+        self.place, self.estimator, self.draws, self.seed = place, estimator, draws, seed
+        self.own = self._sampler(False)
+        rows = self.own(seed)[1]  # a first call allocates
+        self.other = None  # draws as many at once, with the same noise
+        if estimator.follows_bound:
+            self.other = self._sampler(True, replicates=self.own.replicates)
+            if torch.equal(rows, self.other(seed)[1]):
+                self.other = None  # the same gradient, draw by draw
+        self.values, self.gradients = Moments(), Moments()
+        self.gap, self.along = Moments(), Moments()
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that the draws will take as they are drawn now."""
+        calls = 2 * math.ceil(self.draws / 2 / self.own.replicates)
+        return calls * self.own.seconds[0] * (1 if self.other is None else 2)
+
+    def compile(self) -> None:
+        """Draw by compiled code from now on."""
+        self.own = self._sampler(False, compile=True)
+        self.own(self.seed)
+        if self.other is not None:
+            self.other = self._sampler(True, compile=True, replicates=self.own.replicates)
+
+    def _sampler(
+        self, reference: bool, compile: bool = False, replicates: int | None = None
+    ) -> Gradients:
+        place = self.place
+        return Gradients(
+            place.pair, self.estimator, place.args, place.kwargs, params=place.params,
+            buffers=place.buffers, draws=(self.draws + 1) // 2, reference=reference,
+            compile=compile, replicates=replicates,
+        )  # fmt: skip
+
+    def batches(self) -> Iterator[None]:
+        """Draw one batch per step: half of them to find the gradient's bias, half to measure it."""
+        unit: Tensor | None = None
+        for half in (0, 1):
+            done = 0
+            while done < self.draws / 2:
+                self.seed += 1
+                value, rows = self.own(self.seed)
+                self.values.add(value / self.place.rows)
+                self.gradients.add(rows / self.place.rows)
+                done += len(rows)
+                if self.other is not None:
+                    apart = (rows - self.other(self.seed)[1]).double() / self.place.rows
+                    if half == 0:
+                        self.gap.add(apart)
+                    else:
+                        if unit is None:
+                            unit = _directions(self.place.groups, self.gap.mean)
+                        self.along.add(apart @ unit)
+                yield
+
+    def time(self) -> Iterator[None]:
+        """Calls for the clock only, where they are short."""
+        while len(self.own.seconds) < 12 and sum(self.own.seconds) < 2.0:
+            self.own(self.seed)
+            yield
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """Mean and standard error."""
+        return float(self.values.mean), float((self.values.variance / self.values.n).sqrt())
+
+    @property
+    def variance(self) -> list[float]:
+        """Of the gradient, summed over each group."""
+        return [float(self.gradients.variance[g.columns].sum()) for g in self.place.groups]
+
+    @property
+    def norm(self) -> list[float]:
+        """Of the mean gradient, the noise's share of its square taken out."""
+        n, mean = self.gradients.n, self.gradients.mean
+        squares = [float(mean[g.columns].square().sum()) for g in self.place.groups]
+        return [math.sqrt(max(0.0, s - v / n)) for s, v in zip(squares, self.variance)]
+
+    @property
+    def bias(self) -> tuple[list[float], list[float]]:
+        """Of the gradient, and its standard error."""
+        if not self.along.n:
+            none = [0.0 if self.estimator.follows_bound else math.nan] * len(self.place.groups)
+            return none, none
+        se = (self.along.variance / self.along.n).sqrt()
+        return self.along.mean.tolist(), se.tolist()
+
+
+def _in_turn(walks: Iterable[Iterator[None]]) -> None:
+    """One step of each in turn, until all are done: what the machine does meanwhile hits all."""
+    walks = list(walks)
+    while walks:
+        walks = [w for w in walks if next(w, walks) is None]
+
+
+def _directions(groups: list[Group], gap: Tensor) -> Tensor:
+    """A unit vector per group along the mean difference: (P, groups)."""
+    out = gap.new_zeros(len(gap), len(groups))
+    for i, g in enumerate(groups):
+        part = gap[g.columns]
+        out[g.columns, i] = part / part.norm().clamp(min=1e-300)
+    return out
+
+
+# ---------------------------------------------------------------- log p(x)
+
+
+def _reference(place: Place, given: Any, seed: int) -> tuple[str, float, float]:
+    """(name, log p(x), its standard error), summed over the batch, in nats."""
+    if given is not None:
+        value, se = given if isinstance(given, tuple) else (given, 0.0)
+        return "given by the user", float(value), float(se)
+    exact = _by_enumeration(place)
+    if exact is not None:
+        return "exact sum over the discrete latents", exact, 0.0
+    particles, repeats = TIGHT
+    tight, rows = IWAE(particles), max(1, int(place.rows))
+    chunk = max(1, min(particles, ROWS // rows))
+    torch.manual_seed(seed)
+    values = []
+    try:
+        with torch.no_grad():
+            for _ in range(repeats):
+                draws = [place.weights(particles=min(chunk, particles - i))
+                         for i in range(0, particles, chunk)]  # fmt: skip
+                log_w = torch.cat([tight.log_w(w) for w in draws])
+                values.append(float(draws[0].total(tight.per_datum(log_w))))
+    except ValueError as refusal:
+        return f"none ({refusal})", math.nan, math.nan
+    spread = torch.tensor(values, dtype=torch.float64)
+    return (
+        f"IWAE({particles}), a lower bound, mean of {repeats} draws",
+        *Estimate.of(spread),
+    )
+
+
+def _by_enumeration(place: Place) -> float | None:
+    """log p(x) where the model's latents are few and discrete, else None."""
+    weights = place.weights()
+    latents = [t for t in weights.guide.values() if not t.observed]
+    states = 1
+    for term in latents:
+        if not getattr(term.fn, "has_enumerate_support", False) or term.fn.event_dim:
+            return None
+        states *= len(term.fn.enumerate_support(expand=False))
+    if states > 2**16:
+        return None
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    with torch.no_grad(), no_validation(), place.pair.bind(place.params, place.buffers):
+        alone = log_weights(
+            place.pair.model, nothing, *place.args, nesting=place.pair.nesting, **place.kwargs
+        )
+    return float(alone.elbo()) if all(t.observed for t in alone.model.values()) else None
+
+
+# ---------------------------------------------------------------- the result
+
+
+def _dataset(
+    place: Place, estimators: list[Estimator], measured: list[Measured],
+    truth: tuple[str, float, float], draws: int,
+) -> Comparison:  # fmt: skip
+    name, log_px, log_px_se = truth[0], truth[1] / place.rows, truth[2] / place.rows
+    both = ("estimator", "group")
+
+    def column(get: Callable[[Measured], Any], dims: Any = "estimator") -> tuple:
+        return dims, [get(m) for m in measured]
+
+    def snr(m: Measured) -> list[float]:
+        return [n / math.sqrt(v) if v else math.inf for n, v in zip(m.norm, m.variance)]
+
+    def efficiency(m: Measured) -> list[float]:
+        return [1 / (v * m.own.milliseconds) if v else math.inf for v in m.variance]
+
+    data: Mapping[str, Any] = {
+        "value": column(lambda m: m.value[0]),
+        "value_se": column(lambda m: m.value[1]),
+        "bias": column(lambda m: m.value[0] - log_px),
+        "bias_se": column(lambda m: math.hypot(m.value[1], log_px_se)),
+        "variance": column(lambda m: m.variance, both),
+        "snr": column(snr, both),
+        "gradient_norm": column(lambda m: m.norm, both),
+        "gradient_bias": column(lambda m: m.bias[0], both),
+        "gradient_bias_se": column(lambda m: m.bias[1], both),
+        "ms": column(lambda m: m.own.milliseconds),
+        "efficiency": column(efficiency, both),
+    }
+    coords = {
+        "estimator": _unique([repr(e) for e in estimators]),
+        "group": [g.name for g in place.groups],
+        "particles": ("estimator", [e.particles for e in estimators]),
+        "kind": ("estimator", [type(e).__name__ for e in estimators]),
+        "is_bound": ("estimator", [bool(e.is_bound) for e in estimators]),
+        "half": ("group", [g.half for g in place.groups]),
+        "is_half": ("group", [g.name == g.half for g in place.groups]),
+        "parameters": ("group", [len(g.columns) for g in place.groups]),
+    }
+    notes = [f"{e!r}: {m.own.note}" for e, m in zip(estimators, measured) if m.own.note]
+    attrs = {
+        "unit": "nats per datum" if place.rows > 1 else "nats",
+        "reference": name,
+        "log_px": log_px,
+        "log_px_se": log_px_se,
+        "draws": draws,
+        "device": str(place.device),
+        "how": ", ".join(dict.fromkeys(m.own.how for m in measured)),
+        "notes": "; ".join(notes),
+    }
+    return Comparison(data, coords, attrs).recommended()
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    out = []
+    for n in names:
+        seen[n] = seen.get(n, 0) + 1
+        out.append(n if seen[n] == 1 else f"{n} #{seen[n]}")
+    return out

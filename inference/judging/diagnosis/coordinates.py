@@ -1,0 +1,208 @@
+"""Draws of a guide on the real line, in blocks that are independent given the data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform
+
+from ...draws.sampler import is_discrete, to_real
+from ...pairs.gate import CheckedPair
+from ...weights import LogWeights
+from ...weights.simulate import is_latent
+
+NUMBERS = 2**22  # values of sites in one run of the pair
+
+
+@dataclass
+class Blocks:
+    """S draws in B blocks of d coordinates, float64.
+
+    A block is an element of the plates that all sites share (a datum of an amortised guide), or
+    the whole posterior where there is none.
+
+    Attributes:
+        u: (S, B, d).
+        log_p, log_q: (S, B), joint density and guide's density of u, nats.
+        densities: u -> the same two at other coordinates; log q only where `invertible`.
+        invertible: whether the guide's own draws follow from the latents that they make.
+        values: u -> site -> value, as `Term.value`.
+        names: what the coordinates are called: `tau`, `theta[3]`.
+        plates: names and sizes of the shared plates; the product of the sizes is B.
+        per_draw: how many numbers one draw of all sites has.
+    """
+
+    u: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    densities: Callable[[Tensor], tuple[Tensor, Tensor]]
+    invertible: bool
+    values: Callable[[Tensor], dict[str, Tensor]]
+    names: list[str]
+    plates: dict[str, int]
+    per_draw: int
+
+
+def blocks(chain: CheckedPair, draws: int) -> Blocks:
+    """Draws of a chain's guide. Call it inside `chain.ready(seed)`.
+
+    Raises:
+        ValueError: the pair does not broadcast, or has a latent that is discrete, that the guide
+            does not draw, or whose support depends on another; fewer than two draws.
+    """
+    if draws < 2:
+        raise ValueError(f"draws: expected at least 2, got {draws}.")
+    if not chain.vectorized:
+        raise ValueError("the pair does not broadcast under a particle plate")
+    weights = chain.weights(2)
+    latent = {n: t for n, t in weights.model.items() if is_latent(t)}
+    if not latent:
+        raise ValueError("the guide draws no continuous latent")
+    moves: dict[str, Transform] = {}
+    for name, t in latent.items():
+        move = to_real(t)
+        if is_discrete(t) or move is None or name not in weights.guide:
+            raise ValueError(f"{name!r} is discrete, or drawn by the model only")
+        moves[name] = move
+        if any(torch.is_tensor(v) and v.dim() > 0 for v in vars(t.fn.support).values()):
+            raise ValueError(f"the support of {name!r} depends on other latents")
+    lines = {n: moves[n].inv(t.value) for n, t in latent.items()}
+    layout = Layout(weights, lines)
+    dtype = next(iter(lines.values())).dtype
+    origin = _origin(weights, lines)
+    per_draw = sum(t.value.numel() for t in weights.model.values() if torch.is_tensor(t.value))
+
+    def values(u: Tensor) -> dict[str, Tensor]:
+        return {n: moves[n](line) for n, line in layout.sites(u.to(dtype)).items()}
+
+    def log_det(u: Tensor) -> Tensor:
+        """log |dz / du|: (S, B)."""
+        out = u.new_zeros(u.shape[:2])
+        for name, line in layout.sites(u).items():
+            jacobian = moves[name].log_abs_det_jacobian(line, moves[name](line))
+            out = out + layout.by_block(jacobian).sum(-1)
+        return out
+
+    def said(weights: LogWeights, u: Tensor) -> tuple[Tensor, Tensor]:
+        det = log_det(u)
+        p, q = (layout.by_block(x).double()[..., 0] for x in (weights.log_p(), weights.log_q()))
+        return p + det, q + det
+
+    def densities(u: Tensor) -> tuple[Tensor, Tensor]:
+        parts = []
+        for start, stop in chunks(len(u), per_draw):
+            part = u[start:stop]
+            given = values(part)
+            if origin:
+                given = origin(given, layout.sites(part.to(dtype)))
+            parts.append(said(chain.weights(stop - start, given), part))
+        return torch.cat([p for p, _ in parts]), torch.cat([q for _, q in parts])
+
+    drawn, p, q = [], [], []
+    for start, stop in chunks(draws, per_draw):
+        weights = chain.weights(stop - start)
+        u = layout.flat({n: moves[n].inv(weights.model[n].value) for n in latent}).double()
+        part_p, part_q = said(weights, u)
+        drawn.append(u)
+        p.append(part_p)
+        q.append(part_q)
+    return Blocks(
+        torch.cat(drawn), torch.cat(p), torch.cat(q), densities, origin is not None, values,
+        layout.names, {p.name: p.size for p in layout.plates}, per_draw,
+    )  # fmt: skip
+
+
+def chunks(draws: int, per_draw: int) -> list[tuple[int, int]]:
+    """(start, stop) of chunks that hold about NUMBERS values, none of a single draw.
+
+    A single draw has no particle plate, and so another shape.
+    """
+    n = max(1, min(draws // 2, math.ceil(draws * per_draw / NUMBERS)))
+    edges = [round(i * draws / n) for i in range(n + 1)]
+    return list(itertools.pairwise(edges))
+
+
+class Layout:
+    """Where each coordinate of a block lives in the sites' tensors (K, *nesting, *event)."""
+
+    def __init__(self, weights: LogWeights, lines: dict[str, Tensor]):
+        self.plates = sorted(weights.plates, key=lambda p: p.dim)
+        self.sizes = tuple(p.size for p in self.plates)
+        self.axes = [1 + weights.nesting + p.dim for p in self.plates]
+        self.front = list(range(1, 1 + len(self.plates)))
+        self.shapes = {
+            n: tuple(v.movedim(self.axes, self.front).shape[1 + len(self.plates) :])
+            for n, v in lines.items()
+        }
+        self.names = [c for n, shape in self.shapes.items() for c in coordinates(n, shape)]
+
+    def by_block(self, tensor: Tensor) -> Tensor:
+        """(S, B, d): the shared plates in one axis, everything else in another."""
+        moved = tensor.movedim(self.axes, self.front)
+        return moved.reshape(len(tensor), math.prod(self.sizes), -1)
+
+    def flat(self, lines: dict[str, Tensor]) -> Tensor:
+        """(S, B, d), the sites' coordinates side by side."""
+        return torch.cat([self.by_block(lines[n]) for n in self.shapes], -1)
+
+    def sites(self, u: Tensor) -> dict[str, Tensor]:
+        """The inverse of `flat`."""
+        out, start = {}, 0
+        for name, shape in self.shapes.items():
+            line = u[..., start : start + math.prod(shape)]
+            out[name] = line.reshape(len(u), *self.sizes, *shape).movedim(self.front, self.axes)
+            start += math.prod(shape)
+        return out
+
+
+def coordinates(name: str, shape: tuple[int, ...]) -> list[str]:
+    """`tau`, `theta[0]`, `theta[1]`, …, `w[0, 1]`; axes of length one left out."""
+    sizes = [n for n in shape if n > 1]
+    if not sizes:
+        return [name]
+    return [f"{name}[{', '.join(map(str, i))}]" for i in itertools.product(*map(range, sizes))]
+
+
+def _origin(
+    weights: LogWeights, lines: dict[str, Tensor]
+) -> Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None:
+    """(values, lines) of the latents -> what the guide drew to make them; None if it is unknown.
+
+    A guide draws its latents themselves, or each on the real line (as `AutoNormal` does), or all
+    of them on the real line in one vector (as `AutoMultivariateNormal` and the flows do).
+    """
+    drawn = {n: t for n, t in weights.guide.items() if t.free and not t.observed}
+    found: dict[str, tuple[str, str]] = {}
+    for name, term in drawn.items():
+        if name in lines:
+            found[name] = ("value", name)
+            continue
+        same = [n for n, v in lines.items() if _close(term.value, v)]
+        if same:
+            found[name] = ("line", same[0])
+    if set(found) == set(drawn) and {n for _, n in found.values()} == set(lines):
+        return lambda values, lines: {
+            n: (values if kind == "value" else lines)[of] for n, (kind, of) in found.items()
+        }
+    if len(drawn) == 1:
+        ((name, term),) = drawn.items()
+        shape = term.value.shape[1:]
+
+        def vector(lines: dict[str, Tensor]) -> Tensor:
+            return torch.cat([v.flatten(1) for v in lines.values()], -1).reshape(-1, *shape)
+
+        if math.prod(shape) == sum(v[0].numel() for v in lines.values()) and _close(
+            term.value, vector(lines)
+        ):
+            return lambda _, lines: {name: vector(lines)}
+    return None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    same = a.shape == b.shape and a.dtype == b.dtype
+    return same and torch.allclose(a, b, rtol=1e-4, atol=1e-4)

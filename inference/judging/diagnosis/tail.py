@@ -1,0 +1,192 @@
+"""Importance weights of a guide: how heavy their tail is, and which latent makes it so."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ...draws.psis import ess, psis
+from .coordinates import Blocks
+from .finding import Finding, listed
+from .matching import Correction
+
+BINS = 10  # quantile bins of the guide in which the heaviest draws are counted
+SHARE = 0.1  # of the data of an amortised guide that may have a k-hat above the limit
+
+
+def good_khat(draws: int) -> float:
+    """The largest k-hat at which the weights of S draws can be used: min(1 - 1 / log10 S, 0.7).
+
+    Source: Vehtari et al. 2024, arXiv:1507.02646, eq. 13.
+    """
+    return min(1 - 1 / math.log10(draws), 0.7)
+
+
+def tail_divergence(u: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """How much each coordinate tells the heaviest draws from the others.
+
+    The M = 3 √S draws with the largest weights, those that k-hat is made from, are counted in the
+    guide's own decile bins of a coordinate: KL(their histogram || uniform), less its expectation
+    (BINS - 1) / 2M where the coordinate plays no part. A guide whose tail is too light along one
+    coordinate has all heavy draws at its end.
+
+    Args:
+        u: (S, B, d) draws; log_weight: (S, B).
+
+    Returns:
+        (B, d) nats; and (B, d), the median of the heavy draws as a quantile of the guide.
+    """
+    s = len(u)
+    m = tail_size(s)
+    rank = (u.argsort(0).argsort(0) + 0.5) / s  # (S, B, d), quantiles
+    heavy = log_weight.topk(m, 0).indices  # (M, B)
+    at = rank.gather(0, heavy[..., None].expand(-1, -1, u.shape[-1]))  # (M, B, d)
+    count = torch.nn.functional.one_hot((at * BINS).long(), BINS).sum(0) / m  # (B, d, BINS)
+    return torch.special.xlogy(count, count * BINS).sum(-1) - (BINS - 1) / (2 * m), at.median(0)[0]
+
+
+def tail_size(draws: int) -> int:
+    """How many of the largest weights k-hat is made from."""
+    return int(3 * math.sqrt(draws)) if draws > 225 else max(1, draws // 5)
+
+
+def guilty(source: Blocks, log_weight: Tensor, most: int = 200) -> list[tuple[str, float, str]]:
+    """The coordinates in which the heavy draws stand apart, the worst first.
+
+    Args:
+        source: the draws.
+        log_weight: (S, B), only blocks whose k-hat is too high.
+        most: blocks to look at.
+
+    Returns:
+        (name, divergence in nats, where the heavy draws are) of each coordinate whose divergence
+        could not be chance at the 1 % level and is at least half of the worst one's.
+    """
+    bad = slice(0, most)
+    kl, median = tail_divergence(source.u[:, bad], log_weight[:, bad])
+    s, b, d = source.u[:, bad].shape
+    m = tail_size(s)
+    # 2 M KL is chi-squared with BINS - 1 degrees of freedom (Wilks); the mean over B blocks
+    limit = (stats.chi2.ppf(1 - 0.01 / d, (BINS - 1) * b) / b - (BINS - 1)) / (2 * m)
+    mean, where = kl.mean(0), median.mean(0)  # (d,)
+    worst = float(mean.max())
+    return [
+        (source.names[i], float(mean[i]), _where(float(where[i])))
+        for i in mean.argsort(descending=True).tolist()
+        if mean[i] > limit and mean[i] >= worst / 2
+    ]
+
+
+def _where(quantile: float) -> str:
+    if quantile < 0.4:
+        return f"small (median at the {100 * quantile:.0f} % quantile of the guide)"
+    if quantile > 0.6:
+        return f"large (median at the {100 * quantile:.0f} % quantile of the guide)"
+    return "far out on both sides"
+
+
+def importance(source: Blocks) -> Finding:
+    """k-hat, effective draws, ELBO, evidence: of one posterior, or of every datum's.
+
+    Source: Yao et al. 2018, "Yes, but did it work?", arXiv:1802.02538, section 3.
+    """
+    s, b = source.log_p.shape
+    limit = good_khat(s)
+    raw = source.log_p - source.log_q
+    smooth, k = psis(raw)
+    size = ess(smooth)
+    elbo = raw.mean(0)
+    evidence = torch.logsumexp(raw, 0) - math.log(s)
+    numbers: dict[str, Any] = {"limit": limit, "draws": s}
+    if b == 1:
+        se = float((raw - evidence).exp().std()) / math.sqrt(s)
+        elbo_se = float(raw.std()) / math.sqrt(s)
+        # of the maximum-likelihood shape: (1 + k) / √M, Smith 1987, "Estimating tails"
+        k_se = (1 + float(k)) / math.sqrt(tail_size(s))
+        numbers |= {
+            "khat": float(k), "ess": float(size), "elbo": float(elbo), "elbo_se": elbo_se,
+            "log_evidence": float(evidence), "log_evidence_se": se,
+        }  # fmt: skip
+        good = bool(k <= limit)
+        text = (
+            f"k-hat {float(k):.2f} ± {k_se:.2f} (limit {limit:.2f}), {float(size):,.0f} effective "
+            f"of {s:,} draws; ELBO {float(elbo):.2f} ± {elbo_se:.2f}, log evidence "
+            f"{float(evidence):.2f} ± {se:.2f}, KL(q || p) about {float(evidence - elbo):.2f} nats"
+        )
+        blamed = [] if good else guilty(source, raw)
+    else:
+        above = (~(k <= limit)).nonzero()[:, 0]
+        share = len(above) / b
+        good = share <= SHARE
+        numbers |= {
+            "khat": k.numpy(), "khat_above": share, "ess": size.numpy(),
+            "elbo": float(elbo.mean()), "log_evidence": float(evidence.mean()),
+            "elbo_se": float(elbo.std()) / math.sqrt(b),
+        }  # fmt: skip
+        text = (
+            f"k-hat is above {limit:.2f} for {len(above)} of {b} data ({100 * share:.0f} %), "
+            f"median {float(k.median()):.2f}; {float(size.median()):,.0f} effective of {s:,} draws "
+            f"(median); ELBO {float(elbo.mean()):.2f}, log p(x) {float(evidence.mean()):.2f} nats "
+            "per datum"
+        )
+        worst = k.argsort(descending=True)
+        bad = worst[: len(above)]
+        blamed = guilty(_some(source, bad), raw[:, bad]) if len(bad) else []
+    if blamed:
+        names = listed([n for n, _, _ in blamed])
+        text += (
+            f". The guide's tail is too light in {names}: the heaviest draws lie where "
+            f"{blamed[0][0]} is {blamed[0][2]}"
+        )
+        numbers["guilty"] = {n: round(v, 3) for n, v, _ in blamed}
+    return Finding("importance weights", text + ".", good, True, numbers)
+
+
+def _some(source: Blocks, which: Tensor) -> Blocks:
+    out = Blocks(**vars(source))
+    out.u, out.log_p, out.log_q = (t[:, which] for t in (source.u, source.log_p, source.log_q))
+    return out
+
+
+def against(source: Blocks, correction: Correction) -> Finding:
+    """How far the guide's means and spreads are from the corrected ones, on the real line.
+
+    Shifts are in standard deviations of the corrected posterior; with one posterior per datum they
+    are root mean squares over data (less what the draws' noise adds), ratios geometric means.
+    """
+    use = torch.isfinite(correction.khat) | (correction.khat == -math.inf)
+    mean, sd = source.u.mean(0)[use], source.u.std(0)[use]  # (B, d)
+    target, target_sd = (m[use] for m in correction.moments())
+    size = ess(correction.log_weight)[use].clamp(min=2.0)  # (B,)
+    noise = 1 / size + 1 / len(source.u)
+    square = (((mean - target) / target_sd) ** 2 - noise[:, None]).mean(0)
+    shift = square.clamp(min=0).sqrt().numpy()
+    low = ((mean - target).mean(0) < 0).numpy()
+    ratio = (sd / target_sd).log().mean(0).exp().numpy()
+    spare = 3 / math.sqrt(float(size.sum()))  # the noise of three standard errors
+    phrases = []
+    for i in np.argsort(-np.maximum(shift, np.abs(np.log(ratio)))):
+        parts = []
+        if shift[i] > 0.1 + spare:
+            way = f"sd too {'low' if low[i] else 'high'}" if len(mean) == 1 else "sd off"
+            parts.append(f"mean {shift[i]:.2f} {way}")
+        if ratio[i] < 1 / (1.1 + spare):
+            parts.append(f"sd {100 * (1 - ratio[i]):.0f} % too small")
+        elif ratio[i] > 1.1 + spare:
+            parts.append(f"sd {100 * (ratio[i] - 1):.0f} % too large")
+        if parts:
+            phrases.append(f"{source.names[i]} ({', '.join(parts)})")
+    text = (
+        f"against the corrected posterior the guide is off in {listed(phrases)}."
+        if phrases
+        else "means are within 0.1 sd and sds within 10 % of the corrected posterior's."
+    )
+    numbers = {
+        n: {"shift": float(a), "ratio": float(b)} for n, a, b in zip(source.names, shift, ratio)
+    }
+    return Finding("means and spreads", text, not phrases, True, numbers)

@@ -1,0 +1,106 @@
+"""Where the divergence goes: what a latent says of its datum, and how far codes are from the prior.
+
+Source: Hoffman & Johnson 2016, ELBO surgery, NIPS workshop on Advances in Approximate Bayesian
+Inference, eq. 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...estimate import Estimate
+from ...weights import LogWeights, log_q_at
+
+
+@dataclass(frozen=True, repr=False)
+class Surgery:
+    """The mean divergence of N rows in two parts, with q(z) = 1/N Σ_i q(z | x_i).
+
+    1/N Σ KL(q(z | x_i) || p(z)) = I(x; z) + KL(q(z) || p(z)),   0 <= I(x; z) <= log N
+
+    Attributes:
+        kl, mutual_information, marginal_kl: the three, in nats per datum.
+        kl_se, mutual_information_se, marginal_kl_se: their standard errors over rows and draws.
+        n: N; the mutual information of few rows is limited by log N, not by the pair.
+    """
+
+    kl: float
+    kl_se: float
+    mutual_information: float
+    mutual_information_se: float
+    marginal_kl: float
+    marginal_kl_se: float
+    n: int
+
+    def __str__(self) -> str:
+        return (
+            f"KL {self.kl:.2f} = I(x; z) {self.mutual_information:.2f} ± "
+            f"{self.mutual_information_se:.2f} + KL(q(z) || p(z)) {self.marginal_kl:.2f} ± "
+            f"{self.marginal_kl_se:.2f} ({self.n:,} rows, I <= {math.log(self.n):.2f})"
+        )
+
+    __repr__ = __str__  # what a notebook shows
+
+
+def operate(
+    weights: LogWeights, guide: Callable, args: tuple, kwargs: dict[str, Any], rows: int
+) -> Surgery | None:
+    """The parts of the divergence, z drawn once per row and every pair of rows taken exactly.
+
+    Args:
+        weights: the pair's log weights on the data, one particle.
+        guide, args, kwargs: what was run to get them.
+        rows: most rows in one run of the guide.
+
+    Returns:
+        None where a latent lies outside the data plate, or was summed out, so that there is no
+        guide to average over data.
+    """
+    drawn = [q for q in weights.guide.values() if q.free and not q.observed]
+    priors = [p for p in weights.model.values() if not p.observed]
+    summed = any(name in weights.guide for p in weights.model.values() for name in p.sites)
+    if len(weights.plates) != 1 or weights.plates[0].size < 2 or not drawn or summed:
+        return None
+    zero = torch.zeros_like(weights.log_weight())
+    log_prior = sum((p.sum_to(weights.plates, weights.nesting) for p in priors), start=zero)
+    log_q, log_aggregate = weights.log_q(), _log_aggregate(weights, guide, args, kwargs, rows)
+    parts = (log_q - log_prior, log_q - log_aggregate, log_aggregate - log_prior)
+    whole, information, marginal = (Estimate.of(p.detach().double().flatten()) for p in parts)
+    return Surgery(*whole, *information, *marginal, n=weights.plates[0].size)
+
+
+def _log_aggregate(
+    weights: LogWeights, guide: Callable, args: tuple, kwargs: dict[str, Any], rows: int
+) -> Tensor:
+    """log 1/N Σ_j q(z_i | x_j) for each row's draw z_i: (N,)."""
+    (plate,) = weights.plates
+    n, nesting = plate.size, weights.nesting
+    drawn = {}
+    for name, q in weights.guide.items():
+        if q.free and not q.observed:
+            event = q.fn.event_dim
+            batch = q.value.dim() - event
+            shape = (1,) * (nesting - batch) + tuple(q.value.shape)
+            drawn[name] = (q.value.reshape(shape), nesting + plate.dim)
+    log_q = weights.log_q()
+    total = torch.full((n,), -math.inf, device=log_q.device, dtype=log_q.dtype)
+    chunk = max(1, rows // n)
+    for start in range(0, n, chunk):
+        shifts = range(start, min(n, start + chunk))
+        values = {
+            k: torch.stack([v.roll(-s, axis) for s in shifts]) if len(shifts) > 1
+            else v.roll(-start, axis)
+            for k, (v, axis) in drawn.items()
+        }  # fmt: skip
+        terms = log_q_at(guide, values, *args, particles=len(shifts), nesting=nesting, **kwargs)
+        zero = torch.zeros((len(shifts), n), device=log_q.device, dtype=log_q.dtype)
+        density = sum((q.sum_to(weights.plates).reshape(-1, n) for q in terms.values()), start=zero)
+        for s, row in zip(shifts, density):  # (shift, x): z of row x + shift
+            total = torch.logaddexp(total, row.roll(s))
+    return (total - math.log(n)).reshape(log_q.shape)

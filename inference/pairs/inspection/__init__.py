@@ -1,0 +1,278 @@
+"""What is wrong with a pair, in words, before it is fitted.
+
+A pair is run a few times, in a parameter store and under a random state of its own; its modules are
+put back as they were. What its code raises becomes a finding that names the site reached last.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+from torch.distributions import constraints
+
+from ...elbo import Estimator, MeanField
+from ...weights import LogWeights
+from ...weights.sites import latents_only
+from ..pair import Pair, modules_of
+from . import minibatch, parameters, sites, supports
+from .failures import explain, mixture, named_tensors
+from .findings import Finding, Findings
+from .isolation import afresh, put_back, referred, untouched
+from .record import Recording, record, stored_shapes
+
+__all__ = ["Finding", "Findings", "check", "check_for_fit", "refuse_errors"]
+
+
+def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
+    """Look at a pair before it is fitted.
+
+    `check(model, guide, *args)` for two Pyro callables, `check(pair, *args)` for an object with
+    methods `model` and `guide`. Nothing is changed: not the pair's modules, the parameter store,
+    or any random state.
+
+    Looked at are sites missing or unknown, plates and event dimensions that differ, supports that
+    do not match, devices and dtypes, scales under mini-batches (the bias of a mini-batch's bound is
+    measured), parameters that get no gradient or are not registered, log densities that are not
+    finite, discrete and sequential sites, and whether a closed-form mean-field KL applies.
+
+    Args:
+        model, guide: any Pyro pair.
+        args, kwargs: its arguments.
+
+    Returns:
+        `Findings`, errors first: `str()` is advice, `.errors` those with which `fit` refuses to
+        start; true when there is anything to read.
+
+    Raises:
+        TypeError: neither a pair nor a model followed by its guide.
+    """
+    if not callable(guide) and all(callable(getattr(model, h, None)) for h in ("model", "guide")):
+        args = args if guide is None else (guide, *args)
+        model, guide = model.model, model.guide
+    if not callable(model) or not callable(guide):
+        raise TypeError(
+            "check: expected check(model, guide, *args), or check(pair, *args) with a pair "
+            "that has methods `model` and `guide`; got "
+            f"{type(model).__name__}, {type(guide).__name__}."
+        )
+    return Findings(_look(model, guide, args, kwargs))
+
+
+def check_for_fit(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    *,
+    size: int | None = None,
+    elbo: Estimator | None = None,
+    device: torch.device | None = None,
+) -> Findings:
+    """`check` as `fit` needs it: told of mini-batches, estimator and device.
+
+    Args:
+        args: an example batch, on `device`.
+        size: N, the rows of all data; more than those of `args` means mini-batches.
+        elbo: the estimator that will be used.
+        device: where the pair will run.
+    """
+    kwargs = {"size": size} if size is not None and _takes_size(model, guide) else {}
+    return Findings(_look(model, guide, args, kwargs, size=size, elbo=elbo, device=device))
+
+
+def refuse_errors(model: Callable, guide: Callable, args: tuple, **options: Any) -> None:
+    """Raise ValueError with the findings where a pair has errors; arguments of `check_for_fit`."""
+    found = check_for_fit(model, guide, args, **options)
+    if found.errors:
+        raise ValueError(
+            "this pair has errors, so it was not fitted (check=False starts it all the same).\n"
+            + "\n".join(map(str, found.errors))
+        )
+
+
+def _look(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    size: int | None = None,
+    elbo: Estimator | None = None,
+    device: torch.device | None = None,
+) -> list[Finding]:
+    found = [*_calls(model, guide, args, kwargs), *sites.data(args, kwargs)]
+    own = {m for f in (model, guide) for m in modules_of(f)}
+    found += parameters.cached(own)
+    if any(f.level == "error" for f in found):
+        return found
+    modules = [*own, *(o for o in referred(model, guide).values() if isinstance(o, nn.Module))]
+    batched = size is not None and size > minibatch.row_count(args)
+    with untouched(), put_back(modules):
+        if device is not None:
+            for module in own:
+                module.to(device)
+        with afresh(modules):
+            seen = list(_sites(model, guide, args, kwargs))
+        found += seen
+        if any(f.level == "error" for f in seen):
+            return found
+        with afresh(modules):
+            seen = list(_weights(model, guide, args, kwargs, elbo))
+        if not any(f.level == "error" for f in seen):
+            with afresh(modules):
+                sized = _takes_size(model, guide)
+                seen += minibatch.findings(model, guide, args, kwargs, modules, sized, batched)
+    return found + seen
+
+
+def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
+    """What one run of each half shows."""
+    q = record(latents_only(guide), args, kwargs, "guide")
+    p = record(model, args, kwargs, "model", replay=q.trace if q.error is None else None)
+    ended = p.error is None and q.error is None
+    known = named_tensors(args, _tensors(model, guide))
+    for r in (q, p):
+        if r.error is not None and not (r is q and str(p.error) == str(q.error)):
+            yield explain(r.error, r.half, r.last, known)
+    differ = [*(sites.names(p, q) if ended else ()), *sites.pairs(p, q)]
+    yield from differ
+    wrong = {f.site for f in differ if f.level == "error"}
+    yield from (f for f in sites.each(q, known) if f.site not in wrong)
+    if not wrong:  # else the model was run at values that it cannot have
+        yield from sites.each(p, known)
+    yield from sites.indices(p, q)
+    yield from sites.rows_of_parameters(q, stored_shapes())
+    yield from parameters.collisions(p, q)
+    yield from _points(p, q)
+    yield from _high_variance(q)
+
+
+def _weights(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, elbo: Estimator | None
+) -> Iterable[Finding]:  # fmt: skip
+    """What further runs show: noise, gradients, particles, closed forms."""
+    yield from _fixed_seed(
+        *(record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1))
+    )
+    try:
+        pair = Pair(model, guide, args, kwargs)
+        weights, grads, strangers = parameters.gradients(pair, args, kwargs, 1)
+    except Exception as error:
+        yield explain(error, "pair", None, named_tensors(args, _tensors(model, guide)))
+        return
+    yield from mixture(named_tensors(args, {**pair.params, **pair.buffers}))
+    yield from parameters.unregistered(strangers, model, guide)
+    if not strangers:
+        yield from parameters.reached(weights, grads)
+    yield from _mean_field(weights, elbo)
+    try:
+        parameters.gradients(pair, args, kwargs, 2)
+    except Exception as error:
+        yield Finding(
+            "warning", None, "the pair does not broadcast over particles",
+            "latents of shape (K, batch, event) work as (batch, event) do",
+            f"with two particles: {type(error).__name__}: {str(error).splitlines()[0][:160]}",
+            "index and reduce from the right (z[..., 0], .sum(-1)); or use "
+            "vectorized=False in the estimator.",
+        )  # fmt: skip
+
+
+def _calls(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
+    """Whether both halves take these arguments."""
+    for half, function in (("model", model), ("guide", guide)):
+        try:
+            signature = inspect.signature(
+                function.forward if isinstance(function, nn.Module) else function
+            )
+        except (TypeError, ValueError):
+            continue
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            given = ", ".join([type(a).__name__ for a in args] + [f"{k}=" for k in kwargs])
+            yield Finding(
+                "error", None, f"the {half} does not take these arguments",
+                f"{half}{signature}", f"called with ({given}): {error}",
+                "model and guide get the same arguments, in the same order: give both one "
+                "signature (with defaults for what one of them does not use).",
+            )  # fmt: skip
+
+
+def _mean_field(weights: LogWeights, elbo: Estimator | None) -> Iterable[Finding]:
+    """Whether the closed-form divergence applies."""
+    asked = isinstance(elbo, MeanField)
+    if elbo is not None and not asked:
+        return
+    try:
+        MeanField().bound(weights)
+    except ValueError as error:
+        yield Finding(
+            "error" if asked else "note", None, "the closed-form mean-field KL does not apply",
+            "every prior depends only on latents that the guide draws before" if asked else "",
+            str(error), "use elbo.Trace(), or draw the guide's sites in the model's order.",
+        )  # fmt: skip
+
+
+def _high_variance(guide: Recording) -> Iterable[Finding]:
+    for name, site in guide.latents().items():
+        if getattr(site.fn, "has_rsample", False) or site.infer.get("enumerate"):
+            continue
+        if site.auxiliary or site.family in ("Unit", "Delta"):
+            continue
+        finite = getattr(site.fn, "has_enumerate_support", False)
+        yield Finding(
+            "note", name, "the guide's distribution has no reparameterisation", "", site.family,
+            "mark it infer={'enumerate': 'parallel'}, or leave it out of the guide, to sum it out "
+            "exactly." if finite else "its gradient has a high variance: use several particles "
+            "(they make a baseline), or a distribution with rsample.",
+        )  # fmt: skip
+
+
+def _points(model: Recording, guide: Recording) -> Iterable[Finding]:
+    """Point masses at parameters without a constraint."""
+    store, real = pyro.get_param_store(), constraints.real
+    free = {
+        t.data_ptr(): n for n, t in store._params.items() if store._constraints.get(n, real) is real
+    }
+    for name, site in model.latents().items():
+        if name in guide.sites:
+            yield from supports.unconstrained_points(site, guide.sites[name], free)
+
+
+def _fixed_seed(one: Recording, two: Recording) -> Iterable[Finding]:
+    """The same draws under different seeds."""
+    drawn = [
+        n for n, s in one.latents().items()
+        if not s.point and s.fn.has_rsample and n in two.sites and torch.is_tensor(s.value)
+    ]  # fmt: skip
+    if drawn and all(torch.equal(one.sites[n].value, two.sites[n].value) for n in drawn):
+        yield Finding(
+            "warning", drawn[0], "the guide draws the same values under every seed",
+            "fresh noise at each step", "equal draws under two seeds",
+            "remove pyro.set_rng_seed or torch.manual_seed from model and guide.",
+        )  # fmt: skip
+
+
+def _tensors(model: Callable, guide: Callable) -> dict[str, torch.Tensor]:
+    own: dict[str, torch.Tensor] = {}
+    for function in (model, guide):
+        for module in modules_of(function):
+            own |= {n: p.detach() for n, p in module.named_parameters()}
+            own |= dict(module.named_buffers())
+    for name, obj in referred(model, guide).items():
+        if isinstance(obj, nn.Module):
+            own |= {f"{name}.{n}": p.detach() for n, p in obj.named_parameters()}
+    return own
+
+
+def _takes_size(model: Callable, guide: Callable) -> bool:
+    def names(function: Callable) -> Iterable[str]:
+        try:
+            return inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            return ()
+
+    return all("size" in names(f) for f in (model, guide))

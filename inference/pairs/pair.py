@@ -1,0 +1,263 @@
+"""A model and a guide as a pure function of their parameters.
+
+Pyro keeps parameters in modules and in one global store. A fit needs them in its own hands: to
+differentiate, to compile, to run many fits at once, and so that two fits in one process never
+touch each other. `Pair` finds every parameter by running the pair once in an empty store, and
+`Pair.bind` puts given tensors in their place for the length of a `with` block.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import _bound_partial
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from ..weights import plate_nesting
+
+STORE = pyro.get_param_store()
+
+
+class Pair:
+    """A model and a guide, with the tensors that a fit may change.
+
+    Args:
+        model, guide: callables with one signature; modules, bound methods, functions, autoguides.
+        args: example arguments. The pair is run on them once, under a forked random state, which
+            creates lazily built guides and `pyro.param`s.
+        present: start from what Pyro's parameter store holds now, as after `pyro.infer.SVI`; else
+            the pair starts as if the store were empty.
+
+    Attributes:
+        params: name -> unconstrained leaf tensor, as the pair starts.
+        buffers: name -> tensor that the pair reads and may change, but that is not learned.
+        nesting: the number of tensor dimensions that the pair's plates use.
+        full_sizes: plate name -> size to scale to, where a plate is told only the batch size.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict | None = None,
+        *,
+        present: bool = False,
+    ):
+        self.model, self.guide = model, guide
+        self.full_sizes: dict[str, int] = {}
+        self._slots: dict[str, list[tuple[dict, str]]] = {}  # our name -> places in modules
+        self._stored: dict[str, tuple[str, constraints.Constraint]] = {}  # store name -> ours
+        self.params: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+
+        store: Any = {"params": {}, "constraints": {}}
+        with STORE.scope(store):
+            self.nesting = plate_nesting(model, guide, *args, **(kwargs or {}))
+        self._collect(store)
+        for name, tensor in STORE.get_state()["params"].items() if present else ():
+            ours = self._stored.get(name, ("",))[0]
+            if ours in self.params and self.params[ours].shape == tensor.shape:
+                self.params[ours] = tensor.detach().clone()
+
+    def _collect(self, store: Mapping[str, Any]) -> None:
+        modules = {m: None for f in (self.model, self.guide) for m in modules_of(f)}
+        prefixes = _prefixes(self.model, self.guide)
+        seen: dict[int, str] = {}
+        for module in modules:
+            self._add_module(module, prefixes.get(id(module), ""), seen)
+        for name, tensor in store["params"].items():
+            constraint = store["constraints"].get(name, constraints.real)
+            if id(tensor) not in seen and "$$$" in name:  # pyro.module inside a plain function
+                owner, local = _owner(tensor, name)
+                self._add_module(owner, name.removesuffix("$$$" + local), seen)
+            if id(tensor) not in seen:  # a bare pyro.param
+                self.params[name] = tensor
+                seen[id(tensor)] = name
+            self._stored[name] = (seen[id(tensor)], constraint)
+        self.params = {
+            k: v.detach().clone(memory_format=torch.contiguous_format)
+            for k, v in self.params.items()
+        }
+        self.buffers = {k: v.detach().clone() for k, v in self.buffers.items()}
+
+    def _add_module(self, module: nn.Module, prefix: str, seen: dict[int, str]) -> None:
+        for path, sub in module.named_modules():
+            for table, kind in ((sub._parameters, "param"), (sub._buffers, "buffer")):
+                for key, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    name = ".".join(p for p in (prefix, path, key) if p)
+                    if id(tensor) in seen:  # tied: one tensor, several places
+                        name = seen[id(tensor)]
+                        if (table, key) not in [(t, k) for t, k in self._slots[name] if t is table]:
+                            self._slots[name].append((table, key))
+                        continue
+                    seen[id(tensor)] = name
+                    learned = kind == "param" and tensor.requires_grad
+                    (self.params if learned else self.buffers)[name] = tensor
+                    self._slots[name] = [(table, key)]
+
+    @contextmanager
+    def bind(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run what is inside the block with these tensors as the pair's parameters and buffers."""
+        params = {k: _learnable(p) for k, p in params.items()}
+        tensors = {**params, **buffers}
+        before = [(t, k, t[k]) for places in self._slots.values() for t, k in places]
+        state: Any = {
+            "params": {n: tensors[ours] for n, (ours, _) in self._stored.items()},
+            "constraints": {n: c for n, (_, c) in self._stored.items()},
+        }
+        try:
+            for name, places in self._slots.items():
+                for table, key in places:
+                    table[key] = tensors[name]
+            with STORE.scope(state):
+                yield
+            for name in self.buffers:  # a pair may assign a buffer instead of changing it in place
+                table, key = self._slots[name][0]
+                if table[key] is not tensors[name]:
+                    with torch.no_grad():
+                        tensors[name].copy_(table[key])
+        finally:
+            for table, key, tensor in before:
+                table[key] = tensor
+
+    def constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters in their own support (a scale is positive, a simplex sums to one)."""
+        support = dict(self._stored.values())
+        with torch.no_grad():
+            return {
+                k.removesuffix("_unconstrained"): (
+                    transform_to(support[k])(v).detach() if k in support else v.detach()
+                )
+                for k, v in params.items()
+            }
+
+    def write_back(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        """Copy values into the modules themselves, for code that uses them outside a fit."""
+        with torch.no_grad():
+            for name, tensor in {**params, **buffers}.items():
+                for table, key in self._slots.get(name, ()):
+                    table[key].data = tensor.detach().clone()
+
+
+def modules_of(function: Any) -> list[nn.Module]:
+    """The modules that a callable is, is bound to, or was partially applied to."""
+    if isinstance(function, nn.Module):
+        return [function]
+    if isinstance(function, _bound_partial):
+        return modules_of(function.func)
+    if isinstance(function, functools.partial):
+        found = [m for a in (*function.args, *function.keywords.values()) for m in modules_of(a)]
+        return modules_of(function.func) + found
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return [owner]
+    wrapped = getattr(function, "__wrapped__", None) or getattr(function, "fn", None)
+    return modules_of(wrapped) if callable(wrapped) else []
+
+
+def own_copy(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
+    """Copies of a model and a guide that share no module with the originals (but with each other).
+
+    Plain functions have no parameters of their own and are returned as they are; so is a pair of
+    which one half is a plain function whose code uses a module of the other, which a copy would
+    part.
+    """
+    mine, theirs = modules_of(model), modules_of(guide)
+    if not mine and not theirs:
+        return model, guide
+    if (not mine and _uses(model, theirs)) or (not theirs and _uses(guide, mine)):
+        return model, guide
+    return tuple(copy.deepcopy(_Together(model, guide)).functions)  # type: ignore[return-value]
+
+
+def _uses(function: Callable, modules: list[nn.Module]) -> bool:
+    """Whether a function's closure or globals hold one of the modules, or a part of one."""
+    from .inspection.isolation import referred
+
+    parts = {id(part) for module in modules for part in module.modules()}
+    reached = [r for r in referred(function).values() if isinstance(r, nn.Module)]
+    return any(id(part) in parts for module in reached for part in module.modules())
+
+
+class _Together:
+    """One object, so that one deepcopy keeps what model and guide share."""
+
+    def __init__(self, *functions: Callable):
+        self.functions = functions
+
+    def __deepcopy__(self, memo: dict) -> _Together:
+        return _Together(*(_copy(f, memo) for f in self.functions))
+
+
+def _copy(function: Any, memo: dict) -> Any:
+    if inspect.ismethod(function):
+        return getattr(_copy(function.__self__, memo), function.__name__)
+    if isinstance(function, _bound_partial):  # what Pyro's handlers make of a function
+        return _bound_partial(_copy(function.func, memo))
+    if isinstance(function, functools.partial):
+        return functools.partial(
+            _copy(function.func, memo),
+            *(_copy(a, memo) for a in function.args),
+            **{k: _copy(v, memo) for k, v in function.keywords.items()},
+        )
+    return _copy_module(function, memo) if isinstance(function, nn.Module) else function
+
+
+def _copy_module(module: nn.Module, memo: dict) -> nn.Module:
+    """A deep copy. Pyro's autoguides lose their model when copied, the original's too: put back."""
+    guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
+    kept = [(m.__dict__["_model"], m.__dict__["master"]) for m in guides]
+    for m in guides:  # read-only, and its tensors may be in a graph, which cannot be copied
+        memo[id(m.prototype_trace)] = m.prototype_trace
+    try:
+        twin = copy.deepcopy(module, memo)
+    finally:
+        for m, (model, master) in zip(guides, kept):
+            m.__dict__.update(_model=model, master=master)
+    for m, (model, _) in zip((m for m in twin.modules() if isinstance(m, AutoGuide)), kept):
+        m.__dict__["_model"] = model and tuple(_copy(f, memo) for f in model)
+    return twin
+
+
+def _prefixes(model: Callable, guide: Callable) -> dict[int, str]:
+    """A prefix for each module's names; none where model and guide are methods of one module."""
+    of_model, of_guide = modules_of(model), modules_of(guide)
+    if {id(m) for m in of_model} == {id(m) for m in of_guide}:
+        return {}
+    return {
+        **{id(m): "guide" for m in of_guide},
+        **{id(m): "model" for m in of_model},
+    }
+
+
+def _owner(tensor: Tensor, name: str) -> tuple[nn.Module, str]:
+    """The module that holds `tensor` under the local name that `pyro.module` gave it."""
+    local = name.split("$$$", 1)[1]
+    for obj in gc.get_objects():
+        if issubclass(type(obj), nn.Module):  # isinstance would wake lazy objects
+            try:
+                if obj.get_parameter(local) is tensor:
+                    return obj, local
+            except AttributeError:
+                continue
+    raise ValueError(f"parameter {name!r}: the module that owns it no longer exists.")
+
+
+def _learnable(p: Tensor) -> Tensor:
+    """Pyro takes a parameter that needs no gradient for a frozen one, and warns."""
+    if p.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(p):
+        return p
+    return p.detach().requires_grad_()

@@ -1,0 +1,182 @@
+"""What a fit is given: the pair's arguments, the device, and mini-batches of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pairs.gate import check_arguments, check_finite
+
+LARGEST = 2**26  # particles times numbers of data in one pass
+
+
+class Batches:
+    """Mini-batches of a fixed size, every row once per epoch, in an order that follows the seed.
+
+    Batches run on over the end of an epoch, so that all have one shape.
+
+    Raises:
+        ValueError: the batch is larger than the data, or the data holds NaN.
+    """
+
+    def __init__(self, args: tuple, batch_size: int | None, seed: int):
+        self.args = args
+        tensors = [a for a in args if torch.is_tensor(a)]
+        check_finite(args)
+        self.size = len(tensors[0]) if tensors and tensors[0].dim() else None
+        if batch_size is not None:
+            if self.size is None:
+                raise ValueError("batch_size: the data has no tensor with rows to take a batch of.")
+            if not 1 <= batch_size <= self.size:
+                raise ValueError(
+                    f"batch_size: expected 1 .. {self.size} (the rows of the data), "
+                    f"got {batch_size}."
+                )
+        self.whole = batch_size is None or batch_size == self.size
+        self.batch_size = self.size if self.whole else batch_size
+        self._order = torch.Generator().manual_seed(seed)
+        self._where = next((a.device for a in args if self._sliced(a)), torch.device("cpu"))
+        self._queue = torch.empty(0, dtype=torch.long, device=self._where)
+
+    def _sliced(self, a: Any) -> bool:
+        return torch.is_tensor(a) and a.dim() > 0 and len(a) == self.size
+
+    def example(self, rows: int | None = None) -> tuple:
+        """The first rows, in order: a batch, or as many as asked for."""
+        if self.whole and rows is None:
+            return self.args
+        n = rows or self.batch_size
+        return tuple(a[:n] if self._sliced(a) else a for a in self.args)
+
+    def next(self, repeats: int = 1) -> tuple[tuple, bool]:
+        """A batch, and whether it is shared by all repeats (else it has a leading axis)."""
+        if self.whole:
+            return self.args, True
+        assert self.batch_size is not None and self.size is not None
+        need = self.batch_size * repeats
+        while len(self._queue) < need:
+            order = torch.randperm(self.size, generator=self._order)  # one order on all devices
+            self._queue = torch.cat([self._queue, order.to(self._where)])
+        index, self._queue = self._queue[:need], self._queue[need:]
+        shape = (repeats, self.batch_size) if repeats > 1 else (self.batch_size,)
+
+        def take(a: Any) -> Any:
+            if self._sliced(a):
+                return a.index_select(0, index).reshape(*shape, *a.shape[1:])
+            return a.expand(repeats, *a.shape) if repeats > 1 and torch.is_tensor(a) else a
+
+        return tuple(take(a) for a in self.args), False
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs to go on with the same order."""
+        return {"order": self._order.get_state().clone(), "queue": self._queue.cpu()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        self._order.set_state(state["order"])
+        self._queue = state["queue"].to(self._where)
+
+
+def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | None:
+    """Rows that go through the pair at once; None for whole batches.
+
+    Raises:
+        ValueError: `chunk` does not divide the batch.
+    """
+    rows = batches.batch_size
+    if rows is None:
+        return None
+    if chunk is not None:
+        if chunk < 1 or rows % chunk:
+            raise ValueError(f"chunk: expected a divisor of the batch of {rows} rows, got {chunk}.")
+        return chunk if chunk < rows else None
+    width = next(a for a in batches.args if torch.is_tensor(a))[0].numel()
+    fit = [n for n in range(1, rows + 1) if rows % n == 0 and n * width * particles <= LARGEST]
+    return None if not fit or fit[-1] == rows else fit[-1]
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device asked for; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ValueError(
+            f"device: {device!r} is not on this machine (there is: {there})."
+        ) from error
+    return where
+
+
+def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
+    """Model, guide and data of `fit(pair, data)`."""
+    if callable(getattr(pair, "model", None)) and not hasattr(pair, "guide"):
+        raise TypeError(
+            f"fit: {type(pair).__name__} has no guide. A generator without a density is fitted "
+            "against a critic, by inference.ratios.fit_adversarial; for a guide made from the "
+            "model, see inference.make_guide."
+        )
+    if not callable(getattr(pair, "model", None)) or not callable(getattr(pair, "guide", None)):
+        raise TypeError(
+            f"fit: expected a pair with methods `model` and `guide`, or fit(model, guide, data); "
+            f"got {type(pair).__name__}."
+        )
+    if data is None:
+        raise TypeError("fit: no data was given: fit(pair, data) or fit(model, guide, data).")
+    return pair.model, pair.guide, data
+
+
+def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | None]:
+    """The pair's arguments, and the held-out ones."""
+    if hasattr(data, "train"):
+        args: tuple = (data.train,)
+        held: tuple | None = (data.valid,) if len(data.valid) else None
+        if "y" in signature(model):
+            if data.train_labels is None:
+                raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
+            args += (data.train_labels,)
+            held = held and (*held, data.valid_labels)
+        return args, held if valid is None else _tuple(valid)
+    args = check_arguments(model, _tuple(data))
+    return args, None if valid is None else check_arguments(model, _tuple(valid))
+
+
+def _tuple(data: Any) -> tuple:
+    if isinstance(data, tuple):
+        return tuple(torch.as_tensor(a) if hasattr(a, "__array__") else a for a in data)
+    if isinstance(data, Tensor) or hasattr(data, "__array__"):
+        return (torch.as_tensor(data),)
+    raise TypeError(
+        f"data: expected a tensor, a tuple of the pair's arguments, or a data set; got "
+        f"{type(data).__name__}."
+    )
+
+
+def batch_transform(data: Any) -> Callable[[tuple], tuple]:
+    """What is done to a batch inside the step: where pixels are dynamic, they are drawn."""
+    if getattr(data, "pixels", "") != "dynamic":
+        return lambda batch: batch
+    return lambda batch: (data.transform(batch[0]), *batch[1:])
+
+
+def signature(function: Callable) -> set[str]:
+    """Names of a function's parameters."""
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def to(a: Any, device: torch.device) -> Any:
+    """On a device, where it is a tensor."""
+    return a.to(device) if torch.is_tensor(a) else a

@@ -1,0 +1,217 @@
+"""What one update computes, and what it changes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..elbo import Estimator
+from ..optim import Optimiser, State
+from ..pairs.pair import Pair
+from ..weights import no_validation
+
+
+@dataclass
+class Variables:
+    """Everything a step changes, in place: parameters, buffers, optimiser state, step count."""
+
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    optim: State
+    count: Tensor  # updates made so far, ()
+
+    @staticmethod
+    def start(pair: Pair, optimiser: Optimiser) -> Variables:
+        """The pair's own starting values, copied."""
+        params = {k: v.clone() for k, v in pair.params.items()}
+        device = next((p.device for p in params.values()), torch.device("cpu"))
+        return Variables(
+            params,
+            {k: v.clone() for k, v in pair.buffers.items()},
+            optimiser.init(list(params.values())),
+            torch.zeros((), device=device),
+        )
+
+    def flat(self) -> list[Tensor]:
+        """All tensors in one fixed order."""
+        slots = [t for key in sorted(self.optim) for t in self.optim[key]]
+        return [*self.params.values(), *self.buffers.values(), *slots, self.count]
+
+    def like(self, tensors: Sequence[Tensor]) -> Variables:
+        """The same structure over other tensors, in the order of `flat`."""
+        it = iter(tensors)
+        params = {k: next(it) for k in self.params}
+        buffers = {k: next(it) for k in self.buffers}
+        optim = {key: [next(it) for _ in self.optim[key]] for key in sorted(self.optim)}
+        return Variables(params, buffers, optim, next(it))
+
+    def clone(self) -> Variables:
+        """A copy that shares nothing."""
+        return self.like([t.clone() for t in self.flat()])
+
+    def assign(self, other: Variables) -> None:
+        """Copy the other's values into these tensors."""
+        for mine, theirs in zip(self.flat(), other.flat()):
+            mine.copy_(theirs)
+
+
+@dataclass
+class Update:
+    """What one update computes, as a pure function of variables, rates and batch.
+
+    Args:
+        pair: the model and guide.
+        estimator: whose gradient is followed.
+        optimiser: what is done with it.
+        divide: the loss is -bound / divide; N makes it nats per datum.
+        clip: the gradient's norm is cut to this (in the loss's unit); None leaves it.
+        transform: applied to the batch inside the step (dynamic binarisation).
+        kwargs: keyword arguments of model and guide.
+        autocast: run the pair in bfloat16 where autocast allows it.
+        vary: which batch arguments have a leading axis of fits; None means one single fit.
+        schedule: step count -> factor of the learning rate, both tensors.
+        chunk: rows that go through the pair at once, a divisor of the batch's; None is all.
+    """
+
+    pair: Pair
+    estimator: Estimator
+    optimiser: Optimiser
+    divide: float = 1.0
+    clip: float | None = None
+    transform: Callable[[tuple], tuple] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    autocast: bool = False
+    vary: tuple[int | None, ...] | None = None
+    schedule: Callable[[Tensor], Tensor] | None = None
+    chunk: int | None = None
+
+    def loss(self, params: dict, buffers: dict, count: Tensor, batch: tuple) -> tuple:
+        """(loss, surrogate loss), both scalars."""
+        if self.transform is not None:
+            batch = self.transform(batch)
+        device = count.device.type
+        with (
+            no_validation(),
+            self.pair.bind(params, buffers),
+            at_step(self.estimator, count),
+            torch.autocast(device, torch.bfloat16, enabled=self.autocast),
+        ):
+            value, surrogate = self.estimator.value_and_surrogate(
+                self.pair.model, self.pair.guide, *batch, nesting=self.pair.nesting,
+                full_sizes=self.pair.full_sizes, **self.kwargs,
+            )  # fmt: skip
+        return -value / self.divide, -surrogate / self.divide
+
+    def gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
+        """The loss, () or (R,) for R fits at once, and its clipped gradient per parameter."""
+        parts = self._parts(batch)
+        loss, grads = self._gradients(variables, parts[0])
+        for part in parts[1:]:
+            more, add = self._gradients(variables, part)
+            loss, grads = loss + more, [g + a for g, a in zip(grads, add)]
+        if len(parts) > 1:
+            loss, grads = loss / len(parts), [g / len(parts) for g in grads]
+        return loss, grads if self.clip is None else self._clipped(grads)
+
+    def _parts(self, batch: tuple) -> list[tuple]:
+        """The batch in slices of `chunk` rows: each estimates the same gradient."""
+        rows = next((len(b) for b in batch if torch.is_tensor(b) and b.dim()), 0)
+        if self.chunk is None or self.chunk >= rows:
+            return [batch]
+        return [
+            tuple(
+                b[i : i + self.chunk] if torch.is_tensor(b) and b.dim() and len(b) == rows else b
+                for b in batch
+            )
+            for i in range(0, rows, self.chunk)
+        ]
+
+    def _gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
+        with torch.enable_grad():
+            leaves = {k: p.detach().requires_grad_() for k, p in variables.params.items()}
+            if self.vary is None:
+                loss, surrogate = self.loss(leaves, variables.buffers, variables.count, batch)
+            else:
+                with DrawnAnew():
+                    loss, surrogate = torch.vmap(
+                        self.loss, in_dims=(0, 0, None, self.vary), randomness="different"
+                    )(leaves, variables.buffers, variables.count, batch)
+                surrogate = surrogate.sum()
+            if not surrogate.requires_grad:
+                raise ValueError(
+                    "the loss does not depend on any parameter: the pair has none, or none is "
+                    "registered (pyro.module, pyro.param, or an nn.Module as the pair)."
+                )
+            grads = torch.autograd.grad(surrogate, list(leaves.values()), allow_unused=True)
+        full = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves.values())]
+        return loss.detach(), full
+
+    def __call__(self, variables: Variables, lr: Tensor, batch: tuple) -> Tensor:
+        """Change `variables` in place and return the loss: (), or (R,) for R fits at once."""
+        loss, grads = self.gradients(variables, batch)
+        with torch.no_grad():
+            if self.schedule is not None:
+                lr = lr * self.schedule(variables.count)
+            old = list(variables.params.values())
+            new, state = self.optimiser.update(old, grads, variables.optim, lr)
+            for p, q in zip(old, new):
+                p.copy_(q)
+            for key, slots in state.items():
+                for s, t in zip(variables.optim[key], slots):
+                    s.copy_(t)
+            variables.count.add_(1)
+        return loss
+
+    def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
+        lead = 0 if self.vary is None else 1  # each of many fits has its own norm
+        squares = [g.flatten(lead).square().sum(-1) if g.dim() else g.square() for g in grads]
+        norm = torch.stack(squares).sum(0).sqrt()
+        assert self.clip is not None
+        factor = (self.clip / (norm + 1e-12)).clamp(max=1.0)
+        return [g * factor.reshape(factor.shape + (1,) * (g.dim() - factor.dim())) for g in grads]
+
+
+class DrawnAnew(TorchFunctionMode):
+    """What `vmap` refuses, said otherwise: random numbers as new tensors, not filled in place."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]  # Pyro's enumeration looks at shapes through it
+            return args[0].detach()
+        if func is Tensor.normal_ and len(args) == 1 and not kwargs:
+            return torch.randn_like(args[0])
+        if func is Tensor.uniform_ and not kwargs:
+            low, high = args[1:] or (0.0, 1.0)
+            return low + (high - low) * torch.rand_like(args[0])
+        if func is Tensor.exponential_ and len(args) == 1:
+            return -torch.log1p(-torch.rand_like(args[0]))
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def matmul_precision(tf32: bool) -> Iterator[None]:
+    """Matrix products on CUDA in TF32 or in full float32 inside the block; as it was after it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def at_step(estimator: Estimator, count: Tensor) -> Iterator[None]:
+    """The estimator as it is after so many updates."""
+    before = estimator.step
+    estimator.step = count
+    try:
+        yield
+    finally:
+        estimator.step = before

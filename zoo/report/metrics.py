@@ -1,0 +1,227 @@
+"""The numbers of a report, each with its unit and, where it is an estimate, its standard error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from inference.estimate import Estimate
+
+from .subject import Subject
+
+ROUNDING = 1e-5  # of float32, relative
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number.
+
+    Attributes:
+        key: its name in `metrics.json`.
+        label: its name on the page.
+        value, se: the number and its standard error, None where it is not an estimate.
+        unit: "" for a count.
+        note: what it means, or how it was estimated.
+    """
+
+    key: str
+    label: str
+    value: float
+    unit: str = ""
+    se: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.unit}".strip()
+
+    @property
+    def number(self) -> str:
+        """The value to two digits of its standard error, with it."""
+        if not math.isfinite(self.value):
+            return str(self.value)
+        if self.se is not None and self.se < ROUNDING * max(1.0, abs(self.value)):
+            return _sign(self.value, 3)  # an estimate that does not vary
+        if self.se is not None and math.isfinite(self.se):
+            digits = max(0, 1 - math.floor(math.log10(self.se)))
+            return f"{_sign(self.value, digits)} ± {self.se:.{digits}f}"
+        if isinstance(self.value, int):
+            return f"{self.value:,}"
+        size = math.floor(math.log10(abs(self.value))) if self.value else 0
+        return _sign(self.value, max(0, 3 - size))
+
+
+def _sign(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def metrics(subject: Subject, bound: bool = True) -> list[Metric]:
+    """What can be said of the model on held-out data.
+
+    Args:
+        subject: the model, its data and, where there is one, its `evaluation`.
+        bound: whether its ELBO is a bound on log p(x); if not, only errors are told.
+    """
+    out: list[Metric] = []
+    if bound and subject.evaluation is not None:
+        out += _bounds(subject)
+    elif bound:
+        out += _density(subject)
+    if subject.offers("reconstruct"):
+        out += _errors(subject)
+    if subject.offers("usage"):
+        share = subject.call("usage", subject.held_out()[0])
+        out.append(
+            Metric(
+                "perplexity",
+                "codebook perplexity",
+                float(torch.special.entr(share).sum().exp()),
+                note=f"entries in effect used, of {len(share)}",
+            )
+        )
+    if subject.ratio is not None:
+        js = subject.ratio.js_divergence
+        out.append(
+            Metric(
+                "js",
+                "Jensen–Shannon divergence ≥",
+                js.value,
+                "nats",
+                js.se,
+                "between held-out data and draws, by a fresh critic; 0 to log 2",
+            )
+        )
+    return out
+
+
+def as_json(metrics: list[Metric]) -> dict[str, Any]:
+    """key -> value, key_se -> standard error, key_unit -> unit."""
+    out: dict[str, Any] = {}
+    for m in metrics:
+        out[m.key] = m.value
+        if m.se is not None:
+            out[f"{m.key}_se"] = m.se
+        if m.unit:
+            out[f"{m.key}_unit"] = m.unit
+    return out
+
+
+def _bounds(s: Subject) -> list[Metric]:
+    e = s.evaluation
+    assert e is not None
+    unit = e.unit
+    bits = Metric(
+        "bits_per_dim", "bits per dimension", e.bits_per_dim, "bits", _bits_se(s), "−log₂ p(x) / D"
+    )
+    if not e.kl:
+        exact = Metric(
+            "log_px", "log p(x)", e.log_px, unit, e.log_px_se, f"exact, {e.n:,} test data"
+        )
+        return [exact, bits] if s.shape is not None else [exact]
+    out = [
+        Metric(
+            "log_px",
+            "log p(x) ≥",
+            e.log_px,
+            unit,
+            e.log_px_se,
+            f"importance-sampled, K = {e.particles:,}, {e.n:,} test data",
+        ),
+        Metric("elbo", "ELBO", e.elbo, unit, e.elbo_se, "reconstruction − KL"),
+        Metric(
+            "reconstruction",
+            "reconstruction",
+            e.reconstruction,
+            unit,
+            e.reconstruction_se,
+            "E_q[log p(x | z)]",
+        ),
+    ]
+    out += [
+        Metric(f"kl_{k}", f"KL {k}", v, unit, e.kl_se.get(k), "E_q[log q − log p]")
+        for k, v in s.kl.items()
+    ]
+    gap = "log p(x) − ELBO, the divergence from the posterior"
+    out.append(Metric("gap", "gap ≥", e.gap, unit, e.gap_se, gap))
+    if e.surgery is not None:
+        o, limit = e.surgery, f"; at most log {e.surgery.n:,} = {math.log(e.surgery.n):.2f}"
+        out += [
+            Metric("mutual_information", "I(x; z)", o.mutual_information, unit,
+                   o.mutual_information_se, f"what latents say of their datum{limit}"),
+            Metric("marginal_kl", "KL(q(z) ‖ p(z))", o.marginal_kl, unit, o.marginal_kl_se,
+                   "how far all codes together are from the prior; KL − I(x; z)"),
+        ]  # fmt: skip
+    if s.shape is not None:
+        out.append(bits)
+    for k, n in e.active_units.items():
+        width = len(e.kl_per_dim[k]) if k in e.kl_per_dim else None
+        note = "dimensions whose mean varies over data by more than 0.01"
+        out.append(
+            Metric(
+                f"active_units_{k}",
+                f"active units {k}",
+                n,
+                f"of {width}" if width else "",
+                None,
+                note,
+            )
+        )
+    if torch.isfinite(e.khat).any():
+        out.append(
+            Metric(
+                "khat_above_0.7",
+                "k-hat above 0.7",
+                100 * e.khat_above,
+                "% of data",
+                100 * math.sqrt(e.khat_above * (1 - e.khat_above) / len(e.khat)),
+                "where the guide is too light-tailed for importance sampling",
+            )
+        )
+    return out
+
+
+def _bits_se(s: Subject) -> float | None:
+    e = s.evaluation
+    assert e is not None
+    return abs(e.bits_per_dim / e.log_px) * e.log_px_se if e.log_px else None
+
+
+def _density(s: Subject) -> list[Metric]:
+    x = s.held_out(len(s.data.test))[0]
+    if s.offers("elbo"):
+        value, label, note = s.call("elbo", x).double(), "ELBO", "a lower bound on log p(x)"
+    else:
+        log_p = s.log_prob(x)
+        if log_p is None:
+            return []
+        value, label, note = log_p.double(), "log p(x)", "exact"
+    key = "elbo" if label == "ELBO" else "log_px"
+    mean, se = Estimate.of(value)
+    return [Metric(key, label, mean, "nats per datum", se, f"{note}, {len(value):,} test data")]
+
+
+def _errors(s: Subject) -> list[Metric]:
+    x, y = s.held_out(len(s.data.test))
+    square = ((x - s.call("reconstruct", x, labels=y)) ** 2).mean(-1).double()
+    spread = ((x - s.data.train.cpu().mean(0)) ** 2).mean()
+    mean, se = Estimate.of(square)
+    return [
+        Metric(
+            "squared_error",
+            "squared error",
+            mean,
+            "per value",
+            se,
+            "of E[x | z] at the guide's mean, test data",
+        ),
+        Metric(
+            "variance_explained",
+            "variance explained",
+            100 * (1 - mean / float(spread)),
+            "%",
+            100 * se / float(spread),
+            "1 − squared error / variance",
+        ),
+    ]
