@@ -7,6 +7,7 @@ never retraces. Their numbers are those of the `torch.optim` (and `pyro.optim`) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +35,7 @@ class Optimiser:
         """Zero state: a step count and one tensor per slot and parameter."""
         state: State = {s: [torch.zeros_like(p) for p in params] for s in self.slots}
         if params:
-            state["count"] = [torch.zeros((), device=params[0].device, dtype=torch.float32)]
+            state["count"] = [torch.zeros((), device=params[0].device, dtype=torch.int64)]
         return state
 
     def update(
@@ -61,8 +62,8 @@ class Adam(Optimiser):
         b1, b2 = self.betas
         count = state["count"][0] + 1
         # m̂ / (√v̂ + ε), with both corrections folded into the step size and ε
-        debias = torch.sqrt(1 - torch.pow(b2, count))
-        rate = computed_once(lr * debias / (1 - torch.pow(b1, count)))
+        debias = torch.sqrt(_one_minus_power(b2, count, lr))
+        rate = computed_once(lr * debias / _one_minus_power(b1, count, lr))
         floor = computed_once(self.eps * debias)
         new, means, squares = [], [], []
         for p, g, m, v in zip(params, grads, state["mean"], state["square"]):
@@ -80,6 +81,16 @@ class Adam(Optimiser):
 
     def _decayed(self, p: Tensor, lr: Tensor) -> Tensor:
         return p
+
+
+def _one_minus_power(base: float, count: Tensor, like: Tensor) -> Tensor:
+    """1 − base^count without cancellation, in the dtype of `like`.
+
+    1 − 0.999 in float32 keeps three digits: an update would depend on whose power function it is.
+    """
+    if base == 0:
+        return torch.ones_like(like)
+    return -torch.expm1(math.log(base) * count.to(like.dtype))
 
 
 def computed_once(scalar: Tensor) -> Tensor:
@@ -120,7 +131,7 @@ class ClippedAdam(Adam):
     def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
         """New parameters and new state."""
         if self.lrd != 1.0:
-            lr = lr * torch.pow(self.lrd, state["count"][0] + 1)
+            lr = lr * torch.pow(self.lrd, (state["count"][0] + 1).to(lr.dtype))
         return super().update(params, [g.clamp(-self.clip, self.clip) for g in grads], state, lr)
 
 

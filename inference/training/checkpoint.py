@@ -176,11 +176,12 @@ def load(folder: str | Path, start: Callable[[], Run]) -> Run:
         groups.get("optim", {}), key=lambda n: (n.split("/")[0], int(n.split("/")[1]))
     ):
         optim.setdefault(name.split("/")[0], []).append(groups["optim"][name])
+    optim["count"] = [c.long() for c in optim.get("count", ())]
     run.variables = Variables(
         {k: groups["params"][k] for k in run.pair_.params},
         {k: groups["buffers"][k] for k in run.pair_.buffers},
         optim,
-        groups["count"][""],
+        groups["count"][""].long(),  # earlier versions counted in float32
     )
     run.best_params = groups.get("best") or None
     run.batches = groups.get("batches") or None

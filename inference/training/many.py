@@ -174,7 +174,7 @@ def fit_many(
             params,
             {k: b.expand(r, *b.shape).clone() for k, b in run.pair_.buffers.items()},
             update.optimiser.init(list(params.values())),
-            torch.zeros((), device=where),
+            torch.zeros((), device=where, dtype=torch.int64),
         )
         run.variables = Variables.start(run.pair_, update.optimiser)
         many = Many(run, params, variables.buffers, args, vary, np.empty((0, r)), steps)

@@ -24,7 +24,7 @@ class Variables:
     params: dict[str, Tensor]
     buffers: dict[str, Tensor]
     optim: State
-    count: Tensor  # updates made so far, ()
+    count: Tensor  # updates made so far, (), an integer: a float32 would stall at 2^24
 
     @staticmethod
     def start(pair: Pair, optimiser: Optimiser) -> Variables:
@@ -35,7 +35,7 @@ class Variables:
             params,
             {k: v.clone() for k, v in pair.buffers.items()},
             optimiser.init(list(params.values())),
-            torch.zeros((), device=device),
+            torch.zeros((), device=device, dtype=torch.int64),
         )
 
     def flat(self) -> list[Tensor]:
@@ -75,7 +75,7 @@ class Update:
         kwargs: keyword arguments of model and guide.
         autocast: run the pair in bfloat16 where autocast allows it.
         vary: which batch arguments have a leading axis of fits; None means one single fit.
-        schedule: step count -> factor of the learning rate, both tensors.
+        schedule: step count (a float) -> factor of the learning rate, both tensors.
         chunk: rows that go through the pair at once, a divisor of the batch's; None is all.
     """
 
@@ -99,7 +99,7 @@ class Update:
         with (
             no_validation(),
             self.pair.bind(params, buffers),
-            at_step(self.estimator, count),
+            at_step(self.estimator, count.to(torch.get_default_dtype())),
             torch.autocast(device, torch.bfloat16, enabled=self.autocast),
         ):
             value, surrogate = self.estimator.value_and_surrogate(
@@ -157,7 +157,7 @@ class Update:
         loss, grads = self.gradients(variables, batch)
         with torch.no_grad():
             if self.schedule is not None:
-                lr = lr * self.schedule(variables.count)
+                lr = lr * self.schedule(variables.count.to(lr.dtype))
             old = list(variables.params.values())
             new, state = self.optimiser.update(old, grads, variables.optim, lr)
             for p, q in zip(old, new):

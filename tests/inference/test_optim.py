@@ -56,3 +56,26 @@ def test_equals_torch(ours, theirs):
 def test_learning_rate_must_be_positive():
     with pytest.raises(ValueError, match="positive"):
         optim.Adam(-1.0)
+
+
+def test_the_count_passes_the_whole_numbers_of_float32():
+    p = [torch.zeros(2)]
+    optimiser = optim.Adam(0.1)
+    state = {**optimiser.init(p), "count": [torch.tensor(2**24)]}
+    _, state = optimiser.update(p, [torch.ones(2)], state, torch.tensor(0.1))
+    assert state["count"][0].item() == 2**24 + 1
+
+
+def test_the_bias_correction_keeps_float32():
+    """1 − 0.999^t by powers would lose three digits at the first updates."""
+    optimiser = optim.Adam(0.1)
+    steps = {}
+    for dtype in (torch.float32, torch.float64):
+        p = [torch.zeros(1, dtype=dtype)]
+        g, lr = [torch.ones(1, dtype=dtype)], torch.tensor(0.1, dtype=dtype)
+        state = optimiser.init(p)
+        for _ in range(3):
+            p, state = optimiser.update(p, g, state, lr)
+        steps[dtype] = p[0].item()
+    # three updates, each of some ten roundings
+    assert steps[torch.float32] == pytest.approx(steps[torch.float64], rel=30 * 2**-24)

@@ -64,6 +64,17 @@ def test_several_updates_in_one_call():
     assert len(set(first.tolist())) == 3  # and within one
 
 
+def test_the_count_passes_the_whole_numbers_of_float32():
+    """2^24 + 1 is no float32: a count of that type would stand still, and schedules with it."""
+    update = schools_update()
+    update.schedule = lambda count: count.mul(0.5).cos()  # of a float
+    for step in steps_of(update):
+        step.variables.count.fill_(2**24)
+        step((Y, S))
+        assert step.variables.count.item() == 2**24 + 1
+        assert all(p.isfinite().all() for p in step.variables.params.values())
+
+
 def test_a_mixture_with_summed_out_assignments_compiles():
     x = torch.randn(50, 2)
 
