@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # the rooms of `inference`, lowest first: each imports only what stands before it
 ROOMS = (
-    "estimate", "randomness", "optim", "networks", "weights", "elbo", "pairs", "graph",
+    "estimate", "randomness", "optim", "networks", "weights", "pairs", "elbo", "graph",
     "training", "draws", "ratios", "judging", "guides", "testing",
 )  # fmt: skip
 SHARED = {"networks", "likelihoods", "toys"}  # what model files may share

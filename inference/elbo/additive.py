@@ -64,9 +64,11 @@ class MeanField(Additive):
             the closed form wrong.
     """
 
+    closed_form = True
+
     def costs(self, weights: LogWeights) -> Costs:
         """Log likelihoods, and minus the divergences."""
-        _refuse_unfactorised(weights)
+        weights.refuse_unfactorised("MeanField")
         for name, p in weights.model.items():
             if name not in weights.guide or p.observed:
                 yield 1, p
@@ -258,20 +260,3 @@ def _enumerate(site: Any) -> Any:
             "each its own site or a plate dimension, or use Score() or VIMCO()."
         )
     return {"enumerate": "parallel"}
-
-
-def _refuse_unfactorised(weights: LogWeights) -> None:
-    """The closed form needs p(z_i | .) to depend on nothing that the guide draws after z_i."""
-    latents = [n for n, t in weights.model.items() if not (t.observed or t.deterministic)]
-    missing = [n for n in latents if n not in weights.guide]
-    if missing:
-        raise ValueError(
-            f"MeanField: the guide has no site {', '.join(missing)}; give it one, or use Trace()."
-        )
-    order = [n for n in weights.guide if n in latents]
-    if order != latents:
-        raise ValueError(
-            f"MeanField: the model draws {latents} and the guide {order}; the closed-form "
-            "divergence needs one order (the prior of a latent must not depend on a latent that "
-            "the guide draws later). Use Trace()."
-        )

@@ -10,7 +10,8 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from ..weights import LogWeights, log_weights, plate_nesting
+from ..pairs.gate import inspect_once
+from ..weights import LogWeights, log_weights
 from .pieces import score_function
 
 
@@ -24,11 +25,13 @@ class Estimator(pyro.infer.ELBO):
     Attributes:
         is_bound: whether the value is a lower bound on log p(x) in expectation.
         follows_bound: whether the surrogate's gradient is, in expectation, that of the bound.
+        closed_form: whether divergences are taken site by site in closed form.
         step: number of updates made so far (an int, or a tensor inside a compiled step).
     """
 
     is_bound: bool = True
     follows_bound: bool = True
+    closed_form: bool = False
 
     def __init__(self, particles: int = 1, *, vectorized: bool = True):
         if not isinstance(particles, int) or particles < 1:
@@ -37,7 +40,6 @@ class Estimator(pyro.infer.ELBO):
         self.particles = particles
         self.vectorized = vectorized
         self.step: int | Tensor = 0
-        self._nesting: tuple[Callable, Callable, int] | None = None  # of the pair last seen
 
     def bound(self, weights: LogWeights) -> Tensor:
         """The bound in nats, summed over data and scaled by N/B: a scalar."""
@@ -58,16 +60,9 @@ class Estimator(pyro.infer.ELBO):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The log weights that this estimator needs."""
-        nesting = kwargs.pop("nesting", None)
-        if nesting is None:
-            if self._nesting is None or self._nesting[:2] != (model, guide):
-                plain = {k: v for k, v in kwargs.items() if k not in ("full_sizes", "model_values")}
-                self._nesting = (model, guide, plate_nesting(model, guide, *args, **plain))
-            nesting = self._nesting[2]
         return log_weights(
-            model, guide, *args, particles=self.particles, vectorized=self.vectorized,
-            nesting=nesting, **kwargs,
-        )  # fmt: skip
+            model, guide, *args, particles=self.particles, vectorized=self.vectorized, **kwargs
+        )
 
     def value_and_surrogate(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -96,6 +91,7 @@ class Estimator(pyro.infer.ELBO):
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """-bound, as a float."""
+        kwargs = self._gated(model, guide, args, kwargs)
         with torch.no_grad():
             return -float(self.bound(self.draw(model, guide, *args, **kwargs)))
 
@@ -103,6 +99,7 @@ class Estimator(pyro.infer.ELBO):
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
         """-bound, as a tensor whose gradient is the estimator's."""
+        kwargs = self._gated(model, guide, args, kwargs)
         value, surrogate = self.value_and_surrogate(model, guide, *args, **kwargs)
         return -(surrogate + (value - surrogate).detach())
 
@@ -114,6 +111,14 @@ class Estimator(pyro.infer.ELBO):
         if not isinstance(self.step, Tensor):
             self.step += 1
         return float(loss.detach())
+
+    def _gated(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> dict:
+        """The keywords with the pair's nesting, after a pair that is new has passed the gate."""
+        if "nesting" in kwargs:
+            return kwargs
+        own = ("full_sizes", "model_values")
+        theirs = {k: v for k, v in kwargs.items() if k not in own}
+        return {**kwargs, "nesting": inspect_once(model, guide, args, theirs, repr(self))}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("these estimators work on log weights: see `draw`.")

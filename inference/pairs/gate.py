@@ -1,8 +1,9 @@
 """The gate: whatever a user gives becomes a checked pair with its data, or one sentence.
 
-`admit` takes a run, a pair, or a model and its guide, followed by the arguments, and returns a
-`CheckedPair`: pure functions of given parameters, and the data they are asked about. Everything
-that fits or judges a pair begins here.
+Everything that fits or judges a pair begins here. `halves` tells a run, a pair, or a model and its
+guide apart; `as_arguments` and `check_values` look at the data, `pairs.options` at the options, and
+`inspect_once` at the pair itself. `admit` does all of it and returns a `CheckedPair`: pure
+functions of given parameters, and the data they are asked about.
 """
 
 from __future__ import annotations
@@ -10,16 +11,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..randomness import forked
-from ..weights import LogWeights, Term, at, log_weights, no_validation, simulate
+from ..weights import (
+    LogWeights,
+    Term,
+    at,
+    log_weights,
+    no_validation,
+    plate_nesting,
+    simulate,
+)
+from .arguments import as_arguments, check_signature, check_values, moved, rows_of, take_rows
+from .inspection import refuse_errors
 from .pair import Pair, modules_of, own_copy
+
+FEW = 64  # rows of a large data set at which a pair is inspected first
 
 
 @dataclass(frozen=True)
@@ -61,24 +75,17 @@ class CheckedPair:
 
     @property
     def rows(self) -> int:
-        """The length of the first argument; 0 where it has no rows."""
-        first = self.args[0] if self.args else None
-        return len(first) if torch.is_tensor(first) and first.dim() else 0
+        """The rows of its data; 0 where no argument has any."""
+        return rows_of(self.args)
 
     def take(self, rows: slice | Tensor) -> CheckedPair:
         """The same pair on some rows of its data."""
-        n = self.rows
-        args = tuple(
-            a[rows.to(a.device) if torch.is_tensor(rows) else rows]
-            if torch.is_tensor(a) and a.dim() and len(a) == n
-            else a
-            for a in self.args
-        )
-        return self.on(args)
+        return self.on(take_rows(self.args, rows))
 
     def on(self, args: tuple) -> CheckedPair:
         """The same pair on other arguments, whose rows count as all data."""
-        return dataclasses.replace(self, args=args, kwargs={k: len(args[0]) for k in self.kwargs})
+        kwargs = dict.fromkeys(self.kwargs, rows_of(args))
+        return dataclasses.replace(self, args=args, kwargs=kwargs)
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
@@ -116,8 +123,23 @@ class CheckedPair:
         )  # fmt: skip
 
 
+class Halves(NamedTuple):
+    """What was given, taken apart.
+
+    Attributes:
+        model, guide: the two callables; of a run its own modules, without its parameters.
+        rest: what was given after them.
+        run: the fit they are of, or None.
+    """
+
+    model: Callable
+    guide: Callable
+    rest: tuple
+    run: Any = None
+
+
 def admit(given: Any, *rest: Any, vectorized: bool | None = None, who: str = "") -> CheckedPair:
-    """The checked pair that a user means.
+    """Return the checked pair that a user means.
 
     Args:
         given, rest: a run and arguments; a pair with methods `model` and `guide`, and arguments; or
@@ -127,36 +149,33 @@ def admit(given: Any, *rest: Any, vectorized: bool | None = None, who: str = "")
 
     Raises:
         TypeError: none of these; too few or too many arguments.
-        ValueError: arguments that hold NaN, or a pair with errors.
+        ValueError: arguments without rows or finite values; a pair that `check` finds errors in,
+            unless it comes from a run.
     """
-    say = f"{who}: " if who else ""
-    run = given if hasattr(given, "pair_") else None
-    model, guide, rest = halves(given, rest, say)
-    args = data_of(rest, say)
+    model, guide, rest, run = halves(given, rest, who)
+    if not rest:
+        raise TypeError(f"{who + ': ' if who else ''}no data was given.")
+    args = as_arguments(rest[0] if len(rest) == 1 else rest)
+    args = check_signature(
+        model, moved(args, run.device if run is not None else _device(model, guide))
+    )
+    check_values(args)
     if run is not None:
         pair, params, buffers = run.pair_, run.state, run.variables.buffers
+        vectorized = run.estimator.vectorized if vectorized is None else vectorized
+        kwargs = dict.fromkeys(run.kwargs, rows_of(args))
         device = run.device
-        if vectorized is None:
-            vectorized = run.estimator.vectorized
-        keywords = dict(run.kwargs)
     else:
-        pair, keywords = None, {}
-        tensors = [p for f in (model, guide) for m in modules_of(f) for p in m.parameters()]
-        device = tensors[0].device if tensors else torch.device("cpu")
-    args = tuple(a.to(device) if torch.is_tensor(a) else a for a in args)
-    check_arguments(model, args)
-    check_finite(args)
-    kwargs = {k: len(args[0]) for k in keywords}
-    if pair is None:
-        pair = Pair(*own_copy(model, guide), args, kwargs, present=True)
-        params, buffers = pair.params, pair.buffers
+        inspect_once(model, guide, args, who=who)
+        pair, kwargs = Pair(*own_copy(model, guide), args, {}, present=True), {}
+        params, buffers, device = pair.params, pair.buffers, _device(model, guide)
     return CheckedPair(
         pair, args, kwargs, dict(params), dict(buffers), device, vectorized is not False, run
     )
 
 
 def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:
-    """One checked pair, or one for each of several runs: a list, or what `fit_many` returns.
+    """Return one checked pair, or one for each of several runs: a list, or what `fit_many` returns.
 
     Raises:
         ValueError: an empty list; and what `admit` raises.
@@ -171,68 +190,89 @@ def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:
     return [admit(given, *rest, **options)]
 
 
-def halves(given: Any, rest: tuple, say: str = "") -> tuple[Callable, Callable, tuple]:
-    """Model, guide, and the arguments that follow them.
+def halves(given: Any, rest: tuple = (), who: str = "") -> Halves:
+    """Return model, guide, and what follows them.
 
     Raises:
         TypeError: neither a run, nor a pair, nor a model followed by its guide.
     """
-    if hasattr(given, "pair_"):  # a run
-        return given.pair_.model, given.pair_.guide, rest
+    if hasattr(given, "pair_"):
+        return Halves(given.pair_.model, given.pair_.guide, rest, given)
     if callable(getattr(given, "model", None)) and callable(getattr(given, "guide", None)):
-        return given.model, given.guide, rest
+        return Halves(given.model, given.guide, rest)
     if callable(given) and rest and callable(rest[0]):
-        return given, rest[0], rest[1:]
+        run = getattr(given, "run", None)  # `run.model` and `run.guide` know their run
+        if hasattr(run, "pair_") and getattr(rest[0], "run", None) is run:
+            return Halves(run.pair_.model, run.pair_.guide, rest[1:], run)
+        return Halves(given, rest[0], rest[1:])
+    say = f"{who}: " if who else ""
+    if callable(getattr(given, "model", None)) and not hasattr(given, "guide"):
+        raise TypeError(
+            f"{say}{type(given).__name__} has no guide. A generator without a density is fitted "
+            "against a critic, by inference.ratios.fit_adversarial; for a guide made from the "
+            "model, see inference.make_guide."
+        )
     raise TypeError(
         f"{say}expected a run, a pair with methods `model` and `guide`, or a model followed by "
         f"its guide; got {type(given).__name__}."
     )
 
 
-def data_of(rest: tuple, say: str = "") -> tuple:
-    """The arguments as a tuple, arrays as tensors.
+def inspect_once(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict | None = None, who: str = ""
+) -> int:
+    """Return the number of plate dimensions of a pair, after a look at one that is new.
+
+    A pair counts as seen for arguments of the same types and numbers of dimensions. Of many rows,
+    the first few are looked at, and all only where something is wrong with those.
 
     Raises:
-        TypeError: no data, or a set with splits, of which one must be named.
+        ValueError: `check` finds errors.
     """
-    args = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple) else rest
-    if not args:
-        raise TypeError(f"{say}no data was given.")
-    for a in args:
-        if hasattr(a, "train") and hasattr(a, "test"):
-            raise TypeError(
-                f"{say}data: a set with splits was given; say which, as in digits.test."
+    seen, kwargs = _nestings(model, guide), kwargs or {}
+    kinds = tuple(
+        (type(a), getattr(a, "dtype", None), getattr(a, "ndim", None))
+        for a in (*args, *kwargs.values())
+    )
+    if kinds not in seen:
+        try:
+            refuse_errors(
+                model, guide, take_rows(args, slice(FEW)), kwargs=kwargs, who=who, trains=False
             )
-    return tuple(torch.as_tensor(a) if hasattr(a, "__array__") else a for a in args)
+        except ValueError:
+            if rows_of(args) <= FEW:
+                raise
+            refuse_errors(model, guide, args, kwargs=kwargs, who=who, trains=False)
+        seen[kinds] = plate_nesting(model, guide, *args, **kwargs)
+    return seen[kinds]
 
 
-def check_finite(args: tuple) -> None:
-    """Raise ValueError where a floating-point argument holds NaN or infinite values."""
-    for i, a in enumerate(args):
-        if torch.is_tensor(a) and a.is_floating_point() and not torch.isfinite(a).all():
-            wrong = ~torch.isfinite(a)
-            first = tuple(int(v) for v in wrong.nonzero()[0])
-            raise ValueError(
-                f"data: argument {i} has {int(wrong.sum())} values that are NaN or infinite, the "
-                f"first at {first}. Drop or impute them, or mask them in the model."
-            )
+_SEEN: dict[tuple, tuple[weakref.ref, weakref.ref, dict[tuple, int]]] = {}
 
 
-def check_arguments(model: Callable, args: tuple) -> tuple:
-    """The arguments, where the model's signature can take them.
-
-    Raises:
-        TypeError: too few or too many of them; the message shows the signature.
-    """
+def _nestings(model: Callable, guide: Callable) -> dict[tuple, int]:
+    """Kinds of arguments a pair was inspected with -> its nesting, for as long as it lives."""
+    (a, half_a), (b, half_b) = _anchor(model), _anchor(guide)
+    key = id(a), half_a, id(b), half_b
+    if key in _SEEN and _SEEN[key][0]() is a and _SEEN[key][1]() is b:
+        return _SEEN[key][2]
+    for old in [k for k, (x, y, _) in _SEEN.items() if x() is None or y() is None]:
+        del _SEEN[old]
     try:
-        signature = inspect.signature(model)
-    except (TypeError, ValueError):  # built in, or without one: the call itself will tell
-        return args
-    try:
-        signature.bind(*args)
-    except TypeError as error:
-        raise TypeError(
-            f"data: the model takes {signature}, got {len(args)} "
-            f"argument{'s' * (len(args) != 1)}: {error}. Pass all of them, as one tuple."
-        ) from None
-    return args
+        _SEEN[key] = weakref.ref(a), weakref.ref(b), {}
+    except TypeError:  # an object that cannot be referred to weakly is looked at every time
+        return {}
+    return _SEEN[key][2]
+
+
+def _anchor(function: Any) -> tuple[Any, str]:
+    """The object that lives as long as a function does, and the method's name."""
+    if inspect.ismethod(function):
+        return function.__self__, function.__name__
+    return function, ""
+
+
+def _device(model: Callable, guide: Callable) -> torch.device:
+    """Where the parameters of the pair's modules are."""
+    tensors = (p for f in (model, guide) for m in modules_of(f) for p in m.parameters())
+    return next((p.device for p in tensors), torch.device("cpu"))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import gc
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +19,12 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.messenger import _bound_partial
+from pyro.poutine.messenger import Messenger, _bound_partial
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ..weights import plate_nesting
+from .references import referred
 
 STORE = pyro.get_param_store()
 
@@ -62,15 +63,15 @@ class Pair:
         self.buffers: dict[str, Tensor] = {}
 
         store: Any = {"params": {}, "constraints": {}}
-        with STORE.scope(store):
+        with STORE.scope(store), _Registered() as registered:
             self.nesting = plate_nesting(model, guide, *args, **(kwargs or {}))
-        self._collect(store)
+        self._collect(store, registered.modules)
         for name, tensor in STORE.get_state()["params"].items() if present else ():
             ours = self._stored.get(name, ("",))[0]
             if ours in self.params and self.params[ours].shape == tensor.shape:
                 self.params[ours] = tensor.detach().clone()
 
-    def _collect(self, store: Mapping[str, Any]) -> None:
+    def _collect(self, store: Mapping[str, Any], registered: Mapping[str, nn.Module]) -> None:
         modules = {m: None for f in (self.model, self.guide) for m in modules_of(f)}
         prefixes = _prefixes(self.model, self.guide)
         seen: dict[int, str] = {}
@@ -78,9 +79,11 @@ class Pair:
             self._add_module(module, prefixes.get(id(module), ""), seen)
         for name, tensor in store["params"].items():
             constraint = store["constraints"].get(name, constraints.real)
-            if id(tensor) not in seen and "$$$" in name:  # pyro.module inside a plain function
-                owner, local = _owner(tensor, name)
-                self._add_module(owner, name.removesuffix("$$$" + local), seen)
+            module, _, local = name.partition("$$$")
+            if local and id(tensor) not in seen:  # pyro.module inside a plain function
+                owner = registered.get(module) or self._owner(tensor, local, name)
+                self._add_module(owner, module, seen)
+                tensor = owner.get_parameter(local)  # the store keeps a contiguous copy of some
             if id(tensor) not in seen:  # a bare pyro.param
                 self.params[name] = tensor
                 seen[id(tensor)] = name
@@ -90,6 +93,19 @@ class Pair:
             for k, v in self.params.items()
         }
         self.buffers = {k: v.detach().clone() for k, v in self.buffers.items()}
+
+    def _owner(self, tensor: Tensor, local: str, name: str) -> nn.Module:
+        """The module that the pair's code refers to and that holds `tensor` under a local name."""
+        for module in referred(self.model, self.guide).values():
+            if (
+                isinstance(module, nn.Module)
+                and dict(module.named_parameters()).get(local) is tensor
+            ):
+                return module
+        raise ValueError(
+            f"parameter {name!r}: the module that owns it was not found. Call pyro.module outside "
+            "of poutine.block, or make the module an attribute of the pair's own."
+        )
 
     def _add_module(self, module: nn.Module, prefix: str, seen: dict[int, str]) -> None:
         for path, sub in module.named_modules():
@@ -185,11 +201,27 @@ def own_copy(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
 
 def _uses(function: Callable, modules: list[nn.Module]) -> bool:
     """Whether a function's closure or globals hold one of the modules, or a part of one."""
-    from .inspection.isolation import referred
-
     parts = {id(part) for module in modules for part in module.modules()}
     reached = [r for r in referred(function).values() if isinstance(r, nn.Module)]
     return any(id(part) in parts for module in reached for part in module.modules())
+
+
+class _Registered(Messenger):
+    """Notes the module that `pyro.module` was called with, by the name it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules: dict[str, nn.Module] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, divider, _ = msg["name"].partition("$$$")
+        if not divider or name in self.modules:
+            return
+        frame = sys._getframe()  # the message names the parameter, its caller holds the module
+        while frame.f_back is not None and frame.f_code is not pyro.module.__code__:
+            frame = frame.f_back
+        if "nn_module" in frame.f_locals:
+            self.modules[name] = frame.f_locals["nn_module"]
 
 
 class _Together:
@@ -241,19 +273,6 @@ def _prefixes(model: Callable, guide: Callable) -> dict[int, str]:
         **{id(m): "guide" for m in of_guide},
         **{id(m): "model" for m in of_model},
     }
-
-
-def _owner(tensor: Tensor, name: str) -> tuple[nn.Module, str]:
-    """The module that holds `tensor` under the local name that `pyro.module` gave it."""
-    local = name.split("$$$", 1)[1]
-    for obj in gc.get_objects():
-        if issubclass(type(obj), nn.Module):  # isinstance would wake lazy objects
-            try:
-                if obj.get_parameter(local) is tensor:
-                    return obj, local
-            except AttributeError:
-                continue
-    raise ValueError(f"parameter {name!r}: the module that owns it no longer exists.")
 
 
 def _learnable(p: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairs.gate import check_arguments, check_finite
+from ..pairs import gate
+from ..pairs.arguments import as_arguments, check_signature, check_values
+from ..pairs.options import device_of
 
 LARGEST = 2**26  # particles times numbers of data in one pass
 
@@ -26,7 +28,7 @@ class Batches:
     def __init__(self, args: tuple, batch_size: int | None, seed: int):
         self.args = args
         tensors = [a for a in args if torch.is_tensor(a)]
-        check_finite(args)
+        check_values(args)
         self.size = len(tensors[0]) if tensors and tensors[0].dim() else None
         if batch_size is not None:
             if self.size is None:
@@ -99,41 +101,15 @@ def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | Non
     return None if not fit or fit[-1] == rows else fit[-1]
 
 
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device asked for; "auto" is CUDA where there is one.
-
-    Raises:
-        ValueError: there is no such device on this machine.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-        torch.zeros(1, device=where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ValueError(
-            f"device: {device!r} is not on this machine (there is: {there})."
-        ) from error
-    return where
+pick_device = device_of
 
 
 def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
     """Model, guide and data of `fit(pair, data)`."""
-    if callable(getattr(pair, "model", None)) and not hasattr(pair, "guide"):
-        raise TypeError(
-            f"fit: {type(pair).__name__} has no guide. A generator without a density is fitted "
-            "against a critic, by inference.ratios.fit_adversarial; for a guide made from the "
-            "model, see inference.make_guide."
-        )
-    if not callable(getattr(pair, "model", None)) or not callable(getattr(pair, "guide", None)):
-        raise TypeError(
-            f"fit: expected a pair with methods `model` and `guide`, or fit(model, guide, data); "
-            f"got {type(pair).__name__}."
-        )
+    model, guide, rest, _ = gate.halves(pair, (data,), "fit")
     if data is None:
         raise TypeError("fit: no data was given: fit(pair, data) or fit(model, guide, data).")
-    return pair.model, pair.guide, data
+    return model, guide, rest[0]
 
 
 def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | None]:
@@ -146,20 +122,13 @@ def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | No
                 raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
             args += (data.train_labels,)
             held = held and (*held, data.valid_labels)
-        return args, held if valid is None else _tuple(valid)
-    args = check_arguments(model, _tuple(data))
-    return args, None if valid is None else check_arguments(model, _tuple(valid))
-
-
-def _tuple(data: Any) -> tuple:
-    if isinstance(data, tuple):
-        return tuple(torch.as_tensor(a) if hasattr(a, "__array__") else a for a in data)
-    if isinstance(data, Tensor) or hasattr(data, "__array__"):
-        return (torch.as_tensor(data),)
-    raise TypeError(
-        f"data: expected a tensor, a tuple of the pair's arguments, or a data set; got "
-        f"{type(data).__name__}."
-    )
+        return args, held if valid is None else as_arguments(valid)
+    args = check_signature(model, as_arguments(data))
+    check_values(args)
+    if valid is not None:
+        valid = check_signature(model, as_arguments(valid), "valid")
+        check_values(valid, "valid")
+    return args, valid
 
 
 def batch_transform(data: Any) -> Callable[[tuple], tuple]:

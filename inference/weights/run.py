@@ -22,6 +22,7 @@ from .sites import (
     is_free,
     is_latent,
     latents_only,
+    refuse_unmatched,
     sample_sites,
     terms_of,
 )
@@ -57,7 +58,8 @@ def log_weights(
         LogWeights, all log densities shaped (K, *plates), in nats.
 
     Raises:
-        ValueError: K < 1, or the pair's sites have shapes that do not fit its plates.
+        ValueError: K < 1; a latent that one half has and the other lacks; sites whose shapes do
+            not fit the pair's plates.
     """
     if particles < 1:
         raise ValueError(f"particles: expected K >= 1, got {particles}.")
@@ -89,6 +91,7 @@ def log_weights(
     # enumeration inside the replay, for the same reason
     replayed = poutine.replay(poutine.enum(marked), trace=seen)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    refuse_unmatched(model_trace, guide_trace)
 
     drawn = {n: s for n, s in guide_trace.nodes.items() if is_latent(s) and is_free(s)}
     shape = particles, nesting, sizes

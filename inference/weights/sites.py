@@ -94,6 +94,31 @@ def enumerate_unguided(guided: set[str], site: Any) -> Any:
     return {}
 
 
+def refuse_unmatched(model_trace: Any, guide_trace: Any) -> None:
+    """Raise ValueError for a latent that one half draws and the other lacks.
+
+    A latent drawn from its prior, or a factor log q without its log p, makes of the bound a number
+    that may lie above log p(x).
+    """
+    p, q = sample_sites(model_trace), sample_sites(guide_trace)
+    for name, site in p.items():
+        if name not in q and is_latent(site) and not is_enumerated(site):
+            drawn = ", ".join(map(repr, q)) or "no site"
+            raise ValueError(
+                f"the guide forgets a latent of the model, site {name!r}: expected "
+                f"pyro.sample({name!r}, ...) in the guide, got {drawn}; add it (or give it obs= in "
+                "the model), or the bound would not be one."
+            )
+    for name, site in q.items():
+        if name not in p and is_latent(site) and not site["infer"].get("is_auxiliary"):
+            latents = ", ".join(repr(n) for n, s in p.items() if is_latent(s)) or "no latent"
+            raise ValueError(
+                f"the guide draws a site that the model does not have, {name!r}: expected one of "
+                f"the model's latents, {latents}; rename or remove it, or mark it "
+                "infer={'is_auxiliary': True} where it only helps to draw others."
+            )
+
+
 def log_prob(site: Site) -> Tensor:
     """A site's log density, masked, not scaled."""
     lp = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])

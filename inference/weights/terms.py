@@ -194,6 +194,25 @@ class LogWeights:
                         "of a mini-batch is biased. Use the full data (batch_size=None) or Trace()."
                     )
 
+    def refuse_unfactorised(self, who: str) -> None:
+        """Raise ValueError where KL(q(z_i | .) || p(z_i | .)) in closed form would be wrong.
+
+        p(z_i | .) must depend on nothing that the guide draws after z_i.
+        """
+        latents = [n for n, t in self.model.items() if not (t.observed or t.deterministic)]
+        missing = [n for n in latents if n not in self.guide]
+        if missing:
+            raise ValueError(
+                f"{who}: the guide has no site {', '.join(missing)}; give it one, or use Trace()."
+            )
+        order = [n for n in self.guide if n in latents]
+        if order != latents:
+            raise ValueError(
+                f"{who}: the model draws {latents} and the guide {order}; the closed-form "
+                "divergence needs one order (the prior of a latent must not depend on a latent "
+                "that the guide draws later). Use Trace()."
+            )
+
     def fixed(self) -> LogWeights:
         """The same weights with log q taken at the drawn values as constants.
 

@@ -357,7 +357,14 @@ def test_fit_refuses_with_the_finding_and_can_be_told_not_to():
     model, guide, args = broken_pairs.forgets_a_site()
     with pytest.raises(ValueError, match=r"(?s)site 'sigma'.*forgets a latent.*add the site"):
         fit(model, guide, args, steps=2, progress=False)
+    model, guide, args = BROKEN["forgot_pyro_module"].make()
     assert len(fit(model, guide, args, steps=2, progress=False, check=False).losses) == 2
+
+
+def test_a_guide_that_forgets_a_latent_is_refused_even_unchecked():
+    model, guide, args = broken_pairs.forgets_a_site()
+    with pytest.raises(ValueError, match=r"forgets a latent of the model, site 'sigma'"):
+        fit(model, guide, args, steps=2, progress=False, check=False)
 
 
 def test_fit_refuses_a_closed_form_that_does_not_apply():

@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from torch.distributions import constraints
 
-from ...elbo import Estimator, MeanField
 from ...weights import LogWeights
 from ...weights.sites import latents_only
+from ..arguments import rows_of, takes_size
 from ..pair import Pair, modules_of
+from ..references import referred
 from . import minibatch, parameters, sites, supports
 from .failures import explain, mixture, named_tensors
 from .findings import Finding, Findings
-from .isolation import afresh, put_back, referred, untouched
+from .isolation import afresh, put_back, untouched
 from .record import Recording, record, stored_shapes
 
 __all__ = ["Finding", "Findings", "check", "check_for_fit", "refuse_errors"]
@@ -69,7 +70,7 @@ def check_for_fit(
     args: tuple,
     *,
     size: int | None = None,
-    elbo: Estimator | None = None,
+    elbo: Any = None,
     device: torch.device | None = None,
 ) -> Findings:
     """`check` as `fit` needs it: told of mini-batches, estimator and device.
@@ -80,18 +81,40 @@ def check_for_fit(
         elbo: the estimator that will be used.
         device: where the pair will run.
     """
-    kwargs = {"size": size} if size is not None and _takes_size(model, guide) else {}
+    kwargs = {"size": size} if size is not None and takes_size(model, guide) else {}
     return Findings(_look(model, guide, args, kwargs, size=size, elbo=elbo, device=device))
 
 
-def refuse_errors(model: Callable, guide: Callable, args: tuple, **options: Any) -> None:
-    """Raise ValueError with the findings where a pair has errors; arguments of `check_for_fit`."""
-    found = check_for_fit(model, guide, args, **options)
+def refuse_errors(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    *,
+    kwargs: dict | None = None,
+    size: int | None = None,
+    elbo: Any = None,
+    device: torch.device | None = None,
+    who: str = "",
+    trains: bool = True,
+) -> None:
+    """Raise ValueError with the findings where a pair has errors.
+
+    Args:
+        args, size, elbo, device: as for `check_for_fit`.
+        kwargs: further arguments of both halves.
+        who: the function that asks, named in the error.
+        trains: whether the pair is to be fitted; one without parameters can be judged.
+    """
+    kwargs = dict(kwargs or {})
+    if size is not None and takes_size(model, guide):
+        kwargs["size"] = size
+    found = Findings(
+        _look(model, guide, args, kwargs, size, elbo, device, trains=trains, errors_only=True)
+    )
     if found.errors:
-        raise ValueError(
-            "this pair has errors, so it was not fitted (check=False starts it all the same).\n"
-            + "\n".join(map(str, found.errors))
-        )
+        say = f"{who}: " if who else ""
+        why = ", so it was not fitted (check=False starts it all the same)" if trains else ""
+        raise ValueError(f"{say}this pair has errors{why}.\n" + "\n".join(map(str, found.errors)))
 
 
 def _look(
@@ -100,32 +123,34 @@ def _look(
     args: tuple,
     kwargs: dict,
     size: int | None = None,
-    elbo: Estimator | None = None,
+    elbo: Any = None,
     device: torch.device | None = None,
+    *,
+    trains: bool = True,
+    errors_only: bool = False,
 ) -> list[Finding]:
+    """All findings; with `errors_only`, what can only lead to notes and warnings is left out."""
     found = [*_calls(model, guide, args, kwargs), *sites.data(args, kwargs)]
     own = {m for f in (model, guide) for m in modules_of(f)}
     found += parameters.cached(own)
     if any(f.level == "error" for f in found):
         return found
     modules = [*own, *(o for o in referred(model, guide).values() if isinstance(o, nn.Module))]
-    batched = size is not None and size > minibatch.row_count(args)
+    batched = size is not None and size > rows_of(args)
     with untouched(), put_back(modules):
         if device is not None:
             for module in own:
                 module.to(device)
         with afresh(modules):
-            seen = list(_sites(model, guide, args, kwargs))
-        found += seen
-        if any(f.level == "error" for f in seen):
+            found += _sites(model, guide, args, kwargs)
+        if any(f.level == "error" for f in found):
             return found
         with afresh(modules):
-            seen = list(_weights(model, guide, args, kwargs, elbo))
-        if not any(f.level == "error" for f in seen):
+            found += _weights(model, guide, args, kwargs, elbo, trains, errors_only)
+        if (batched or not errors_only) and not any(f.level == "error" for f in found):
             with afresh(modules):
-                sized = _takes_size(model, guide)
-                seen += minibatch.findings(model, guide, args, kwargs, modules, sized, batched)
-    return found + seen
+                found += minibatch.findings(model, guide, args, kwargs, modules, batched)
+    return found
 
 
 def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
@@ -151,12 +176,14 @@ def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Itera
 
 
 def _weights(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict, elbo: Estimator | None
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, elbo: Any, trains: bool,
+    errors_only: bool,
 ) -> Iterable[Finding]:  # fmt: skip
     """What further runs show: noise, gradients, particles, closed forms."""
-    yield from _fixed_seed(
-        *(record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1))
-    )
+    if not errors_only:
+        yield from _fixed_seed(
+            *(record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1))
+        )
     try:
         pair = Pair(model, guide, args, kwargs)
         weights, grads, strangers = parameters.gradients(pair, args, kwargs, 1)
@@ -166,8 +193,10 @@ def _weights(
     yield from mixture(named_tensors(args, {**pair.params, **pair.buffers}))
     yield from parameters.unregistered(strangers, model, guide)
     if not strangers:
-        yield from parameters.reached(weights, grads)
+        yield from parameters.reached(weights, grads, trains)
     yield from _mean_field(weights, elbo)
+    if errors_only:
+        return
     try:
         parameters.gradients(pair, args, kwargs, 2)
     except Exception as error:
@@ -201,13 +230,13 @@ def _calls(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Itera
             )  # fmt: skip
 
 
-def _mean_field(weights: LogWeights, elbo: Estimator | None) -> Iterable[Finding]:
+def _mean_field(weights: LogWeights, elbo: Any) -> Iterable[Finding]:
     """Whether the closed-form divergence applies."""
-    asked = isinstance(elbo, MeanField)
+    asked = bool(getattr(elbo, "closed_form", False))
     if elbo is not None and not asked:
         return
     try:
-        MeanField().bound(weights)
+        weights.refuse_unfactorised("MeanField")
     except ValueError as error:
         yield Finding(
             "error" if asked else "note", None, "the closed-form mean-field KL does not apply",
@@ -266,13 +295,3 @@ def _tensors(model: Callable, guide: Callable) -> dict[str, torch.Tensor]:
         if isinstance(obj, nn.Module):
             own |= {f"{name}.{n}": p.detach() for n, p in obj.named_parameters()}
     return own
-
-
-def _takes_size(model: Callable, guide: Callable) -> bool:
-    def names(function: Callable) -> Iterable[str]:
-        try:
-            return inspect.signature(function).parameters
-        except (TypeError, ValueError):
-            return ()
-
-    return all("size" in names(f) for f in (model, guide))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...weights import LogWeights, log_weights
+from ..arguments import rows_of, take_rows, takes_size
 from ..pair import Pair
 from .findings import Finding
 from .isolation import put_back
@@ -37,7 +38,7 @@ class Measured:
 
 def findings(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, modules: list[nn.Module],
-    sized: bool, minibatch: bool,
+    minibatch: bool,
 ) -> Iterable[Finding]:  # fmt: skip
     """Compare the bound on some rows with the mean bound of their two halves.
 
@@ -46,14 +47,13 @@ def findings(
 
     Args:
         modules: what the pair is made of.
-        sized: whether the pair has an argument `size`; else a plate of the rows' number is scaled.
         minibatch: whether the pair is about to be fitted in mini-batches, of which `args` is one.
     """
-    rows = row_count(args)
+    rows, sized = rows_of(args), takes_size(model, guide)
     n = 2 * min(rows // 2, ROWS // 2)
     if n < 4:
         return
-    whole, half = _cut(args, rows, 0, n), _cut(args, rows, 0, n // 2)
+    whole, half = take_rows(args, slice(n)), take_rows(args, slice(n // 2))
     told = {**kwargs, "size": n} if sized else kwargs
     try:
         with put_back(modules):
@@ -102,18 +102,6 @@ def _per_datum(name: str, shape: tuple, n: int, minibatch: bool) -> Finding:
     )  # fmt: skip
 
 
-def row_count(args: tuple) -> int:
-    """Rows of the first argument, 0 where there are none."""
-    tensors = [a for a in args if torch.is_tensor(a) and a.dim()]
-    return len(tensors[0]) if tensors else 0
-
-
-def _cut(args: tuple, rows: int, start: int, stop: int) -> tuple:
-    return tuple(
-        a[start:stop] if torch.is_tensor(a) and a.dim() and len(a) == rows else a for a in args
-    )
-
-
 def _told(pair: Pair, whole: tuple, half: tuple, kwargs: dict, n: int) -> dict[str, int] | None:
     """The size that `fit` would tell a plate of n/2 rows that is not told; None: there is none."""
     for rows in (whole, half):
@@ -143,7 +131,7 @@ def _bounds(pair: Pair, whole: tuple, kwargs: dict, n: int, plates: dict, draws:
         return weights.elbo().detach().double()
 
     full = elbo(whole)
-    first, second = (elbo(_cut(whole, n, i, i + n // 2)) for i in (0, n // 2))
+    first, second = (elbo(take_rows(whole, slice(i, i + n // 2))) for i in (0, n // 2))
     se = [float(e.std() / math.sqrt(draws)) for e in (full, first, second)]
     return Measured(
         float(full.mean()), se[0],

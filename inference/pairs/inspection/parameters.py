@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...elbo import Trace
 from ...weights import LogWeights, log_weights
 from ..pair import Pair
+from ..references import referred
 from .findings import Finding
-from .isolation import referred
 from .record import Recording
 
 SHOWN = 4  # names written out before "and n more"
@@ -21,13 +20,16 @@ SHOWN = 4  # names written out before "and n more"
 def gradients(
     pair: Pair, args: tuple, kwargs: dict, particles: int
 ) -> tuple[LogWeights, dict[str, Tensor | None], list[Tensor]]:
-    """Log weights of one draw, the ELBO's gradient by parameter, and leaves that nobody knows."""
+    """Log weights of one draw, gradients by parameter, and leaves that nobody knows.
+
+    The gradient is that of the sum of all log densities: what it reaches, any bound can.
+    """
     leaves = {k: v.detach().clone().requires_grad_() for k, v in pair.params.items()}
     with pair.bind(leaves, {k: b.clone() for k, b in pair.buffers.items()}):
         weights = log_weights(
             pair.model, pair.guide, *args, particles=particles, nesting=pair.nesting, **kwargs
         )
-        loss = Trace(particles).surrogate(weights)
+        loss = sum((t.log_prob.sum() for _, t in weights.terms()), start=torch.zeros(()))
     known = {id(t) for t in (*leaves.values(), *args, *kwargs.values())}
     strangers = [t for t in _leaves(loss) if id(t) not in known]
     grads: dict[str, Tensor | None] = dict.fromkeys(leaves)
@@ -37,7 +39,9 @@ def gradients(
     return weights, grads, strangers
 
 
-def reached(weights: LogWeights, grads: Mapping[str, Tensor | None]) -> Iterable[Finding]:
+def reached(
+    weights: LogWeights, grads: Mapping[str, Tensor | None], trains: bool
+) -> Iterable[Finding]:
     """Findings on parameters without a gradient, and on guides that learn nothing."""
     lost = [n for n, g in grads.items() if g is None]
     latents = {
@@ -50,7 +54,7 @@ def reached(weights: LogWeights, grads: Mapping[str, Tensor | None]) -> Iterable
     ]  # fmt: skip
     if latents and not grads:
         yield Finding(
-            "error", None, "the pair has no parameters", "something to learn",
+            "error" if trains else "note", None, "the pair has no parameters", "something to learn",
             "neither a pyro.param nor a registered module",
             "use pyro.param, or pyro.module(\"name\", net) for a network; a bare "
             "torch.tensor(..., requires_grad=True) is not seen by Pyro.",

@@ -1,0 +1,126 @@
+"""The arguments of a pair: arrays as tensors, values that can be used, rows taken together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_arguments(data: Any) -> tuple:
+    """One tuple of arguments; arrays and data frames become tensors.
+
+    Args:
+        data: a tensor, an array, a data frame, or a tuple of arguments (of any types).
+
+    Raises:
+        TypeError: anything else, or a set with splits, of which one must be named.
+        ValueError: a data frame with columns that are not numbers.
+    """
+    args = data if isinstance(data, tuple) else (data,)
+    for a in args:
+        if hasattr(a, "train") and hasattr(a, "test"):
+            raise TypeError("data: a set with splits was given; say which, as in digits.test.")
+    args = tuple(_as_tensor(a) for a in args)
+    if not isinstance(data, tuple) and not torch.is_tensor(args[0]):
+        raise TypeError(
+            "data: expected a tensor, an array, a data frame, or a tuple of the pair's arguments; "
+            f"got {type(data).__name__}. Wrap it: torch.tensor(x), or (x, y)."
+        )
+    return args
+
+
+def _as_tensor(a: Any) -> Any:
+    """An array as a tensor of its own type; a data frame in torch's default one."""
+    if torch.is_tensor(a) or not hasattr(a, "__array__"):
+        return a
+    array = a.__array__()
+    if array.dtype.kind not in "biufc":
+        raise ValueError(
+            f"data: expected numbers, got a {type(a).__name__} of {array.dtype}. Turn its columns "
+            "into numbers first (pandas.get_dummies), or leave them out."
+        )
+    if hasattr(a, "iloc") and array.dtype.kind == "f":  # pandas knows no other float than 64 bits
+        return torch.as_tensor(array, dtype=torch.get_default_dtype())
+    return torch.as_tensor(array)
+
+
+def check_values(args: tuple, name: str = "data") -> None:
+    """Raise ValueError where a tensor has no rows, no usable values, or values not finite."""
+    for i, a in enumerate(args):
+        if not torch.is_tensor(a):
+            continue
+        kind = "a complex" if a.is_complex() else "a sparse" if a.layout != torch.strided else ""
+        if kind or a.is_meta:
+            raise ValueError(
+                f"{name}: argument {i}: expected a dense tensor of real numbers, got "
+                f"{kind or 'a meta'} one. Use torch.view_as_real, .to_dense(), or real data."
+            )
+        if a.dim() and not len(a):
+            raise ValueError(
+                f"{name}: argument {i}: expected at least one row, got shape {tuple(a.shape)}."
+            )
+        if a.is_floating_point() and not torch.isfinite(a).all():
+            wrong = ~torch.isfinite(a)
+            first = tuple(int(v) for v in wrong.nonzero()[0])
+            raise ValueError(
+                f"{name}: argument {i} has {int(wrong.sum())} values that are NaN or infinite, the "
+                f"first at {first}. Drop or impute them, or mask them in the model."
+            )
+
+
+def check_signature(function: Callable, args: tuple, name: str = "data") -> tuple:
+    """The arguments, where the function's signature can take them.
+
+    Raises:
+        TypeError: too few or too many of them; the message shows the signature.
+    """
+    try:
+        signature = inspect.signature(getattr(function, "forward", function))
+    except (TypeError, ValueError):  # built in, or without one: the call itself will tell
+        return args
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: the model takes {signature}, got {len(args)} "
+            f"argument{'s' * (len(args) != 1)}: {error}. Pass all of them, as one tuple."
+        ) from None
+    return args
+
+
+def parameter_names(function: Callable) -> set[str]:
+    """Names of a function's arguments; none where it has no signature."""
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def takes_size(*functions: Callable) -> bool:
+    """Whether all of them can be told the number of rows of all data, as `size`."""
+    return all("size" in parameter_names(f) for f in functions)
+
+
+def rows_of(args: tuple) -> int:
+    """The rows of the first tensor that has any; 0 where there is none."""
+    return next((len(a) for a in args if torch.is_tensor(a) and a.dim()), 0)
+
+
+def take_rows(args: tuple, rows: slice | Tensor, n: int | None = None) -> tuple:
+    """The arguments at some rows: every tensor of n rows is cut, the others stay whole."""
+    n = rows_of(args) if n is None else n
+    return tuple(
+        a[rows.to(a.device) if torch.is_tensor(rows) else rows]
+        if torch.is_tensor(a) and a.dim() and len(a) == n
+        else a
+        for a in args
+    )
+
+
+def moved(args: tuple, device: torch.device) -> tuple:
+    """The arguments with all tensors on a device."""
+    return tuple(a.to(device) if torch.is_tensor(a) else a for a in args)

@@ -1,0 +1,181 @@
+"""Types and ranges of options: each is checked here, whichever function it is given to."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro.optim
+import torch
+
+from .. import optim
+
+SEEDS = 2**63  # what torch and numpy both take
+
+
+def nearest(name: Any, known: Iterable[str], cutoff: float = 0.4) -> str:
+    """` Did you mean 'x'?` for the nearest of the known names; empty where none is near."""
+    text = str(name).lower().replace("_", "-")
+    spelt = {k.lower().replace("_", "-"): k for k in known}
+    near = difflib.get_close_matches(text, spelt, n=1, cutoff=cutoff)
+    return f" Did you mean {spelt[near[0]]!r}?" if near else ""
+
+
+def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
+    """The value, one of the known ones; ValueError names the nearest."""
+    known = list(known)
+    if not any(value is k or (type(value) is type(k) and value == k) for k in known):
+        hint = nearest(value, [k for k in known if isinstance(k, str)])
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}.{hint}")
+    return value
+
+
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number in a range, or ValueError."""
+    kind = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not kind or value < least or (most is not None and value > most):
+        span = f">= {least}" if most is None else f"from {least} to {most:,}"
+        raise ValueError(f"{name}: expected a whole number {span}, got {value!r}.")
+    return int(value)
+
+
+def number(
+    name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, open: bool = False
+) -> float:
+    """A finite number in a range (without its ends where it is `open`), or ValueError."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if real and math.isfinite(value) and (least < value < most if open else least <= value <= most):
+        return float(value)
+    low = f"{'>' if open else '>='} {least:g}" if least > -math.inf else ""
+    high = f"{'<' if open else '<='} {most:g}" if most < math.inf else ""
+    span = " and ".join(filter(None, [low, high]))
+    raise ValueError(f"{name}: expected a number {span or 'that is finite'}, got {value!r}.")
+
+
+def _positive(name: str, value: Any) -> float:
+    return number(name, value, 0.0, open=True)
+
+
+def _flag(name: str, value: Any) -> bool:
+    return one_of(name, value, (True, False))
+
+
+def _auto(name: str, value: Any) -> Any:
+    return one_of(name, value, (True, False, "auto"))
+
+
+def _seed(name: str, value: Any) -> int:
+    return whole(name, value, 0, SEEDS - 1)
+
+
+def _schedule(name: str, value: Any) -> Any:
+    if callable(value):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{name}: expected 'constant', 'linear', 'cosine', or a function of the step count; "
+            f"got {value!r}."
+        )
+    return one_of(name, value, ("constant", "linear", "cosine"))
+
+
+def _callbacks(name: str, value: Any) -> tuple:
+    if callable(value) or any(not callable(c) for c in value):
+        raise ValueError(f"{name}: expected a list of functions of the run, got {value!r}.")
+    return tuple(value)
+
+
+# option -> its check; those of OPTIONAL may be None
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(
+        ("steps", "batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "draws",
+         "particles", "rows", "critic_steps", "datasets", "simulations", "max_steps"),
+        whole,
+    ),
+    **dict.fromkeys(("lr", "clip"), _positive),
+    **dict.fromkeys(("autocast", "tf32", "check"), _flag),
+    "compile": _auto,
+    "seed": _seed,
+    "schedule": _schedule,
+    "callbacks": _callbacks,
+    "surgery": lambda name, value: whole(name, value, 0),
+    "gap": lambda name, value: whole(name, value, 0),
+    "settle": lambda name, value: whole(name, value, 0),
+    "jitter": lambda name, value: number(name, value, 0.0),
+    "penalty": lambda name, value: number(name, value, 0.0),
+    "average": lambda name, value: number(name, value, 0.0, 1.0),
+    "held_out": lambda name, value: number(name, value, 0.0, 1.0, open=True),
+}  # fmt: skip
+OPTIONAL = {
+    "batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip", "critic_steps",
+    "penalty", "settle", "lr",
+}  # fmt: skip
+
+
+def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> None:
+    """Raise ValueError for the first option whose type or range is wrong.
+
+    Args:
+        least: option -> the smallest whole number it may be, where that is not the usual one.
+        given: options by name; those that `CHECKS` does not know are taken as they are.
+    """
+    for name, value in given.items():
+        if value is None and name in OPTIONAL:
+            continue
+        if name in (least or {}):
+            whole(name, value, least[name])  # type: ignore[index]
+        elif name in CHECKS:
+            CHECKS[name](name, value)
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device asked for; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ValueError(
+            f"device: {device!r} is not on this machine (there is: {there})."
+        ) from error
+    return where
+
+
+def optimiser_of(given: Any, lr: float) -> Any:
+    """The optimiser asked for: one of `inference.optim`, or a foreign one as it is.
+
+    Args:
+        given: None (Adam), an optimiser or a class of `inference.optim`, a function
+            `params -> torch.optim.Optimizer`, or one of `pyro.optim`.
+        lr: the learning rate of one made here.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if given is None or (inspect.isclass(given) and issubclass(given, optim.Optimiser)):
+        return (given or optim.Adam)(lr)
+    if isinstance(given, (optim.Optimiser, pyro.optim.PyroOptim)):
+        return given
+    if callable(given):
+        return given
+    known = ("Adam", "AdamW", "ClippedAdam", "SGD", "RMSprop")
+    hint = ""
+    if isinstance(given, str):
+        hint = nearest(given, known)
+    if isinstance(given, torch.optim.Optimizer):
+        hint = f" Give the function: lambda params: torch.optim.{type(given).__name__}(params)."
+    raise TypeError(
+        f"optimiser: expected one of inference.optim ({', '.join(known)}), a function params -> "
+        f"torch.optim.Optimizer, or a pyro.optim optimiser; got "
+        f"{given if isinstance(given, str) else type(given).__name__!r}.{hint}"
+    )
