@@ -22,7 +22,7 @@ whether it is right.
 """
 
 from .additive import STL, Beta, Enum, MeanField, Score, Trace
-from .base import Estimator
+from .base import Estimator, estimator_of
 from .multisample import CIWAE, IWAE, MIWAE, VIMCO, DReG, Renyi
 from .penalty import MMD, TotalCorrelation
 from .pieces import analytic_kl, kl_by_site, score_function
@@ -49,6 +49,7 @@ __all__ = [
     "Trace",
     "WakeSleep",
     "analytic_kl",
+    "estimator_of",
     "kl_by_site",
     "score_function",
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..pairs.gate import inspect_once
+from ..pairs.options import nearest, whole
 from ..weights import LogWeights, log_weights
 from .pieces import score_function
 
@@ -34,8 +35,7 @@ class Estimator(pyro.infer.ELBO):
     closed_form: bool = False
 
     def __init__(self, particles: int = 1, *, vectorized: bool = True):
-        if not isinstance(particles, int) or particles < 1:
-            raise ValueError(f"particles: expected a whole number K >= 1, got {particles!r}.")
+        whole("particles", particles)
         super().__init__(num_particles=particles, vectorize_particles=vectorized)
         self.particles = particles
         self.vectorized = vectorized
@@ -132,3 +132,42 @@ class Estimator(pyro.infer.ELBO):
             elif value != parameter.default:
                 parts.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+# Pyro's estimators by name, and what does the same here
+OF_PYRO = {
+    "Trace_ELBO": "Trace()", "JitTrace_ELBO": "Trace()", "TraceGraph_ELBO": "Trace(8)",
+    "JitTraceGraph_ELBO": "Trace(8)", "TraceMeanField_ELBO": "MeanField()",
+    "JitTraceMeanField_ELBO": "MeanField()", "TraceEnum_ELBO": "Enum()",
+    "JitTraceEnum_ELBO": "Enum()", "RenyiELBO": "IWAE(8) or elbo.Renyi(alpha, 8)",
+    "ReweightedWakeSleep": "WakeSleep(8)", "Trace_MMD": "MMD()", "TraceTailAdaptive_ELBO": "CUBO()",
+}  # fmt: skip
+
+
+def estimator_of(given: Any, default: Callable[[], Estimator]) -> Estimator:
+    """Return the estimator that is meant: one of them, its class, or the default for None.
+
+    Raises:
+        TypeError: anything else; what to write instead is said.
+    """
+    if given is None:
+        return default()
+    if isinstance(given, Estimator):
+        return given
+    if inspect.isclass(given) and issubclass(given, Estimator):
+        return given()
+    known = {c.__name__ for c in _descendants(Estimator) if not c.__name__.startswith("_")}
+    name = getattr(given, "__name__", type(given).__name__)
+    hint = "elbo.IWAE(8)"
+    if isinstance(given, str):
+        name = repr(given)
+        stem, _, rest = given.partition("(")
+        near = {k.lower(): k for k in known}.get(stem.lower()) or nearest(stem, known, bare=True)
+        hint = f"elbo.{near}({rest or ')'}" if near else hint
+    elif name in OF_PYRO:
+        name, hint = f"Pyro's {name}", f"elbo.{OF_PYRO[name]}"
+    raise TypeError(f"elbo: expected an estimator of inference.elbo, got {name}; write {hint}.")
+
+
+def _descendants(kind: type) -> list[type]:
+    return [c for k in kind.__subclasses__() for c in (k, *_descendants(k))]

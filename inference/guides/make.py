@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 
+from ..pairs.options import nearest
 from .packed import Flow, Laplace, Mixture
 from .plates import FAMILIES, PlateGuide
 
@@ -70,9 +70,9 @@ def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any
         TypeError: an option that this kind does not have.
     """
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind).lower().replace("_", "-"), KINDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"guide: there is no {kind!r}; {hint}known are {', '.join(KINDS)}.")
+        raise ValueError(
+            f"guide: there is no {kind!r}; known are {', '.join(KINDS)}.{nearest(kind, KINDS)}"
+        )
     make = KINDS[kind]
     if amortized:
         if kind not in FAMILIES:

@@ -17,12 +17,18 @@ from .. import optim
 SEEDS = 2**63  # what torch and numpy both take
 
 
-def nearest(name: Any, known: Iterable[str], cutoff: float = 0.4) -> str:
-    """` Did you mean 'x'?` for the nearest of the known names; empty where none is near."""
-    text = str(name).lower().replace("_", "-")
+def nearest(name: Any, known: Iterable[str], *, bare: bool = False) -> str:
+    """Return " Did you mean 'x'?" for the nearest of some names, or "" where none is near.
+
+    Args:
+        name: what was given; capitals and underscores do not count.
+        known: the names.
+        bare: return the name alone.
+    """
     spelt = {k.lower().replace("_", "-"): k for k in known}
-    near = difflib.get_close_matches(text, spelt, n=1, cutoff=cutoff)
-    return f" Did you mean {spelt[near[0]]!r}?" if near else ""
+    text = str(name).lower().replace("_", "-")
+    near = [spelt[k] for k in difflib.get_close_matches(text, spelt, n=1, cutoff=0.4)]
+    return "" if not near else near[0] if bare else f" Did you mean {near[0]!r}?"
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:

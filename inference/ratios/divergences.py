@@ -7,7 +7,6 @@ A critic's output is read as ℓ(x) = log p(x)/q(x); each divergence is a pair o
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
+
+from ..pairs.options import one_of
 
 LOG_2 = math.log(2.0)
 
@@ -105,11 +106,7 @@ def divergence(name: str) -> FDivergence:
     Raises:
         ValueError: there is no such divergence; the nearest name is suggested.
     """
-    if name not in DIVERGENCES:
-        near = difflib.get_close_matches(str(name).lower(), DIVERGENCES, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"divergence: expected one of {list(DIVERGENCES)}, got {name!r}.{hint}")
-    return DIVERGENCES[name]
+    return DIVERGENCES[one_of("divergence", name, DIVERGENCES)]
 
 
 def gradient_penalty(critic: Callable, x_p: Tensor, x_q: Tensor) -> Tensor:

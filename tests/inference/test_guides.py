@@ -354,9 +354,9 @@ def test_every_kind_compiles(kind, amortized):
 
 
 def test_unknown_names_and_options_are_answered():
-    with pytest.raises(ValueError, match="no 'meanfield'; did you mean 'mean-field'"):
+    with pytest.raises(ValueError, match="no 'meanfield'.*Did you mean 'mean-field'"):
         make_guide("meanfield", banana)
-    with pytest.raises(ValueError, match="did you mean 'full-rank'"):
+    with pytest.raises(ValueError, match="Did you mean 'full-rank'"):
         make_guide("Full_Rank", banana)
     with pytest.raises(ValueError, match="'mixture' cannot be amortised; these can: mean-field"):
         make_guide("mixture", banana, amortized=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..options import nearest
 from .failures import explain
 from .findings import Finding
 from .record import Recording, Site
@@ -31,8 +31,8 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
                 "nothing to do: it is summed out exactly.",
             )  # fmt: skip
             continue
-        near = difflib.get_close_matches(name, unknown, n=1, cutoff=0.4)
-        hint = f"rename the guide's {near[0]!r}, or " if near else ""
+        near = nearest(name, unknown, bare=True)
+        hint = f"rename the guide's {near!r}, or " if near else ""
         yield Finding(
             "error", name, "the guide forgets a latent of the model",
             f"a pyro.sample({name!r}, ...) in the guide, or obs= in the model",
@@ -42,8 +42,8 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
         )  # fmt: skip
     for name in unknown:
         free = [n for n in latents if n not in drawn]
-        near = difflib.get_close_matches(name, free, n=1, cutoff=0.4)
-        hint = f"call it {near[0]!r}, or " if near else "remove it, or "
+        near = nearest(name, free, bare=True)
+        hint = f"call it {near!r}, or " if near else "remove it, or "
         yield Finding(
             "error", name, "the guide draws a site that the model does not have",
             f"one of {_list(latents)}", f"pyro.sample({name!r}, ...)",
