@@ -1,4 +1,4 @@
-"""How a Pyro pair is fitted and judged: any Pyro model and guide, the zoo's or yours."""
+"""Fit and judge a Pyro pair: any Pyro model and guide, the zoo's or yours."""
 
 from . import elbo, optim
 from .draws.datatree import to_datatree, write_datatree

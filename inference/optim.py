@@ -21,7 +21,7 @@ Tensors = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Optimiser:
-    """What all optimisers share: a learning rate that `fit` may schedule."""
+    """An optimiser of ours: it has a learning rate that `fit` may schedule."""
 
     lr: float = 1e-3
 

@@ -5,8 +5,11 @@ forward pass, and the optimisers' updates. Where one of them meets a CPU tensor 
 dimensions, torch says so as it would on the device itself.
 """
 
+import itertools
+
 import pytest
 import torch
+from refusals import refusal
 from test_cuda import ESTIMATORS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -54,14 +57,17 @@ def test_models(name):
     step(model, elbo.Trace(2), args, batch_transform(data), {"size": len(data.train)})
 
 
-@pytest.mark.parametrize("toy", [LinearGaussian, Nested, Switch])
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+@pytest.mark.parametrize(
+    "estimator, toy",
+    [
+        (e, k) for e, k in itertools.product(ESTIMATORS, [LinearGaussian, Nested, Switch])
+        if not refusal(e, k)
+    ],
+    ids=lambda v: repr(v) if isinstance(v, elbo.Estimator) else v.__name__,
+)  # fmt: skip
 def test_estimators(estimator, toy):
     pair = toy()
-    try:
-        step(pair, estimator, (pair.data(),))
-    except ValueError as refusal:
-        assert any(w in str(refusal) for w in ("reparameterised", "dream", "one data plate"))
+    step(pair, estimator, (pair.data(),))
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS, ids=lambda o: type(o).__name__)

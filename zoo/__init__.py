@@ -1,4 +1,4 @@
-"""What can be modelled: one file per family of generative models, each a Pyro pair.
+"""The models: one file per family of generative models, each a Pyro pair.
 
 Nothing here imports `inference`; a pair is a pair for plain Pyro as well.
 """

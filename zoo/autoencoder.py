@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
     def guide(self, x: Tensor, size: int | None = None) -> None:
-        """A point mass at the code of x, or of its corrupted copy."""
+        """Put a point mass at the code of x, or of its corrupted copy."""
         pyro.module("autoencoder", self)
         check_rows(x, self.data_dim)
         with pyro.plate("data", size or x.shape[-2], subsample=x):
@@ -86,7 +86,7 @@ class Autoencoder(nn.Module):
         return dist.Normal(zeros, 1.0).to_event(1).mask(False)
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """What the encoder sees of x, (..., D). Everything, here."""
+        """Return the input of the encoder for x, (..., D); here x itself."""
         return x
 
     def validate(self, x: Tensor) -> None:
@@ -99,7 +99,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The code of x: (..., D) -> (..., L)."""
+        """Return the code of x: (..., D) -> (..., L)."""
         check_rows(x, self.data_dim)
         return self.encoder(x)
 
@@ -134,7 +134,7 @@ class LinearAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def projector(self) -> Tensor:
-        """The orthogonal projector onto the decoder's columns, (D, D)."""
+        """Return the orthogonal projector onto the decoder's columns, (D, D)."""
         basis, _ = torch.linalg.qr(self.decoder[0].weight)  # (D, L)
         return basis @ basis.mT
 

@@ -24,7 +24,7 @@ TRAINERS = {
 
 @dataclass(frozen=True)
 class Card:
-    """What the catalogue knows of a model.
+    """A model's entry in the catalogue.
 
     Attributes:
         name: what the command calls it.
@@ -60,7 +60,7 @@ class Card:
 
     @property
     def trained(self) -> str:
-        """How it is trained, in a few words."""
+        """The ways to train the model, in a few words."""
         words = {
             "elbo": f"ELBO: {self.elbo}" if self.bound else "reconstruction",
             "likelihood": "maximum likelihood",
@@ -73,7 +73,7 @@ class Card:
         return ", or ".join(words.get(t, t) for t in self.trainers)
 
     def load(self) -> type:
-        """The class."""
+        """Return the class."""
         module, _, name = self.path.partition(":")
         return getattr(importlib.import_module(module), name)
 
@@ -338,7 +338,7 @@ CARDS: dict[str, Card] = {card.name: card for card in _ALL}
 
 
 def card(name: str) -> Card:
-    """The card called `name`.
+    """Return the card called `name`.
 
     Raises:
         ValueError: there is no such model; the nearest names are given.

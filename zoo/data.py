@@ -74,11 +74,11 @@ class DataSet:
         return torch.cat([self.train, self.valid, self.test])
 
     def transform(self, x: Tensor) -> Tensor:
-        """What a fit does to each batch of `train`: draw the pixels if they are dynamic."""
+        """Transform a training batch: draw the pixels if they are dynamic."""
         return binarize(x) if self.pixels == "dynamic" else x
 
     def to(self, device: torch.device | str) -> DataSet:
-        """The same set with its tensors on `device`."""
+        """Return the same set with its tensors on `device`."""
         tensors: dict[str, Any] = {
             k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)
         }
@@ -102,7 +102,7 @@ def load(
     pixels: str = "none",
     seed: int = 0,
 ) -> DataSet:
-    """A data set by name, or a user's own table.
+    """Load a data set by name, or a user's own table.
 
     Args:
         name: one of `SETS`, or the path of a `.npy` file (N, D), (N, H, W) or (N, C, H, W), or of
@@ -263,7 +263,7 @@ def _idx_set(name: str, root: Path, download: bool) -> DataSet:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in an IDX file or its .gz: zeros, type, rank; sizes (big-endian); data."""
+    """Read a uint8 array from an IDX file or its .gz: zeros, type, rank; big-endian sizes; data."""
     file = path if path.is_file() else path.with_name(f"{path.name}.gz")
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()

@@ -64,7 +64,7 @@ class Gaussian(nn.Module):
         self.lower = nn.Parameter(free) if covariance == "full" else None
 
     def distribution(self) -> TorchDistribution:
-        """The density as it stands, event shape (D,)."""
+        """Return the density as it stands, event shape (D,)."""
         scale = self.log_scale.exp()
         if self.lower is None:
             return dist.Normal(self.mean, scale).to_event(1)
@@ -239,7 +239,7 @@ class KernelDensity(TorchDistribution):
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
     def sample(self, sample_shape: Size = ()) -> Tensor:
-        """A datum at random plus kernel noise, (*sample_shape, *batch_shape, D)."""
+        """Return a datum at random plus kernel noise, (*sample_shape, *batch_shape, D)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
             which = torch.randint(len(self.data), shape[:-1], device=self.data.device)
@@ -247,7 +247,7 @@ class KernelDensity(TorchDistribution):
             return self.data[which] + self.bandwidth * (noise @ self.tril.mT)
 
     def expand(self, batch_shape: Size, _instance: KernelDensity | None = None):
-        """The same density for every element of `batch_shape`."""
+        """Return the same density for every element of `batch_shape`."""
         new = self._get_checked_instance(KernelDensity, _instance)
         new.data, new.tril, new.white = self.data, self.tril, self.white
         new.bandwidth = self.bandwidth

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 
 class Autoencoder(Protocol):
-    """What editing needs of a pair."""
+    """The methods that editing needs of a pair."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Latent means, (B, D) -> (B, L)."""
 
     def decode(self, z: Tensor) -> Tensor:
-        """Data means, (..., L) -> (..., D)."""
+        """Return the mean of x given z: (..., L) -> (..., D)."""
 
 
 @torch.no_grad()
 def interpolate(
     pair: Autoencoder, x0: Tensor, x1: Tensor, steps: int = 8, path: str = "linear"
 ) -> Tensor:
-    """Decoded points on the way from z_0 = encode(x0) to z_1 = encode(x1).
+    """Decode points on the way from z_0 = encode(x0) to z_1 = encode(x1).
 
         linear:     z_t = (1 - t) z_0 + t z_1
         spherical:  z_t = (sin((1 - t) ω) z_0 + sin(t ω) z_1) / sin ω,  ω the angle between them
@@ -78,7 +78,7 @@ _PATHS = {"linear": _linear, "spherical": _spherical}
 
 @torch.no_grad()
 def attribute_vector(pair: Autoencoder, x: Tensor, has: Tensor) -> Tensor:
-    """The mean latent of data that have an attribute, minus that of data that have not.
+    """Return the mean latent of data that have an attribute, minus that of data that have not.
 
     Args:
         x: data, (N, D).
@@ -135,7 +135,7 @@ def apply_attribute(
 
 @torch.no_grad()
 def latent_grid(pair: Autoencoder, steps: int = 16) -> Tensor:
-    """Decoded points of a square grid in a 2-D latent space, each with equal prior mass around it.
+    """Decode a square grid in a 2-D latent space, equal prior mass around each point.
 
     The coordinates are Φ⁻¹((i + ½) / steps), so that the picture shows what the prior draws.
 

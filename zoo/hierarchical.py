@@ -75,7 +75,7 @@ class _Hierarchy(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, layer: int = 1) -> Tensor:
-        """The guide's mean of z_`layer`, given the means of the layers inferred before it.
+        """Return the guide's mean of z_`layer`, given the means of the layers inferred before it.
 
         Args:
             x: data, (..., D).

@@ -70,7 +70,7 @@ class ImplicitVAE(nn.Module):
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
     def guide(self, x: Tensor, size: int | None = None) -> None:
-        """A draw of z = encoder(x, eps)."""
+        """Return a draw of z = encoder(x, eps)."""
         pyro.module("implicit_vae", self)
         with pyro.plate("data", size or x.shape[-2], subsample=x):
             noise = dist.Normal(x.new_zeros(self.noise_dim), 1.0).to_event(1)
@@ -86,7 +86,7 @@ class ImplicitVAE(nn.Module):
         return self.encoder(torch.cat([x.expand(n, *x.shape), eps], -1))
 
     def encode(self, x: Tensor, draws: int = 100) -> Tensor:
-        """The mean of q(z | x), over `draws` draws: (B, D) -> (B, L)."""
+        """Return the mean of q(z | x), over `draws` draws: (B, D) -> (B, L)."""
         return self.draw(x, draws).mean(0)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ class Likelihood(nn.Module):
     outputs: int = 1
 
     def forward(self, h: Tensor) -> TorchDistribution:
-        """The distribution of x given the decoder's output: event shape (D,)."""
+        """Return the distribution of x given the decoder's output: event shape (D,)."""
         raise NotImplementedError
 
     def mean(self, h: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Categorical(Likelihood):
         return dist.Categorical(logits=self._logits(h)).to_event(1)
 
     def mean(self, h: Tensor) -> Tensor:
-        """The mean level, (..., D)."""
+        """Return the mean level, (..., D)."""
         levels = torch.arange(self.outputs, dtype=h.dtype, device=h.device)
         return self._logits(h).softmax(-1) @ levels
 
@@ -136,7 +136,7 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
 
 
 def likelihood(spec: str | Likelihood) -> Likelihood:
-    """The likelihood called `spec`, or `spec` itself when it is one already.
+    """Return the likelihood called `spec`, or `spec` itself when it is one already.
 
     Raises:
         ValueError: there is no such likelihood; the nearest name is suggested.

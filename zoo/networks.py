@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """The activation called `name`, as a module.
+    """Return the activation called `name`, as a module.
 
     Raises:
         ValueError: `name` is not one of `ACTIVATIONS`.
@@ -127,7 +127,7 @@ class AutoregressiveMLP(nn.Module):
 
 
 def ranks(order: str | Sequence[int], data_dim: int, seed: int = 0) -> Tensor:
-    """The place 0 .. D - 1 of each variable in an order.
+    """Return the place 0 .. D - 1 of each variable in an order.
 
     Args:
         order: `"natural"`, `"reversed"`, `"random"` (drawn from `seed`), or the variables' indices,
@@ -241,7 +241,7 @@ def check_sizes(**sizes: int | Sequence[int]) -> None:
 def check_image_shape(
     networks: str, image_shape: Sequence[int] | None, data_dim: int
 ) -> tuple[int, int, int]:
-    """The image shape for `networks="conv"`; raise ValueError where it does not give `data_dim`."""
+    """Return the image shape for `networks="conv"`; raise ValueError unless it gives D values."""
     if networks != "conv":
         raise ValueError(f"networks: expected mlp or conv, got {networks!r}.")
     if image_shape is None or len(image_shape) != 3 or math.prod(image_shape) != data_dim:

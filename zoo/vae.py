@@ -104,7 +104,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The mean of q(z | x): (B, D) -> (B, L)."""
+        """Return the mean of q(z | x): (B, D) -> (B, L)."""
         self.validate(x)
         return self.encoder(x)[..., : self.latent_dim]
 
@@ -200,7 +200,7 @@ class ConditionalVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean of q(z | x, y): (B, D), (B,) -> (B, L)."""
+        """Return the mean of q(z | x, y): (B, D), (B,) -> (B, L)."""
         self.validate(x, y)
         return self.encoder(self._join(x, y, self.copies))[..., : self.latent_dim]
 
@@ -254,14 +254,14 @@ class ConditionalVAE(nn.Module):
 
 
 def _codes(encoder_variance: str) -> int:
-    """How many numbers an encoder gives for each latent dimension."""
+    """Return how many numbers an encoder gives for each latent dimension."""
     if encoder_variance not in ("unit", "diagonal"):
         raise ValueError(f"encoder_variance: expected unit or diagonal, got {encoder_variance!r}.")
     return 2 if encoder_variance == "diagonal" else 1
 
 
 def _mean_and_scale(h: Tensor, latent_dim: int) -> tuple[Tensor, Tensor]:
-    """What an encoder's output says: (..., L) is a mean with unit variance, (..., 2L) both."""
+    """Split an encoder's output: (..., L) is a mean with unit variance, (..., 2L) both."""
     return (h, torch.ones_like(h)) if h.shape[-1] == latent_dim else mean_and_scale(h)
 
 

@@ -125,7 +125,7 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """The entry nearest to each slot of z: (..., S·d) -> (..., S), int64."""
+        """Return the entry nearest to each slot of z: (..., S·d) -> (..., S), int64."""
         slots = z.unflatten(-1, (self.slots, self.code_dim))
         # |z - e|² without |z|², which is the same for every entry
         return ((self.codebook**2).sum(-1) - 2 * slots @ self.codebook.mT).argmin(-1)
@@ -140,13 +140,13 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def assign(self, x: Tensor) -> Tensor:
-        """The codes of x: (B, D) -> (B, S), int64."""
+        """Return the codes of x: (B, D) -> (B, S), int64."""
         self.validate(x)
         return self.nearest(self.encoder(x))
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The codebook's vectors for x, as the decoder sees them: (B, D) -> (B, S·d)."""
+        """Return the codebook's vectors for x, as the decoder sees them: (B, D) -> (B, S·d)."""
         return self.codebook[self.assign(x)].flatten(-2)
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def usage(self, x: Tensor) -> Tensor:
-        """The share of all slots of x (B, D) that each entry takes: (C,), summing to 1."""
+        """Return the share of all slots of x (B, D) that each entry takes: (C,), summing to 1."""
         counts = torch.bincount(self.assign(x).flatten(), minlength=self.codes)
         return counts / counts.sum()
 
@@ -186,7 +186,7 @@ class VQVAE(nn.Module):
 
 
 def perplexity(usage: Tensor) -> Tensor:
-    """How many entries a codebook in effect uses: exp(-Σ_c p_c log p_c), from 1 to C.
+    """Return the effective number of entries used: exp(-Σ_c p_c log p_c), from 1 to C.
 
     Args:
         usage: the shares p of the entries, (..., C), summing to 1 (`VQVAE.usage`).

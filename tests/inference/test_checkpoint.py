@@ -44,7 +44,7 @@ def test_nothing_is_overwritten_and_nothing_is_half_written(tmp_path):
     save(run, tmp_path / "run")
     with pytest.raises(FileExistsError, match="run"):
         save(run, tmp_path / "run")
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "other") as inside:
+    with pytest.raises(RuntimeError, match="stop"), whole_folder(tmp_path / "other") as inside:
         (inside / "a").write_text("half")
         raise RuntimeError("stop")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

@@ -88,8 +88,7 @@ def test_data_set_validation_early_stop_and_best_parameters():
     values = run.history["valid_elbo"]
     assert run.best == pytest.approx(np.nanmax(values))
     assert {"kl_z", "valid_elbo", "loss", "seconds"} <= set(run.history.columns)
-    if run.stopped:
-        assert "validation" in run.stopped
+    assert "validation" in run.stopped
     kept = run.pair.encoder if hasattr(run.pair, "encoder") else run.pair
     assert all(torch.isfinite(p).all() for p in kept.parameters())
 

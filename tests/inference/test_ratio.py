@@ -132,9 +132,10 @@ def test_js_against_quadrature(mean, sd):
     truth = js_by_quadrature(p, q)
     assert abs(js.value - truth) < min(0.01, 4 * js.se)
     assert ratio.objective.value == pytest.approx(2 * js.value - LOG_4)
-    if mean < 2:  # beyond, P lives where no sample of Q tells the critic anything
-        kl = float(torch.distributions.kl_divergence(p, q))
-        assert abs(ratio.kl.value - kl) < 4 * ratio.kl.se + 0.05  # and the critic's own error
+    # at (2.5, 0.7) P lives where no sample of Q tells the critic anything: a lower bound is left
+    kl, above = float(torch.distributions.kl_divergence(p, q)), 4 * ratio.kl.se + 0.05
+    below = above if mean < 2 else math.inf
+    assert -below < ratio.kl.value - kl < above  # with the critic's own error
 
 
 def test_equal_distributions_give_minus_log_4():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inference import elbo, optim
 from inference.graph import NotReplayable, Recorded, Replay, compiled, hoisted, traced
-from inference.graph.matmul import LARGE, faster_with_onednn
+from inference.graph.matmul import LARGE
 from inference.pairs.pair import Pair
 from inference.training.steps import CompiledStep, EagerStep
 from inference.training.update import Update, Variables
@@ -174,4 +174,3 @@ def test_large_products_by_the_faster_library_give_the_same_numbers():
     function = functools.partial(lambda a, b, c: (a @ b + c) @ a + b.T + torch.addmm(c, a, b) @ b.T)
     run = compiled(traced(function, (a, b, c)), (a, b, c))
     torch.testing.assert_close(run([a, b, c]), function(a, b, c), rtol=1e-4, atol=1e-2)
-    assert faster_with_onednn(torch.get_num_threads()) in (True, False)

@@ -1,5 +1,6 @@
 """The examples of critics, each cut short: they run, draw their figure and return numbers."""
 
+import math
 import runpy
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_gan_digits(tmp_path):
 
 def test_density_ratio(tmp_path):
     ratio = main("density_ratio", tmp_path / "ratio.png", steps=100)
-    assert ratio.js_divergence.value == pytest.approx(ratio.js_divergence.value)  # not NaN
+    assert 0 < ratio.js_divergence.value < math.log(2)  # its range; NaN is outside
     assert (tmp_path / "ratio.png").exists()
 
 

@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command's exit status. A mistake is one line on stderr, without a traceback.
+    """Run the command and return its exit status. A mistake is one line on stderr.
 
     Set ZOO_TRACEBACK=1 to see where a mistake was found.
     """
@@ -168,18 +168,18 @@ def run(argv: Sequence[str]) -> int:
     except Interrupted:
         return 130
     except KeyboardInterrupt:
-        return _say("interrupted; nothing was written.", 130)
+        return _fail_with("interrupted; nothing was written.", 130)
     except Exception as error:
         if os.environ.get("ZOO_TRACEBACK") or not _is_users(error):
             raise
-        told: Any = error.format_message() if hasattr(error, "format_message") else error
-        return _say(str(told), 2) if str(told) else 2
+        message: Any = error.format_message() if hasattr(error, "format_message") else error
+        return _fail_with(str(message), 2) if str(message) else 2
 
 
 def _is_users(error: Exception) -> bool:
     return isinstance(error, ValueError | OSError) or hasattr(error, "format_message")
 
 
-def _say(text: str, code: int) -> int:
+def _fail_with(text: str, code: int) -> int:
     print(f"zoo: {' '.join(text.split())}", file=sys.stderr)
     return code

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from inference.randomness import forked
-from inference.training import checkpoint, start
+from inference.training import checkpoint
+from inference.training.start import start
 from inference.training.fitting import Batches, pick_device
 from inference.training.run import Run
 from zoo.cards import Card
@@ -18,7 +19,7 @@ from .options import estimator, takes
 
 
 def build(card: Card, options: Mapping[str, Any], data: DataSet, seed: int) -> Any:
-    """The untrained model of a card for a data set, its weights drawn from the seed."""
+    """Build the untrained model of a card for a data set, its weights drawn from the seed."""
     cls = card.load()
     first, *others = takes(cls)
     known = {"image_shape": data.image_shape, "seed": seed}
@@ -54,7 +55,7 @@ def arguments_of(model: Any, data: DataSet, split: str) -> tuple[Tensor, ...]:
 
 
 def restored(folder: Any, model: Any, data: DataSet, settings: Mapping[str, Any], seed: int) -> Run:
-    """The run in a folder, ready to be judged or to go on."""
+    """Read back the run in a folder, ready to be judged or to go on."""
     args = arguments_of(model, data, "train")
     device = pick_device(settings.get("device", "auto"))
     batches = Batches(tuple(a.to(device) for a in args), settings["batch_size"], seed)

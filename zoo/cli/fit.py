@@ -25,7 +25,7 @@ FILLED = ("data_dim", "data", "image_shape", "seed", "validate_args")  # not opt
 def what(
     data: str = "digits", root: str | None = None, download: bool = False, pixels: str = "auto"
 ) -> None:
-    """What a model is fitted to.
+    """Declare the options that choose the data.
 
     Args:
         data: a set by name (zoo list data), or the path of a .npy or .csv file of your own.
@@ -42,7 +42,7 @@ def how(
     particles: int = 500,
     test_rows: int = 1_000,
 ) -> None:
-    """What every run has.
+    """Declare the options that every run has.
 
     Args:
         trainer: how it is trained, where there are several ways.
@@ -65,7 +65,7 @@ class Models(typer.core.TyperGroup):
         return list(CARDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A stand-in for the list of models, without options."""
+        """Return a stand-in for the list of models, without options."""
         entry = CARDS.get(cmd_name)
         if entry is None:
             return None
@@ -74,7 +74,7 @@ class Models(typer.core.TyperGroup):
         return stub
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The model that was asked for, with its options."""
+        """Return the model that was asked for, with its options."""
         found = card(args[0])
         return found.name, fit_command(found), args[1:]
 
@@ -120,10 +120,10 @@ def go_on(
 def fit_command(entry: Card) -> Any:
     """`zoo fit NAME` for one card."""
     panels = {
-        "Data": [_own(entry, a) for a in arguments(what)],
+        "Data": [_with_default_of(entry, a) for a in arguments(what)],
         "Model": arguments(entry.load(), skip=FILLED),
-        "Training": [_own(entry, a) for a in trainer_arguments(entry)],
-        "Run": [_own(entry, a) for a in run_arguments(entry)],
+        "Training": [_with_default_of(entry, a) for a in trainer_arguments(entry)],
+        "Run": [_with_default_of(entry, a) for a in run_arguments(entry)],
     }
     parameters = [
         option(a, _cases(entry, a.name) if panel == "Model" else {}, panel)
@@ -139,7 +139,7 @@ def fit_command(entry: Card) -> Any:
 
 
 def trainer_arguments(entry: Card, trainers: Collection[str] = ()) -> list[Argument]:
-    """The options of some trainers of a card, by default of all of them."""
+    """Return the options of some trainers of a card, by default of all of them."""
     from .train import TRAINERS as functions
 
     found: dict[str, Argument] = {}
@@ -151,12 +151,12 @@ def trainer_arguments(entry: Card, trainers: Collection[str] = ()) -> list[Argum
 
 
 def run_arguments(entry: Card) -> list[Argument]:
-    """The options that every run has; a choice of trainers where there is one."""
+    """Return the options that every run has; a choice of trainers where there is one."""
     return [a for a in arguments(how) if a.name != "trainer" or len(entry.trainers) > 1]
 
 
-def _own(entry: Card, a: Argument) -> Argument:
-    """An argument with the card's default."""
+def _with_default_of(entry: Card, a: Argument) -> Argument:
+    """Return an argument with the card's default."""
     mine = {
         "data": entry.data, "steps": entry.steps, "elbo": entry.elbo,
         "trainer": entry.trainers[0],
@@ -168,7 +168,7 @@ def _own(entry: Card, a: Argument) -> Argument:
 
 
 def _cases(entry: Card, name: str) -> dict[str, Any]:
-    """Where the default of a model's option depends on the data."""
+    """Return the defaults of a model's option that depend on the data, by kind of data."""
     both = {"for images": entry.images, "for tables": entry.tables}
     return {case: options[name] for case, options in both.items() if name in options}
 
@@ -196,7 +196,9 @@ def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
         if a.name in given and a.name not in mine:
             raise ValueError(f"{a.flag} is no option of the trainer {trainer}. Leave it out.")
 
-    chosen = {a.name: given.get(a.name, _own(entry, a).default) for a in arguments(what)}
+    chosen = {
+        a.name: given.get(a.name, _with_default_of(entry, a).default) for a in arguments(what)
+    }
     own = {a.name: _read(a, given[a.name]) for a in _model(entry) if a.name in given}
     plan = Plan(
         command=typed(entry, given),
@@ -205,7 +207,7 @@ def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
         data=chosen["data"],
         root=chosen["root"],
         trainer=trainer,
-        settings={n: given.get(n, _own(entry, a).default) for n, a in mine.items()},
+        settings={n: given.get(n, _with_default_of(entry, a).default) for n, a in mine.items()},
         seed=given.get("seed", 0),
         particles=given.get("particles", 500),
         test_rows=given.get("test_rows", 1_000),
@@ -225,7 +227,7 @@ def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
 
 
 def typed(entry: Card, given: Mapping[str, Any]) -> str:
-    """The command line that gives these options."""
+    """Return the command line that gives these options."""
     words = ["zoo", "fit", entry.name]
     for a in (*arguments(what), *_model(entry), *trainer_arguments(entry), *run_arguments(entry)):
         if a.kind is bool and a.name in given:

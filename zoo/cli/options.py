@@ -33,7 +33,7 @@ class Argument:
 
 
 def arguments(function: Callable, skip: Collection[str] = ()) -> list[Argument]:
-    """The arguments of `function` (or of a class) that have a default and a type one can type.
+    """Return the arguments of a function or class that have a default and a type one can type.
 
     Their help is what the docstring's `Args` section says of them.
     """
@@ -51,14 +51,14 @@ def arguments(function: Callable, skip: Collection[str] = ()) -> list[Argument]:
 
 
 def takes(function: Callable) -> list[str]:
-    """The names of a function's arguments (of a class: of its constructor)."""
+    """Return the names of a function's arguments (of a class: of its constructor)."""
     return list(inspect.signature(function).parameters)
 
 
 def option(
     argument: Argument, instead: Mapping[str, Any] = types.MappingProxyType({}), panel: str = ""
 ) -> inspect.Parameter:
-    """A typer parameter for an argument: None unless it is given.
+    """Return a typer parameter for an argument: None unless it is given.
 
     Args:
         argument: whose.
@@ -80,13 +80,13 @@ def option(
 
 
 def explained(help: str, default: str = "", *flags: str, **more: Any) -> Any:
-    """An option of typer's whose default stands behind its help."""
+    """Return an option of typer's whose default stands behind its help."""
     text = escape(help) + (f" [dim]{escape(f'[{default}]')}[/dim]" if default else "")
     return typer.Option(*flags, help=text, show_default=False, **more)
 
 
 def command(name: str, run: Callable, parameters: Iterable[inspect.Parameter], help: str) -> Any:
-    """A command with these parameters that calls `run(**what was given)`."""
+    """Return a command with these parameters that calls `run(**what was given)`."""
 
     def call(**given: Any) -> Any:
         return run(**{k: v for k, v in given.items() if v is not None})
@@ -100,7 +100,7 @@ def command(name: str, run: Callable, parameters: Iterable[inspect.Parameter], h
 
 
 def shown(value: Any) -> str:
-    """A default as one would type it."""
+    """Return a default as one would type it."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         nested = value and not isinstance(value[0], int)
         return "/".join(map(shown, value)) if nested else ",".join(map(str, value)) or "none"
@@ -130,7 +130,7 @@ GLOSSARY = {
 
 
 def _texts(function: Callable) -> dict[str, str]:
-    """What docstrings say of the arguments: the function's, and those that it refers to.
+    """Return argument -> text from a function's docstring and from those that it refers to.
 
     A text too short to help a stranger ("L.") gives way to the glossary.
     """
@@ -165,7 +165,7 @@ def described(doc: str) -> dict[str, str]:
 
 
 def _reader(hint: Any) -> tuple[type, Callable[[Any], Any]] | None:
-    """What the command line reads for a type, and how the value is made of it; None for neither."""
+    """Return the type the command line reads for a hint and the converter, or None for neither."""
     parts = [a for a in _members(hint) if a is not types.NoneType]
     plain = [p for p in parts if p in (int, float, bool, str)]
     sequences = [p for p in parts if typing.get_origin(p) in _SEQUENCES]
@@ -209,7 +209,7 @@ def _word_or_number(text: str) -> Any:
 
 
 def estimator(spec: str) -> Any:
-    """An estimator of `inference.elbo` from `name`, `name:4` or `name:4,warmup=1000`.
+    """Return an estimator of `inference.elbo` from `name`, `name:4` or `name:4,warmup=1000`.
 
     What follows the colon are the class's own arguments: `beta:4`, `iwae:8`,
     `beta:1,free_bits=0.5`.
@@ -252,7 +252,7 @@ def estimator(spec: str) -> Any:
 
 
 def estimators() -> dict[str, type]:
-    """The estimators of `inference.elbo`, by the names the command has for them."""
+    """Return the estimators of `inference.elbo`, by the names the command has for them."""
     from inference import elbo
 
     classes = {n: c for n, c in vars(elbo).items() if inspect.isclass(c)}

@@ -1,4 +1,4 @@
-"""What the command prints when it is done."""
+"""The lines that the command prints when it is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..report import Metric
 
 
 def tell(metrics: Sequence[Metric], page: Path) -> None:
-    """The numbers, one to a line, and last the path of the page."""
+    """Print the numbers, one to a line, and last the path of the page."""
     wide = max((len(m.label) for m in metrics), default=0)
     for m in metrics:
         print(f"{m.label:<{wide}}  {m}" + (f"  ({m.note})" if m.note else ""))

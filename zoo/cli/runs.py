@@ -34,7 +34,7 @@ DRAWS, POSTERIOR_ROWS = 200, 100  # of posterior.nc
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run was, or is to be, made; `config.json` holds it.
+    """The model, data and options of a run, kept in `config.json`.
 
     Attributes:
         command: as typed.
@@ -60,7 +60,7 @@ class Plan:
     resumed: str | None = None
 
     def config(self) -> dict[str, Any]:
-        """What `config.json` says of it."""
+        """Return the content of `config.json`."""
         libraries = ("torch", "pyro-ppl", "pyro-zoo")
         versions = {"python": platform.python_version()}
         return {
@@ -78,7 +78,7 @@ class Plan:
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Plan:
-        """The plan that a `config.json` says."""
+        """Return the plan that a `config.json` describes."""
         listed = {k: tuple(v) if isinstance(v, list) else v for k, v in config["options"].items()}
         return Plan(
             config["command"], card(config["model"]), listed, config["data"]["name"],
@@ -88,7 +88,7 @@ class Plan:
         )  # fmt: skip
 
     def load(self, download: bool = False) -> DataSet:
-        """The data set."""
+        """Return the data set."""
         return load(self.data, self.root, download, pixels=self.pixels, seed=self.seed)
 
 
@@ -103,7 +103,7 @@ def _version(name: str) -> str:
 
 
 def place(plan: Plan, out: str | None) -> Path:
-    """Where the run will be written: `out`, or the next free `runs/MODEL-DATA-NNN`.
+    """Return the folder to write: `out`, or the next free `runs/MODEL-DATA-NNN`.
 
     Raises:
         ValueError: it exists, or cannot be written.
@@ -139,7 +139,7 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder that appears whole; under the next free name, where `target` has been taken."""
+    """Make a folder that appears whole; under the next free name where `target` is taken."""
     final = target
     for n in itertools.count(2):
         if not final.exists():
@@ -164,14 +164,14 @@ def save(plan: Plan, data: DataSet, fitted: Fitted, target: Path) -> tuple[Path,
             save_file(_tensors(fitted.model), inside / "params.safetensors")
         own = [{"metric": vars(m)} for m in fitted.metrics]
         if own or fitted.notes:
-            told = {"metrics": [o["metric"] for o in own], "notes": fitted.notes}
-            (inside / "trainer.json").write_text(json.dumps(told, indent=2) + "\n")
+            extra = {"metrics": [o["metric"] for o in own], "notes": fitted.notes}
+            (inside / "trainer.json").write_text(json.dumps(extra, indent=2) + "\n")
         write(report, inside)
     return final, list(report.metrics)
 
 
 def read(folder: str | Path) -> tuple[Plan, DataSet, Fitted]:
-    """A run folder's plan, data, and what was fitted.
+    """Read a run folder: its plan, its data, and what was fitted.
 
     Raises:
         FileNotFoundError: there is no run, or a file of it is missing.
@@ -196,14 +196,14 @@ def read(folder: str | Path) -> tuple[Plan, DataSet, Fitted]:
         )  # fmt: skip
     fitted.steps = plan.settings.get("steps", fitted.steps)
     if (folder / "trainer.json").is_file():
-        told = json.loads((folder / "trainer.json").read_text())
-        fitted.metrics = [Metric(**m) for m in told["metrics"]]
-        fitted.notes = told["notes"]
+        extra = json.loads((folder / "trainer.json").read_text())
+        fitted.metrics = [Metric(**m) for m in extra["metrics"]]
+        fitted.notes = extra["notes"]
     return plan, data, fitted
 
 
 def fitted_pair(folder: str | Path, rows: int) -> tuple[Plan, DataSet, Run]:
-    """A run folder that holds a fitted pair, to be looked at on some rows.
+    """Read a run folder that holds a fitted pair, to be looked at on some rows.
 
     Raises:
         ValueError: no rows, or the run was trained without an ELBO.
@@ -247,7 +247,7 @@ def _posterior(folder: Path, plan: Plan, data: DataSet, fitted: Fitted) -> None:
 
 
 def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
-    """Everything the page of a fit says."""
+    """Return the report of a fit: its metrics, pictures and facts."""
     subject = Subject(
         fitted.model, data, fitted.history, fitted.unit, seed=plan.seed, bound=plan.card.bound,
         kept=fitted.run.best_step if fitted.run is not None else None,
@@ -266,12 +266,12 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     notes = list(fitted.notes)
     if fitted.stopped:
         notes.insert(0, f"Stopped at step {fitted.done:,} of {fitted.steps:,}: {fitted.stopped}.")
-    told = [*metrics(subject), *fitted.metrics]
+    measured = [*metrics(subject), *fitted.metrics]
     return Report(
         title=f"{plan.card.name} on {data.name}",
         subtitle=f"{plan.card.summary[0].upper()}{plan.card.summary[1:]} ({plan.card.paper}).",
         command=plan.command,
-        metrics=told if plan.card.bound else [*fitted.metrics, *metrics(subject, bound=False)],
+        metrics=measured if plan.card.bound else [*fitted.metrics, *metrics(subject, bound=False)],
         pictures=pictures(subject),
         facts={
             "Model": _facts(plan.options),
@@ -282,7 +282,7 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
                 ),
             },
             "Training": {
-                "by": _by(plan), **_facts(plan.settings), "seed": plan.seed,
+                "by": _trained_by(plan), **_facts(plan.settings), "seed": plan.seed,
                 **_pace(fitted),
             },
         },
@@ -290,7 +290,7 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     )  # fmt: skip
 
 
-def _by(plan: Plan) -> str:
+def _trained_by(plan: Plan) -> str:
     if plan.trainer == "elbo" and not plan.card.bound:
         return "stochastic gradients of its loss, which is no bound on log p(x)"
     return TRAINERS[plan.trainer]

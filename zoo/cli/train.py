@@ -24,7 +24,7 @@ from .options import estimator
 
 @dataclass
 class Fitted:
-    """What a trainer hands on: the model, how it got there, and what only the trainer knows.
+    """A trainer's result: the fitted model, its history, and the trainer's own metrics and notes.
 
     Attributes:
         model: the trained module or distribution.
@@ -53,7 +53,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Task:
-    """What a trainer is given."""
+    """The inputs of a trainer."""
 
     card: Card
     model: Any
@@ -75,7 +75,7 @@ def by_elbo(
     compile: str = "auto",
     device: str = "auto",
 ) -> Fitted:
-    """Stochastic gradients.
+    """Fit by stochastic gradients of the ELBO.
 
     Args:
         elbo: the estimator, with its own arguments after a colon: trace, mean-field, beta:4,
@@ -108,7 +108,7 @@ def by_elbo(
 
 
 def of_run(run: Run) -> Fitted:
-    """A run as a result."""
+    """Turn a run into a trainer's result."""
     done = int(run.variables.count)
     return Fitted(
         run.pair, run.history, run.unit, run.seconds, done, done, run.stopped,
@@ -117,7 +117,7 @@ def of_run(run: Run) -> Fitted:
 
 
 def in_closed_form(task: Task) -> Fitted:
-    """The optimum, directly; a distribution made from its data is one already."""
+    """Fit in closed form; a distribution made from its data is fitted already."""
     begin = time.perf_counter()
     model = task.model
     if hasattr(model, "fit_closed_form"):
@@ -126,7 +126,7 @@ def in_closed_form(task: Task) -> Fitted:
 
 
 def by_em(task: Task, *, restarts: int = 4, tol: float = 1e-6) -> Fitted:
-    """Expectation maximisation.
+    """Fit by expectation maximisation.
 
     Args:
         restarts: starts by k-means++, fitted together; the best is kept.
@@ -153,7 +153,7 @@ def by_em(task: Task, *, restarts: int = 4, tol: float = 1e-6) -> Fitted:
 
 
 def by_variational_bayes(task: Task, *, restarts: int = 4, tol: float = 1e-6) -> Fitted:
-    """Coordinate ascent of the ELBO.
+    """Fit by coordinate ascent of the ELBO.
 
     Args:
         restarts: starts by k-means++, fitted together; the best is kept.
@@ -181,7 +181,7 @@ def by_variational_bayes(task: Task, *, restarts: int = 4, tol: float = 1e-6) ->
 
 
 def _rising(objective: Tensor, n: int) -> History:
-    """An objective that rises, as a loss in nats per datum."""
+    """Return an objective that rises, as a loss in nats per datum."""
     loss = (-objective / n).tolist()
     return History([{"step": float(i), "loss": v} for i, v in enumerate(loss, start=1)])
 
@@ -199,7 +199,7 @@ def by_critic(
     compile: str = "auto",
     device: str = "auto",
 ) -> Fitted:
-    """Against a critic.
+    """Fit a generator against a critic.
 
     Args:
         objective: non-saturating, minimax, wasserstein, or a divergence: kl, reverse-kl, js,
@@ -238,7 +238,7 @@ def by_implicit(
     compile: str = "auto",
     device: str = "auto",
 ) -> Fitted:
-    """Adversarial variational Bayes.
+    """Fit by adversarial variational Bayes.
 
     Args:
         steps: moves of the pair.
@@ -268,7 +268,7 @@ def by_implicit(
 
 
 def _eager(run: Any) -> list[str]:
-    """What stopped the compiled step, as a note."""
+    """Return a note on the operation that stopped the compiled step, if one did."""
     return [] if run.eager_because is None else [f"Eager steps: {run.eager_because}."]
 
 

@@ -73,7 +73,7 @@ def compare(
 
 
 def _run_of(subject: str, fitting: Sequence[str]) -> Path:
-    """The run folder `subject`, or that of a model of this name, fitted now."""
+    """Return the run folder `subject`, or fit a model of this name and return its folder."""
     from .fit import fit_command
 
     if Path(subject).exists():

@@ -97,7 +97,7 @@ class Diffusion(Process):
             pyro.sample("x", self._head(z_1), obs=x)
 
     def guide(self, x: Tensor, size: int | None = None) -> None:
-        """The noise and the times."""
+        """Draw the noise and the times."""
         pyro.module("diffusion", self)
         check_rows(x, self.data_dim)
         data, steps = self._plates(x, size)
@@ -107,7 +107,7 @@ class Diffusion(Process):
                 self._time(x), _noise("noise", x)
 
     def _plates(self, x: Tensor, size: int | None) -> tuple[pyro.plate, pyro.plate]:
-        """The data, and the T - 1 steps of which M are drawn.
+        """Return the plates of the data and of the T - 1 steps, of which M are drawn.
 
         The second one is here for its scale: which steps are drawn is up to the site `time`, for
         each datum by itself, where a plate's own indices would be the same for all.
@@ -122,7 +122,7 @@ class Diffusion(Process):
         return (u * steps).long().clamp(max=steps - 1)  # the product may round up to T - 1
 
     def hierarchy(self) -> DiffusionHierarchy:
-        """The pair with all T latents as sites; it shares this one's denoiser and schedule."""
+        """Return the pair with all T latents as sites; it shares this denoiser and schedule."""
         pair = DiffusionHierarchy(self.data_dim, self.timesteps, denoiser=self.denoiser)
         pair.log_snr = self.log_snr
         return pair

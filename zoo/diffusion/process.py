@@ -1,4 +1,4 @@
-"""What both diffusion pairs share: the schedule, the denoiser, the bound's terms, sampling."""
+"""The process of both diffusion pairs: the schedule, the denoiser, the bound's terms, sampling."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Terms(NamedTuple):
     prior: Tensor  # KL(q(z_T | x) || N(0, I)), (B,)
 
     def elbo(self) -> Tensor:
-        """The bound on log p(x), (..., B)."""
+        """Return the bound on log p(x), (..., B)."""
         return self.log_px - self.prior - self.steps.sum(0)
 
 
@@ -146,7 +146,7 @@ class Process(nn.Module):
 
     @torch.no_grad()
     def elbo(self, x: Tensor, draws: int = 1) -> Tensor:
-        """The T-step bound on log p(x), all terms, averaged over `draws`: (B, D) -> (B,), nats."""
+        """Return the T-step bound on log p(x), averaged over `draws`: (B, D) -> (B,), nats."""
         total = x.new_zeros(x.shape[:-1])
         for _ in range(draws):
             total += self.terms(x, torch.randn_like(x.expand(self.timesteps, *x.shape))).elbo()

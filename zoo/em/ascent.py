@@ -1,4 +1,4 @@
-"""What EM and coordinate-ascent variational Bayes share: the start, the loop, and the blocks.
+"""The ascent that EM and variational Bayes share: the start, the loop, and the blocks.
 
 Everything is batched over R restarts, so that R fits are one tensor program, and is done in
 float64 on the device of the data.

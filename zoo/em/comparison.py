@@ -28,7 +28,7 @@ from .variational import variational_bayes
 
 @dataclass
 class MixtureMethod:
-    """What one method made of the data.
+    """The mixture that one method fitted, with its figures of merit.
 
     Attributes:
         name: of the method.
@@ -103,7 +103,7 @@ class MixtureComparison:
     __repr__ = __str__  # what a notebook shows
 
     def plot(self, columns: Sequence[str] = ("column 1", "column 2")) -> Figure:
-        """A column for each method: data and components; responsibilities.
+        """Return a column for each method: data and components; responsibilities.
 
         Args:
             columns: labels of the first two columns of x.

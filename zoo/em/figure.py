@@ -21,7 +21,7 @@ def draw_mixtures(
     panels: Mapping[str, tuple[Mixture, Tensor]],
     columns: Sequence[str] = ("column 1", "column 2"),
 ) -> Figure:
-    """A column for each panel: above the data and components, below the responsibilities.
+    """Return a column for each panel: above the data and components, below the responsibilities.
 
     Above, a datum's colour mixes the colours of its components, and ellipses enclose one and two
     standard deviations, in the first two columns of x (for one column: densities). Below, the data
@@ -53,7 +53,7 @@ def draw_mixtures(
 
 
 def _colours(means: Tensor, r: Tensor) -> np.ndarray:
-    """A colour for each component in use, in the order of the first column; grey for the rest."""
+    """Return a colour for each component in use, ordered by the first column; grey for the rest."""
     colours = np.full((len(means), 3), 0.75)
     used = [c for c in means[:, 0].argsort().tolist() if r[:, c].sum() >= 1]
     palette = matplotlib.colormaps["tab10" if len(used) <= 10 else "turbo"]

@@ -105,7 +105,7 @@ class GaussWishart:
         return weights + (means + precisions).sum(-1)
 
     def mixture(self) -> Mixture:
-        """The mixture at the mean of weights, means and precisions."""
+        """Return the mixture at the mean of weights, means and precisions."""
         nu = self.degrees[..., None, None] if self.covariance == "full" else self.degrees[..., None]
         weights = self.concentration / self.concentration.sum(-1, keepdim=True)
         return Mixture(weights, self.mean, self.scale / nu)

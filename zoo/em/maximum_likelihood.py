@@ -50,7 +50,7 @@ class Mixture:
 
 @dataclass
 class MaximumLikelihoodFit(Mixture):
-    """What EM found: the best of its restarts.
+    """The result of EM: the best of its restarts.
 
     Attributes:
         responsibilities: (N, C).

@@ -24,7 +24,7 @@ from .gauss_wishart import GaussWishart
 
 @dataclass
 class VariationalFit:
-    """What variational Bayes found: the best of its restarts.
+    """The result of variational Bayes: the best of its restarts.
 
     Attributes:
         posterior: q over weights, means and precisions.
@@ -60,7 +60,7 @@ class VariationalFit:
 
 
 def weak_prior(x: Tensor, components: int, covariance: str = "full") -> dict[str, Tensor | float]:
-    """A prior as wide as the data, worth about one datum to each component.
+    """Return a prior as wide as the data, worth about one datum to each component.
 
     Dirichlet 1/C; mean of the data with β = 0.01; ν = D + 2 and W⁻¹ = covariance of the data /
     C^(2/D), so that C components of the prior's mean covariance fill the data's volume
@@ -187,7 +187,7 @@ def variational_bayes(
 def _prior(
     chosen: dict[str, Tensor | float], c: int, covariance: str, centre: Tensor, unit: Tensor
 ) -> GaussWishart:
-    """The prior in units of standard deviations, one row for each component, checked."""
+    """Return the prior in units of standard deviations, one row for each component, checked."""
     d = len(unit)
     full = covariance == "full"
     t = {k: torch.as_tensor(v, dtype=unit.dtype, device=unit.device) for k, v in chosen.items()}

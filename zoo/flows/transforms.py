@@ -43,7 +43,7 @@ class FlowTransform(TransformModule):
         return self.call_and_ladj(x)[1]
 
     def given(self, context: Tensor | None = None) -> OnePass:
-        """This transform at a context, for one distribution object."""
+        """Return this transform at a context, for one distribution object."""
         return OnePass(self, context)
 
     def with_cache(self, cache_size: int = 1) -> Transform:
@@ -112,7 +112,7 @@ class OnePass(Transform):
         return [(p, None if p.is_inference() else p._version) for p in self.transform.parameters()]
 
     def _fresh(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The last pair, unless a parameter has changed since."""
+        """Return the last pair, unless a parameter has changed since."""
         now = self._parameters()
         same = len(now) == len(self._seen) and all(
             p is q and i == j for (p, i), (q, j) in zip(now, self._seen)

@@ -119,7 +119,7 @@ class GaussianMixture(Mixture):
         return concentration, mean_precision, mean, degrees, factor
 
     def _spread(self) -> Tensor:
-        """Standard deviations of S, (D,)."""
+        """Return the standard deviations of S, (D,)."""
         return (self.prior_scale if not self.full else self.prior_scale.diagonal()).sqrt()
 
     def _wishart(self, degrees: Tensor, factor: Tensor) -> TorchDistribution:
@@ -207,7 +207,7 @@ class GaussianMixture(Mixture):
         return self
 
     def distribution(self) -> TorchDistribution:
-        """The mixture at the posterior mean of weights, means and precisions."""
+        """Return the mixture at the posterior mean of weights, means and precisions."""
         concentration, _, mean, degrees, factor = self._q()
         precision = self._scale(degrees, factor if self.full else factor.square())
         return dist.MixtureSameFamily(

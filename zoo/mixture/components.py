@@ -1,4 +1,4 @@
-"""What the mixtures share: the data plate, and what is read off the fitted components."""
+"""The parts that the mixtures share: the data plate, and what is read off the fitted components."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Mixture(nn.Module):
         self.full = covariance == "full"
 
     def distribution(self) -> TorchDistribution:
-        """The mixture, event shape (D,)."""
+        """Return the mixture, event shape (D,)."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class MaximumLikelihoodMixture(Mixture):
         return self
 
     def distribution(self) -> TorchDistribution:
-        """The mixture."""
+        """Return the mixture."""
         weights, means, precision = self._parts()
         return dist.MixtureSameFamily(dist.Categorical(weights), self._gaussian(means, precision))
 

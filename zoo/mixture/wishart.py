@@ -26,7 +26,7 @@ class CholeskyFactor(constraints.Constraint):
     event_dim = 2
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether each matrix is such a factor, (..., D, D) -> (...)."""
+        """Return whether each matrix is such a factor, (..., D, D) -> (...)."""
         return constraints.lower_cholesky.check(value)
 
 
@@ -135,7 +135,7 @@ class WishartCholesky(TorchDistribution):
         return log_chi + log_normal - (rows * scale.log()).sum(-1)
 
     def expand(self, batch_shape: Size, _instance: WishartCholesky | None = None):
-        """The same with a larger batch shape."""
+        """Return the same with a larger batch shape."""
         new = self._get_checked_instance(WishartCholesky, _instance)
         batch_shape = torch.Size(batch_shape)
         new.df = self.df.expand(batch_shape)
@@ -201,7 +201,7 @@ class PrecisionNormal(TorchDistribution):
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
     def expand(self, batch_shape: Size, _instance: PrecisionNormal | None = None):
-        """The same with a larger batch shape."""
+        """Return the same with a larger batch shape."""
         new = self._get_checked_instance(PrecisionNormal, _instance)
         new.loc, new.precision_tril = self.loc, self.precision_tril
         super(PrecisionNormal, new).__init__(

@@ -43,7 +43,7 @@ class NegativeLog(Transform):
 
 
 def negative_log(base: TorchDistribution) -> dist.TransformedDistribution:
-    """The distribution of x = -log z for positive z.
+    """Return the distribution of x = -log z for positive z.
 
         p(x) = p_z(e^-x) e^-x
 
@@ -151,14 +151,14 @@ class Folded(dist.TransformedDistribution):
         return torch.stack(terms).logsumexp(0)
 
     def expand(self, batch_shape: torch.Size, _instance: Folded | None = None) -> Folded:
-        """The same fold of an expanded base."""
+        """Return the same fold of an expanded base."""
         new = self._get_checked_instance(Folded, _instance)
         new.branches = self.branches
         return super().expand(batch_shape, _instance=new)
 
 
 def square(base: TorchDistribution) -> Folded:
-    """The distribution of x = z².
+    """Return the distribution of x = z².
 
         p(x) = [p_z(√x) + p_z(-√x)] / 2√x
 
@@ -168,7 +168,7 @@ def square(base: TorchDistribution) -> Folded:
 
 
 def absolute(base: TorchDistribution) -> Folded:
-    """The distribution of x = |z|.
+    """Return the distribution of x = |z|.
 
         p(x) = p_z(x) + p_z(-x)
 
@@ -268,7 +268,7 @@ def inverse_cdf(
     support: constraints.Constraint = constraints.real,
     base: TorchDistribution | None = None,
 ) -> dist.TransformedDistribution:
-    """The distribution whose cumulative distribution function is F, sampled as x = F⁻¹(u).
+    """Return the distribution whose cumulative distribution function is F, sampled as x = F⁻¹(u).
 
         u ~ Uniform(0, 1),    p(x) = F'(x)
 
@@ -316,7 +316,7 @@ class Linear(Transform):
 def linear(
     base: TorchDistribution, matrix: Tensor, bias: Tensor | float = 0.0
 ) -> TorchDistribution:
-    """The distribution of x = A z + b.
+    """Return the distribution of x = A z + b.
 
         p(x) = p_z(A⁻¹ (x - b)) / |det A|,    a Gaussian z: N(A m + b, A S Aᵀ)
 

@@ -94,7 +94,7 @@ class Marginals(nn.Module):
         return torch.where(place < 1, lower, torch.where(place >= self.bins - 1, upper, inside))
 
     def _around(self, below: Tensor) -> tuple[Tensor, Tensor]:
-        """The knots on either side, where there are `below` knots below: two of (..., D)."""
+        """Return the knots on either side, where there are `below` knots below: two of (..., D)."""
         index = (below - 1).clamp(0, self.bins - 3).reshape(-1, self.data_dim)
         left, right = self.knots.gather(0, index), self.knots.gather(0, index + 1)
         return left.reshape(below.shape), right.reshape(below.shape)

@@ -31,14 +31,14 @@ class Picture:
 
 
 def new_figure(width: float = NARROW, height: float = 3.5) -> Figure:
-    """An empty figure of so many inches."""
+    """Return an empty figure of so many inches."""
     return Figure(figsize=(width, height))
 
 
 def curves(
     step: Array, lines: Mapping[str, Array], ylabel: str, mark: int | None = None
 ) -> Drawing:
-    """Lines over the steps of a fit.
+    """Draw lines over the steps of a fit.
 
     Args:
         step: (T,).
@@ -90,7 +90,7 @@ def scatter(
     names: Sequence[str] | None = None,
     shared: bool = True,
 ) -> Drawing:
-    """Points in the plane, one panel for each title: (n, 2) and a class for each point, or None."""
+    """Draw points in the plane, one panel for each title: (n, 2) and their classes or None."""
 
     def draw(theme: Theme) -> Figure:
         n = len(panels)
@@ -124,7 +124,7 @@ def scatter(
 
 
 def histograms(columns: Mapping[str, Mapping[str, Array]]) -> Drawing:
-    """Histograms of several samples, one panel for each column: column -> sample -> (n,)."""
+    """Draw histograms of several samples, one panel for each column: column -> sample -> (n,)."""
 
     def draw(theme: Theme) -> Figure:
         n = len(columns)
@@ -148,7 +148,7 @@ def histograms(columns: Mapping[str, Mapping[str, Array]]) -> Drawing:
 
 
 def bars(groups: Mapping[str, Array], ylabel: str, xlabel: str = "dimension, sorted") -> Drawing:
-    """Sorted bars, one panel for each group: name -> (L,)."""
+    """Draw sorted bars, one panel for each group: name -> (L,)."""
 
     def draw(theme: Theme) -> Figure:
         n = len(groups)
@@ -170,7 +170,7 @@ def bars(groups: Mapping[str, Array], ylabel: str, xlabel: str = "dimension, sor
 
 
 def amounts(values: Mapping[str, float], xlabel: str) -> Drawing:
-    """One horizontal bar for each name."""
+    """Draw one horizontal bar for each name."""
 
     def draw(theme: Theme) -> Figure:
         figure = new_figure(NARROW, 0.9 + 0.42 * len(values))
@@ -185,7 +185,7 @@ def amounts(values: Mapping[str, float], xlabel: str) -> Drawing:
 
 
 def khat_plot(khat: Array) -> Drawing:
-    """Pareto k-hat per datum, (N,), with the lines at 0.5 and 0.7."""
+    """Draw the Pareto k-hat per datum, (N,), with the lines at 0.5 and 0.7."""
 
     def draw(theme: Theme) -> Figure:
         figure = new_figure()
@@ -214,7 +214,7 @@ def khat_plot(khat: Array) -> Drawing:
 def density_map(
     grid: tuple[Array, Array], density: Array, points: Array, ellipses: Sequence[Ellipse] = ()
 ) -> Drawing:
-    """A density over the plane, and data beside it.
+    """Draw a density over the plane, and data beside it.
 
     Args:
         grid: x (W,) and y (H,).
@@ -245,7 +245,7 @@ def density_map(
 
 
 def outline(ax: Axes, ellipses: Sequence[Ellipse], theme: Theme) -> None:
-    """Two standard deviations of each component; the wider the line, the more weight."""
+    """Draw two standard deviations of each component; the wider the line, the more weight."""
     for weight, mean, covariance in ellipses:
         variance, axes = np.linalg.eigh(covariance)
         size = 4 * np.sqrt(np.maximum(variance, 0))
@@ -266,7 +266,7 @@ def outline(ax: Axes, ellipses: Sequence[Ellipse], theme: Theme) -> None:
 
 
 def responsibilities(points: Array, shares: Array, ellipses: Sequence[Ellipse]) -> Drawing:
-    """Points coloured by the components that may have made them: (n, 2) and (n, C)."""
+    """Draw points coloured by their responsibilities: (n, 2) and (n, C)."""
 
     def draw(theme: Theme) -> Figure:
         figure = new_figure(NARROW, 4.6)
@@ -284,13 +284,13 @@ def responsibilities(points: Array, shares: Array, ellipses: Sequence[Ellipse]) 
 
 
 def _smooth(y: Array, width: int = 9) -> Array:
-    """The mean over `width` neighbours, fewer at the ends."""
+    """Return the mean over `width` neighbours, fewer at the ends."""
     weight = np.convolve(np.ones_like(y), np.ones(width), "same")
     return np.convolve(y, np.ones(width), "same") / weight
 
 
 def _dot(n: int) -> float:
-    """The area of a point among n, in points squared."""
+    """Return the area of a point among n, in points squared."""
     return float(np.clip(9000 / max(1, n), 3, 16))
 
 

@@ -11,7 +11,7 @@ from .subject import Subject
 
 
 def density(s: Subject) -> Picture | None:
-    """The density on a grid, for data in the plane."""
+    """Draw the density on a grid, for data in the plane."""
     if s.width != 2:
         return None
     x, _ = s.seen()
@@ -34,7 +34,7 @@ def density(s: Subject) -> Picture | None:
 
 
 def components(s: Subject) -> Picture | None:
-    """Which component each datum may come from."""
+    """Draw the components and each datum's responsibilities."""
     if not s.offers("responsibilities") or s.width != 2:
         return None
     x, _ = s.seen()
@@ -64,7 +64,7 @@ def _ellipses(s: Subject) -> list[Ellipse]:
 
 
 def reverse(s: Subject) -> Picture | None:
-    """How noise becomes data."""
+    """Draw the stages from noise to data."""
     if not s.offers("reverse"):
         return None
     pixels = s.shape is not None
@@ -81,7 +81,7 @@ def reverse(s: Subject) -> Picture | None:
 
 
 def usage(s: Subject) -> Picture | None:
-    """How evenly a codebook is used."""
+    """Draw the share of slots that each codebook entry takes."""
     if not s.offers("usage"):
         return None
     share = s.call("usage", s.seen()[0])
@@ -93,7 +93,7 @@ def usage(s: Subject) -> Picture | None:
 
 
 def critic(s: Subject) -> Picture | None:
-    """A critic between held-out data (P) and draws (Q), and whether its probabilities are right."""
+    """Draw a critic's scores of held-out data (P) and draws (Q), and its calibration."""
     if s.ratio is None:
         return None
     text = (

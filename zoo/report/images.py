@@ -14,7 +14,7 @@ from .theme import ACCENT, NARROW, WIDTH, Theme
 
 
 def image_grid(images: Array, columns: int = 8, labels: Sequence[str] | None = None) -> Drawing:
-    """Images side by side.
+    """Draw images side by side.
 
     Args:
         images: (n, C, H, W) in [0, 1].
@@ -38,7 +38,7 @@ def image_grid(images: Array, columns: int = 8, labels: Sequence[str] | None = N
 
 
 def image_pairs(x: Array, reconstructed: Array, columns: int = 8) -> Drawing:
-    """Data above their reconstructions, (n, C, H, W) each."""
+    """Draw data above their reconstructions, (n, C, H, W) each."""
 
     def draw(theme: Theme) -> Figure:
         pairs = [
@@ -58,7 +58,7 @@ def image_pairs(x: Array, reconstructed: Array, columns: int = 8) -> Drawing:
 
 
 def stages(snapshots: Mapping[str, Array], images: bool) -> Drawing:
-    """A process at several times, side by side: title -> (n, 2) points or (n, C, H, W) images."""
+    """Draw a process at several times, side by side: title -> points (n, 2) or images."""
 
     def draw(theme: Theme) -> Figure:
         n = len(snapshots)

@@ -58,7 +58,7 @@ def _sign(value: float, digits: int) -> str:
 
 
 def metrics(subject: Subject, bound: bool = True) -> list[Metric]:
-    """What can be said of the model on held-out data.
+    """Measure the model on held-out data.
 
     Args:
         subject: the model, its data and, where there is one, its `evaluation`.

@@ -67,7 +67,7 @@ def write(report: Report, folder: str | Path) -> Path:
 
 
 def html(report: Report, drawn: Mapping[str, tuple[bytes, bytes]]) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Args:
         report: what it says.
@@ -80,12 +80,12 @@ def html(report: Report, drawn: Mapping[str, tuple[bytes, bytes]]) -> str:
 
 
 def embedded(image: bytes) -> str:
-    """A PNG as an address."""
+    """Return a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def parts(folder: str | Path, section: str) -> tuple[str, str, str]:
-    """The page in a folder: what is before one of `SECTIONS`, the section, and what is after it.
+    """Split the page in a folder: before one of `SECTIONS`, the section itself, and after it.
 
     Raises:
         ValueError: there is no page, or it has no place for the section.

@@ -1,4 +1,4 @@
-"""Which pictures suit a model: each looks for what it needs, and is left out where that lacks."""
+"""The pictures of a model: each looks for what it needs, and is left out where that lacks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .subject import Subject
 
 
 def pictures(subject: Subject) -> list[Picture]:
-    """Every picture that the subject allows, in the order in which a page shows them."""
+    """Return every picture that the subject allows, in the order in which a page shows them."""
     made = (make(subject) for make in PICTURES)
     return [picture for picture in made if picture is not None]
 
 
 def loss(s: Subject) -> Picture | None:
-    """The loss, and the held-out bound with its sign turned."""
+    """Draw the loss, and the held-out bound with its sign turned."""
     if len(s.history) < 2:
         return None
     columns = [c for c in s.history.columns if c not in ("step", "seconds")]
@@ -44,7 +44,7 @@ def loss(s: Subject) -> Picture | None:
 
 
 def _implicit_loss(s: Subject) -> Picture:
-    """The players' losses have nothing in common; the ELBO that they estimate is what counts."""
+    """Draw the ELBO that the players estimate, since their losses have nothing in common."""
     text = "The ELBO with its sign turned and its KL, as the critic estimates them: no bounds. The "
     text += "last part trains the critic alone."
     lines = {"−ELBO ≈": s.history["pair_loss"], "KL ≈": s.history["kl"]}
@@ -52,7 +52,7 @@ def _implicit_loss(s: Subject) -> Picture:
 
 
 def samples(s: Subject) -> Picture | None:
-    """Draws: images, points beside data, or columns."""
+    """Draw samples: images, points beside data, or columns."""
     if not s.offers("sample"):
         return None
     if s.shape is not None:
@@ -99,7 +99,7 @@ def _image_samples(s: Subject) -> Picture:
 
 
 def prior_draws(s: Subject) -> Picture | None:
-    """Where the likelihood is noisy, what draws of x really look like."""
+    """Draw x with the noise of its likelihood, beside the means."""
     if s.shape is None or s.conditional:
         return None
     both = s.prior(64)
@@ -111,7 +111,7 @@ def prior_draws(s: Subject) -> Picture | None:
 
 
 def reconstructions(s: Subject) -> Picture | None:
-    """Held-out data and what the model makes of their latents."""
+    """Draw held-out data beside their reconstructions."""
     if not s.offers("reconstruct"):
         return None
     x, y = s.held_out()
@@ -142,7 +142,7 @@ def reconstructions(s: Subject) -> Picture | None:
 
 
 def latent_space(s: Subject) -> Picture | None:
-    """The guide's means: as they are in 2-D, else along their first two principal directions."""
+    """Draw the guide's means, in 2-D or along their first two principal directions."""
     if not s.offers("encode"):
         return None
     x, y = s.seen()
@@ -176,7 +176,7 @@ def latent_space(s: Subject) -> Picture | None:
 
 
 def latent_grid(s: Subject) -> Picture | None:
-    """What a two-dimensional latent decodes to, each point with equal prior mass around it."""
+    """Draw the decoded grid of a two-dimensional latent, equal prior mass around each point."""
     if not s.offers("decode", "encode") or s.shape is None or s.conditional:
         return None
     if getattr(s.model, "latent_dim", 0) != 2:
@@ -199,7 +199,7 @@ def _spread(s: Subject) -> Tensor:
 
 
 def kl_per_layer(s: Subject) -> Picture | None:
-    """Which layer of a hierarchy carries the information."""
+    """Draw the divergence of each layer of a hierarchy from its prior."""
     if not 2 <= len(s.kl) <= 12:
         return None
     text = "KL(q || p) of each latent: what it tells about a datum. Zero is a layer not used."
@@ -207,7 +207,7 @@ def kl_per_layer(s: Subject) -> Picture | None:
 
 
 def kl_per_dimension(s: Subject) -> Picture | None:
-    """How many latent dimensions are used."""
+    """Draw the divergence of each latent dimension from its prior."""
     groups = s.evaluation.kl_per_dim if s.evaluation is not None else {}
     if not groups or len(groups) > 4:
         return None
@@ -224,7 +224,7 @@ def kl_per_dimension(s: Subject) -> Picture | None:
 
 
 def khat(s: Subject) -> Picture | None:
-    """How far importance sampling from the guide can be trusted, datum by datum."""
+    """Draw the Pareto k-hat of importance sampling from the guide, datum by datum."""
     if s.evaluation is None or not s.evaluation.kl:
         return None
     values = s.evaluation.khat.detach().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a report is about: a fitted model with whatever it offers, its data, how it got there."""
+"""The subject of a report: a fitted model with whatever it offers, its data, how it got there."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class Subject:
     seed: int = 0
 
     def offers(self, *names: str) -> bool:
-        """Whether the model has all these methods."""
+        """Return whether the model has all these methods."""
         return all(callable(getattr(self.model, n, None)) for n in names)
 
     def call(self, name: str, *args: Any, labels: Tensor | None = None) -> Tensor:
-        """The result of a method, on the host. `labels` are passed where it takes y."""
+        """Call a method, with `labels` where it takes y; its result is on the host."""
         method = getattr(self.model, name)
         if isinstance(self.model, Distribution) and name == "sample":
             args = (args,)
         if labels is not None and "y" in inspect.signature(method).parameters:
             args = (*args, labels)
         with torch.no_grad(), forked(self.seed):
-            return method(*(self._there(a) for a in args)).detach().float().cpu()
+            return method(*(self._on_device(a) for a in args)).detach().float().cpu()
 
     def log_prob(self, x: Tensor) -> Tensor | None:
         """log p(x), nats, (N,), where the model has a density."""
@@ -70,16 +70,16 @@ class Subject:
             return self.call("log_prob", x)
         if self.offers("distribution"):
             with torch.no_grad():
-                return self.model.distribution().log_prob(self._there(x)).float().cpu()
+                return self.model.distribution().log_prob(self._on_device(x)).float().cpu()
         return None
 
     def prior(self, n: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Draws of x and, for the same latents, E[x | z]; None where the model has no latents."""
         if not self.offers("model", "sample", "reconstruct"):
             return None
-        args = [self._there(torch.zeros(n, self.width))]
+        args = [self._on_device(torch.zeros(n, self.width))]
         if labels is not None and "y" in inspect.signature(self.model.model).parameters:
-            args.append(self._there(labels))
+            args.append(self._on_device(labels))
         with torch.no_grad(), forked(self.seed), no_validation():
             x = simulate(self.model.model, *args, nesting=1)[0]["x"]
             try:
@@ -97,7 +97,7 @@ class Subject:
 
     @property
     def conditional(self) -> bool:
-        """Whether draws take a label."""
+        """True where draws take a label."""
         return self.offers("sample") and "y" in inspect.signature(self.model.sample).parameters
 
     @property
@@ -128,7 +128,7 @@ class Subject:
         assert self.shape is not None
         return x.reshape(-1, *self.shape).numpy()
 
-    def _there(self, a: Any) -> Any:
+    def _on_device(self, a: Any) -> Any:
         return a.to(self._device()) if torch.is_tensor(a) else a
 
     def _device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""How figures look: one light and one dark set of colours, and nothing global changed."""
+"""The look of figures: one light and one dark set of colours, and nothing global changed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ WIDTH, NARROW, DPI = 9.6, 5.2, 160  # inches; dots per inch
 
 
 def png(draw: Callable[[Theme], Figure], theme: Theme = LIGHT) -> bytes:
-    """A figure drawn in a theme."""
+    """Return a figure drawn in a theme."""
     with themed(theme):
         return saved(draw(theme))
 
@@ -94,7 +94,7 @@ def themed(theme: Theme) -> Iterator[None]:
 
 
 def saved(figure: Figure) -> bytes:
-    """A figure as PNG."""
+    """Save a figure as PNG."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()
