@@ -9,9 +9,9 @@ from torch import Tensor
 
 from inference.randomness import forked
 from inference.training import checkpoint
-from inference.training.start import start
 from inference.training.fitting import Batches, pick_device
 from inference.training.run import Run
+from inference.training.start import start
 from zoo.cards import Card
 from zoo.data import DataSet
 
