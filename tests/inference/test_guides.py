@@ -354,7 +354,7 @@ def test_every_kind_compiles(kind, amortized):
 
 
 def test_unknown_names_and_options_are_answered():
-    with pytest.raises(ValueError, match="no 'meanfield'.*Did you mean 'mean-field'"):
+    with pytest.raises(ValueError, match=r"no 'meanfield'.*Did you mean 'mean-field'"):
         make_guide("meanfield", banana)
     with pytest.raises(ValueError, match="Did you mean 'full-rank'"):
         make_guide("Full_Rank", banana)
