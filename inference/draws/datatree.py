@@ -68,7 +68,9 @@ def to_datatree(
         TypeError: `run` is none of the above.
         ValueError: fewer than one draw, an unknown group, labels that do not fit their axis.
     """
-    sources = admit_all(run, *data, vectorized=vectorized, who="to_datatree")
+    sources = admit_all(
+        run, *data, vectorized=vectorized, who="to_datatree", draws=draws, chunk=chunk, seed=seed
+    )
     whole = gathered(_chunks(sources, draws, groups, chunk, seed), draws)
     weights = whole.get("sample_stats", {}).get("log_weight")
     for group, variables in _once(sources, weights, seed).items():
@@ -110,7 +112,9 @@ def write_datatree(
     if path.exists():
         raise FileExistsError(f"{path} exists. Remove it, or write to another name.")
     append = _append_netcdf if path.suffix == ".nc" else _append_zarr
-    sources = admit_all(run, *data, vectorized=vectorized, who="to_datatree")
+    sources = admit_all(
+        run, *data, vectorized=vectorized, who="to_datatree", draws=draws, chunk=chunk, seed=seed
+    )
     log_weight: list[np.ndarray] = []
     for start, part in _chunks(sources, draws, groups, chunk, seed):
         append(path, datasets(part, coords, dims, start), start)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ..draws.psis import GOOD, ess, khat
-from ..elbo import Estimator, Trace
+from ..elbo import Estimator, Trace, estimator_of
+from ..pairs.arguments import as_arguments, check_signature, check_values
+from ..pairs.options import check_options
 from ..randomness import forked
 from ..training.fitting import fit
 from ..training.run import Run
@@ -144,19 +146,18 @@ def fit_guides(
     Source: Vehtari et al. 2024, arXiv:1507.02646 (k-hat); Yao et al. 2018, arXiv:1802.02538 (k-hat
     as a judge of variational inference).
     """
-    if draws < 25:
-        raise ValueError(f"draws: expected at least 25 for k-hat, got {draws}.")
+    check_options({"draws": 25}, draws=draws, steps=steps, lr=lr, seed=seed, **options)
+    elbo = estimator_of(elbo, lambda: Trace(8))
     if callable(getattr(model, "model", None)) and callable(getattr(model, "guide", None)):
         model = model.model
-    args = data if isinstance(data, tuple) else (data,)
+    args = check_signature(model, as_arguments(data))
+    check_values(args)
     options = {"schedule": "cosine", "progress": False, **options}
     made = _named(model, guides)
     rows, runs, failed = [], {}, {}
     for name, guide in made.items():
         try:
-            run = fit(
-                model, guide, args, elbo=elbo or Trace(8), steps=steps, lr=lr, seed=seed, **options
-            )
+            run = fit(model, guide, args, elbo=elbo, steps=steps, lr=lr, seed=seed, **options)
             if isinstance(run.pair_.guide, Laplace):
                 run = laplace(run, args)
         except ValueError as error:

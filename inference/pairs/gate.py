@@ -31,6 +31,7 @@ from ..weights import (
 )
 from .arguments import as_arguments, check_signature, check_values, moved, rows_of, take_rows
 from .inspection import refuse_errors
+from .options import check_options
 from .pair import Pair, modules_of, own_copy
 
 FEW = 64  # rows of a large data set at which a pair is inspected first
@@ -138,7 +139,14 @@ class Halves(NamedTuple):
     run: Any = None
 
 
-def admit(given: Any, *rest: Any, vectorized: bool | None = None, who: str = "") -> CheckedPair:
+def admit(
+    given: Any,
+    *rest: Any,
+    vectorized: bool | None = None,
+    who: str = "",
+    least: Mapping[str, int] | None = None,
+    **options: Any,
+) -> CheckedPair:
     """Return the checked pair that a user means.
 
     Args:
@@ -146,12 +154,14 @@ def admit(given: Any, *rest: Any, vectorized: bool | None = None, who: str = "")
             a model, its guide, and arguments. Arguments may be one tuple of them.
         vectorized: whether the pair broadcasts under a particle plate; by default as it was fitted.
         who: the function that asks, named in errors.
+        least, options: for `check_options`.
 
     Raises:
         TypeError: none of these; too few or too many arguments.
-        ValueError: arguments without rows or finite values; a pair that `check` finds errors in,
-            unless it comes from a run.
+        ValueError: an option out of range; arguments without rows or finite values; a pair that
+            `check` finds errors in, unless it comes from a run.
     """
+    check_options(least, **options)
     model, guide, rest, run = halves(given, rest, who)
     if not rest:
         raise TypeError(f"{who + ': ' if who else ''}no data was given.")

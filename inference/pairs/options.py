@@ -44,7 +44,7 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     """A whole number in a range, or ValueError."""
     kind = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not kind or value < least or (most is not None and value > most):
-        span = f">= {least}" if most is None else f"from {least} to {most:,}"
+        span = f"of at least {least}" if most is None else f"from {least} to {most:,}"
         raise ValueError(f"{name}: expected a whole number {span}, got {value!r}.")
     return int(value)
 
@@ -130,10 +130,10 @@ def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> No
         given: options by name; those that `CHECKS` does not know are taken as they are.
     """
     for name, value in given.items():
-        if value is None and name in OPTIONAL:
-            continue
         if name in (least or {}):
             whole(name, value, least[name])  # type: ignore[index]
+        elif value is None and name in OPTIONAL:
+            continue
         elif name in CHECKS:
             CHECKS[name](name, value)
 

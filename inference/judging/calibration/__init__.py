@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...pairs.gate import admit
+from ...pairs.options import check_options
 from ..diagnosis.coordinates import coordinates
 from ..diagnosis.finding import plain
 from .simulated import Sites, posteriors, simulated
@@ -199,9 +200,10 @@ def calibrate(
     Lemos et al. 2023, arXiv:2302.03026 (TARP).
     """
     begin = time.perf_counter()
-    for name, number in (("datasets", datasets), ("draws", draws)):
-        if number < 10:
-            raise ValueError(f"{name}: expected at least 10, got {number}.")
+    least = {"datasets": 10, "draws": 10}
+    check_options(
+        least, datasets=datasets, draws=draws, steps=1 if steps is None else steps, seed=seed
+    )
     if fitting and steps is None:
         raise ValueError(f"{', '.join(fitting)}: only with steps=, which fits every data set.")
     chain = admit(run, *data, who="calibrate")

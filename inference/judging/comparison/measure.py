@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...elbo import IWAE, Estimator
+from ...elbo import IWAE, Estimator, Trace, estimator_of
 from ...estimate import Estimate
 from ...pairs.gate import admit
+from ...pairs.options import check_options
 from ...pairs.pair import Pair
 from ...randomness import forked
 from ...weights import LogWeights, log_weights, no_validation
@@ -70,10 +71,10 @@ def compare(
     """
     if estimators is None and not (callable(guide) or guide is None):
         guide, batch, estimators = None, guide, batch
-    if not estimators:
+    if estimators is None or isinstance(estimators, (str, Estimator)) or not list(estimators):
         raise ValueError("estimators: expected a list such as [elbo.Trace(), elbo.IWAE(8)].")
-    if draws < 4:
-        raise ValueError(f"draws: expected at least 4, got {draws}.")
+    estimators = [estimator_of(e, Trace) for e in estimators]
+    check_options({"draws": 4}, draws=draws, compile=compile, seed=seed)
     args = batch if isinstance(batch, tuple) else (batch,)
     with forked(seed):
         place = _place(model, guide, args)

@@ -154,7 +154,10 @@ def diagnose(
     2024, arXiv:1507.02646 (PSIS); Paananen et al. 2021, arXiv:1906.00980 (moment matching);
     Cremer et al. 2018, arXiv:1801.03558 (gaps). Each check names its own.
     """
-    sources = admit_all(run, *data, who="diagnose")
+    sources = admit_all(
+        run, *data, who="diagnose", least={"draws": 25}, gap=gap, seed=seed,
+        draws=1_000 if draws is None else draws,
+    )  # fmt: skip
     with sources[0].ready(seed):
         one = sources[0].weights(1)
         if not any(is_latent(t) for t in one.guide.values()):
