@@ -43,13 +43,17 @@ def _as_tensor(a: Any) -> Any:
             f"data: expected numbers, got a {type(a).__name__} of {array.dtype}. Turn its columns "
             "into numbers first (pandas.get_dummies), or leave them out."
         )
-    if hasattr(a, "iloc") and array.dtype.kind == "f":  # pandas knows no other float than 64 bits
-        return torch.as_tensor(array, dtype=torch.get_default_dtype())
-    return torch.as_tensor(array)
+    tensor = torch.as_tensor(array if array.flags.writeable else array.copy())
+    framed = hasattr(a, "iloc") and tensor.is_floating_point()  # pandas makes 64 bits of any float
+    return tensor.to(torch.get_default_dtype()) if framed else tensor
 
 
-def check_values(args: tuple, name: str = "data") -> None:
-    """Raise ValueError where a tensor has no rows, no usable values, or values not finite."""
+def check_values(args: tuple, name: str = "data") -> tuple:
+    """The arguments, where all tensors have rows, real numbers and finite values.
+
+    Raises:
+        ValueError: one has not; it is named.
+    """
     for i, a in enumerate(args):
         if not torch.is_tensor(a):
             continue
@@ -70,6 +74,7 @@ def check_values(args: tuple, name: str = "data") -> None:
                 f"{name}: argument {i} has {int(wrong.sum())} values that are NaN or infinite, the "
                 f"first at {first}. Drop or impute them, or mask them in the model."
             )
+    return args
 
 
 def check_signature(function: Callable, args: tuple, name: str = "data") -> tuple:

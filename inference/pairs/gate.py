@@ -165,11 +165,10 @@ def admit(
     model, guide, rest, run = halves(given, rest, who)
     if not rest:
         raise TypeError(f"{who + ': ' if who else ''}no data was given.")
-    args = as_arguments(rest[0] if len(rest) == 1 else rest)
+    args = check_values(as_arguments(rest[0] if len(rest) == 1 else rest))
     args = check_signature(
         model, moved(args, run.device if run is not None else _device(model, guide))
     )
-    check_values(args)
     if run is not None:
         pair, params, buffers = run.pair_, run.state, run.variables.buffers
         vectorized = run.estimator.vectorized if vectorized is None else vectorized

@@ -122,20 +122,25 @@ OPTIONAL = {
 }  # fmt: skip
 
 
-def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> None:
-    """Raise ValueError for the first option whose type or range is wrong.
+def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> dict[str, Any]:
+    """The options with plain Python numbers for numbers of other libraries.
 
     Args:
         least: option -> the smallest whole number it may be, where that is not the usual one.
         given: options by name; those that `CHECKS` does not know are taken as they are.
+
+    Raises:
+        ValueError: the type or range of one is wrong.
     """
+    out = dict(given)
     for name, value in given.items():
         if name in (least or {}):
-            whole(name, value, least[name])  # type: ignore[index]
+            out[name] = whole(name, value, least[name])  # type: ignore[index]
         elif value is None and name in OPTIONAL:
             continue
         elif name in CHECKS:
-            CHECKS[name](name, value)
+            out[name] = CHECKS[name](name, value)
+    return out
 
 
 def device_of(device: str | torch.device) -> torch.device:

@@ -75,9 +75,8 @@ def compare(
         raise ValueError("estimators: expected a list such as [elbo.Trace(), elbo.IWAE(8)].")
     estimators = [estimator_of(e, Trace) for e in estimators]
     check_options({"draws": 4}, draws=draws, compile=compile, seed=seed)
-    args = batch if isinstance(batch, tuple) else (batch,)
     with forked(seed):
-        place = _place(model, guide, args)
+        place = _place(model, guide, batch)
         measured = [Measured(place, e, draws, seed) for e in estimators]
         ahead = sum(m.ahead for m in measured)
         if compile is True or (compile == "auto" and ahead > WORTH_COMPILING * len(measured)):
@@ -111,9 +110,9 @@ class Place:
             )  # fmt: skip
 
 
-def _place(model: Any, guide: Any, args: tuple) -> Place:
+def _place(model: Any, guide: Any, batch: Any) -> Place:
     given = (model,) if guide is None else (model, guide)
-    found = admit(*given, args, who="compare")
+    found = admit(*given, batch, who="compare")
     if not found.params:
         raise ValueError("compare: the pair has no parameters, so there is no gradient to measure.")
     pair = copy.copy(found.pair)
