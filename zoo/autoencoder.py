@@ -20,9 +20,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from inference.networks import MLP
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
-from zoo.networks import MLP, check_rows, check_sizes
+from zoo.networks import check_rows, check_sizes
 
 
 class Autoencoder(nn.Module):

@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from zoo.networks import AutoregressiveMLP, check_rows, check_sizes
+from inference.networks import AutoregressiveMLP
+from zoo.networks import check_rows, check_sizes
 
 
 class BinaryAutoregressive(nn.Module):
@@ -86,7 +87,7 @@ class MADE(BinaryAutoregressive):
         hidden: widths of the hidden layers.
         order: `"natural"`, `"reversed"`, `"random"`, or the variables' indices, first one first.
         seed: draws the random order.
-        act: name of the activation σ (`zoo.networks.ACTIVATIONS`).
+        act: name of the activation σ (`inference.networks.ACTIVATIONS`).
         direct: with the weights A from inputs straight to outputs, or without them.
 
     Raises:

@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from zoo.networks import MLP, check_sizes
+from inference.networks import MLP
+from zoo.networks import check_sizes
 
 OUTPUTS = {"linear": lambda h: h, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
@@ -28,7 +29,7 @@ class GAN(nn.Module):
         data_dim: D.
         latent_dim: L.
         hidden: widths of the generator's hidden layers.
-        act: name of the activation (`zoo.networks.ACTIVATIONS`).
+        act: name of the activation (`inference.networks.ACTIVATIONS`).
         output: `"linear"`, `"sigmoid"` for data in [0, 1], or `"tanh"` for data in [-1, 1].
 
     Raises:

@@ -13,9 +13,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from inference.networks import MLP, activation
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
-from zoo.networks import MLP, activation, check_rows, check_sizes, mean_and_scale
+from zoo.networks import check_rows, check_sizes, mean_and_scale
 
 Draw = Callable[[int, Tensor, Tensor], Tensor]  # (layer, mean, scale) -> z_layer
 

@@ -9,9 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from inference.networks import MLP
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
-from zoo.networks import MLP, check_sizes
+from zoo.networks import check_sizes
 
 
 class ImplicitVAE(nn.Module):
@@ -35,7 +36,7 @@ class ImplicitVAE(nn.Module):
         hidden: widths of the encoder's hidden layers, reversed for the decoder; `()` makes both
             affine.
         likelihood: what the decoder's output means (`zoo.likelihoods`).
-        act: name of the activation (`zoo.networks.ACTIVATIONS`).
+        act: name of the activation (`inference.networks.ACTIVATIONS`).
 
     Raises:
         ValueError: a size below 1, fewer numbers of noise than latents, an unknown name.

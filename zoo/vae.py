@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from inference.networks import MLP
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
 from zoo.networks import (
-    MLP,
     ConvDecoder,
     ConvEncoder,
     check_image_shape,
@@ -42,7 +42,7 @@ class VAE(nn.Module):
         encoder_variance: `"diagonal"`, given by the encoder, or `"unit"`.
         networks: `"mlp"` or `"conv"`, which needs `image_shape`.
         image_shape: (channels, height, width) of a row.
-        act: name of the activation (`zoo.networks.ACTIVATIONS`).
+        act: name of the activation (`inference.networks.ACTIVATIONS`).
 
     The net of Burda et al. 2016 (arXiv:1509.00519, section 5), 784-200-200-50, is
     `VAE(784, latent_dim=50, hidden=(200, 200), act="tanh")`.

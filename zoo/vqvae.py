@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from inference.networks import MLP
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
 from zoo.networks import (
-    MLP,
     ConvDecoder,
     ConvEncoder,
     check_image_shape,

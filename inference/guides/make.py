@@ -17,7 +17,7 @@ from pyro.infer.autoguide import (
 )
 
 from ..pairs.options import nearest
-from .packed import Flow, Laplace, Mixture
+from .packed import FlowGuide, LaplaceGuide, MixtureGuide
 from .plates import FAMILIES, PlateGuide
 
 KINDS: dict[str, Callable[..., AutoGuide]] = {
@@ -25,11 +25,11 @@ KINDS: dict[str, Callable[..., AutoGuide]] = {
     "full-rank": AutoMultivariateNormal,
     "low-rank": AutoLowRankMultivariateNormal,
     "structured": functools.partial(PlateGuide, family="structured"),
-    "mixture": Mixture,
-    "iaf": functools.partial(Flow, transform="iaf"),
-    "spline": functools.partial(Flow, transform="spline"),
-    "flow": Flow,
-    "laplace": Laplace,
+    "mixture": MixtureGuide,
+    "iaf": functools.partial(FlowGuide, transform="iaf"),
+    "spline": functools.partial(FlowGuide, transform="spline"),
+    "flow": FlowGuide,
+    "laplace": LaplaceGuide,
     "delta": AutoDelta,
 }
 

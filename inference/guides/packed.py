@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from ..training.run import Run
 from ..weights import log_weights, no_validation
-from .flows import Chain, FlowNormal, layers
+from .flows import flow_normal, layers, widths
 
 
-class Mixture(AutoContinuous):
+class MixtureGuide(AutoContinuous):
     """q(u) = Σ_c π_c N(loc_c, diag scale_c²), for posteriors with several modes.
 
     A component k is drawn, then u from it. The weight divides by the whole mixture's density,
@@ -85,15 +85,15 @@ def _row(table: Tensor, k: Tensor) -> Tensor:
     return table.index_select(0, k.flatten()).reshape(*k.shape, -1)
 
 
-class Flow(AutoContinuous):
+class FlowGuide(AutoContinuous):
     """u = loc + scale * flow(ε), ε ~ N(0, I): a normalizing flow over the packed latents.
 
     Args:
         model: a Pyro model with continuous latents.
         transform: "iaf", "spline", or a function of the number of latents D that returns an
-            invertible map: a `torch.distributions.Transform`, a module that has `call_and_ladj` and
-            `inv_and_ladj`, or one that has `forward` and `inverse`, returning the other end and
-            log |det dy/dx|.
+            invertible map or a list of them: a `torch.distributions.Transform`, a module that has
+            `call_and_ladj` and `inv_and_ladj`, or one that has `forward` and `inverse`, returning
+            the other end and log |det dy/dx|.
         hidden: widths of the networks; None is two layers of max(16, 4 D), at most 128.
         depth: autoregressive layers.
         init_scale: standard deviation of every latent at the start.
@@ -122,27 +122,21 @@ class Flow(AutoContinuous):
         self.scale = PyroParam(torch.full_like(self.loc, self.init_scale), softplus_positive)
         dim = self.latent_dim
         if callable(self.transform):
-            flow = Chain(self.transform(dim))
+            made = self.transform(dim)
         else:
-            kind = {"iaf": "affine", "spline": "spline"}[self.transform]
-            flow = layers(dim, kind, self.hidden or widths(dim), self.depth)
-        self.flow = flow.to(self.loc)
+            made = layers(dim, self.transform, self.hidden or widths(dim), self.depth)
+        self.maps = list(made) if isinstance(made, (list, tuple, nn.ModuleList)) else [made]
+        self.flow = nn.ModuleList(m for m in self.maps if isinstance(m, nn.Module)).to(self.loc)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         """The flow's distribution over the packed latents."""
-        return FlowNormal(self.loc, self.scale, self.flow)
+        return flow_normal(self.loc, self.scale, self.maps)
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a flow has no quantiles in closed form: draw from it.")
 
 
-def widths(dim: int) -> tuple[int, int]:
-    """Hidden widths for a flow of `dim` variables."""
-    width = min(128, max(16, 4 * dim))
-    return width, width
-
-
-class Laplace(AutoContinuous):
+class LaplaceGuide(AutoContinuous):
     """The posterior's peak u*, and then N(u*, H⁻¹) with H the curvature of -log p(x, u) there.
 
     Fitted, it is a point mass at the peak in unconstrained space; `laplace(run, data)` then gives
@@ -183,7 +177,7 @@ def laplace(run: Run, data: Any) -> Run:
         ValueError: the curvature is not positive: the fit has not reached a peak.
     """
     guide = run.pair_.guide
-    if not isinstance(guide, Laplace):
+    if not isinstance(guide, LaplaceGuide):
         raise TypeError(
             f"laplace: expected a run of a 'laplace' guide, got {type(guide).__name__}."
         )

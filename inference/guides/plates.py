@@ -28,8 +28,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from .flows import FlowNormal, layers
-from .packed import widths
+from .flows import flow_normal, layers, widths
 
 FLOWS = ("iaf", "spline")
 FAMILIES = ("mean-field", "low-rank", "full-rank", "structured", *FLOWS)
@@ -129,8 +128,7 @@ class PlateGuide(AutoGuide):
                 self.raws[str(i)] = nn.Parameter(raw)
             if self.family in FLOWS:
                 context = self.shift.shape[0] if self.data_plate in block.plates else 0
-                kind = "affine" if self.family == "iaf" else "spline"
-                flow = layers(block.dim, kind, widths(block.dim), self.depth, context)
+                flow = layers(block.dim, self.family, widths(block.dim), self.depth, context)
                 self.flows[str(i)] = flow.to(raw)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -233,7 +231,7 @@ class PlateGuide(AutoGuide):
         loc, scale, rest = raw.split([length, length, raw.shape[-1] - 2 * length], -1)
         scale = F.softplus(scale)
         if self.family in FLOWS:
-            return FlowNormal(loc, scale, self.flows[str(i)], context)
+            return flow_normal(loc, scale, self.flows[str(i)], context)
         if self.family == "mean-field":
             return dist.Normal(loc, scale).to_event(1)
         if self.family == "low-rank":

@@ -20,7 +20,7 @@ from ..training.fitting import fit
 from ..training.run import Run
 from ..weights import log_weights, no_validation
 from .make import make_guide
-from .packed import Laplace, laplace
+from .packed import LaplaceGuide, laplace
 
 CHUNK = 100_000  # draws times rows of the data in one run
 
@@ -158,7 +158,7 @@ def fit_guides(
     for name, guide in made.items():
         try:
             run = fit(model, guide, args, elbo=elbo, steps=steps, lr=lr, seed=seed, **options)
-            if isinstance(run.pair_.guide, Laplace):
+            if isinstance(run.pair_.guide, LaplaceGuide):
                 run = laplace(run, args)
         except ValueError as error:
             failed[name] = str(error)

@@ -11,7 +11,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from zoo.networks import MLP, check_rows, check_sizes
+from inference.networks import MLP
+from zoo.networks import check_rows, check_sizes
 
 
 class Denoiser(nn.Module):

@@ -1,8 +1,15 @@
-"""Normalizing flows: Pyro pairs fitted by exact likelihood, transforms, and a flow for guides."""
+"""Normalizing flows: Pyro pairs fitted by exact likelihood, a flow for guides, and their layers."""
+
+from inference.networks import (
+    Affine,
+    Autoregressive,
+    Coupling,
+    FlowTransform,
+    OnePass,
+    RationalQuadratic,
+)
 
 from .models import IAF, MAF, Flow, NeuralSplineFlow, RealNVP
-from .transforms import Autoregressive, Coupling, FlowTransform, OnePass
-from .univariate import Affine, RationalQuadratic
 
 __all__ = [
     "IAF",

@@ -11,10 +11,14 @@ import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution
 from torch import Tensor, nn
 
+from inference.networks import (
+    Affine,
+    Coupling,
+    FlowTransform,
+    RationalQuadratic,
+    autoregressive_layers,
+)
 from zoo.networks import check_rows, check_sizes
-
-from .transforms import Autoregressive, Coupling, FlowTransform
-from .univariate import Affine, RationalQuadratic
 
 
 class Flow(nn.Module):
@@ -133,7 +137,7 @@ class MAF(Flow):
         act: str = "relu",
     ):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
-        super().__init__(data_dim, _autoregressive(data_dim, Affine(), layers, hidden, act))
+        super().__init__(data_dim, autoregressive_layers(data_dim, Affine(), layers, hidden, act))
 
 
 class NeuralSplineFlow(Flow):
@@ -173,7 +177,9 @@ class NeuralSplineFlow(Flow):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
         spline = RationalQuadratic(bins, bound)
         if transform == "autoregressive":
-            steps: Iterable[FlowTransform] = _autoregressive(data_dim, spline, layers, hidden, act)
+            steps: Iterable[FlowTransform] = autoregressive_layers(
+                data_dim, spline, layers, hidden, act
+            )
         elif transform == "coupling":
             steps = (
                 Coupling(data_dim, spline, hidden, act, swap=i % 2 == 1) for i in range(layers)
@@ -222,7 +228,7 @@ class IAF(nn.Module):
         check_sizes(latent_dim=latent_dim, layers=layers, hidden=hidden)
         self.latent_dim, self.context_dim = latent_dim, context_dim
         self.transforms = nn.ModuleList(
-            _autoregressive(latent_dim, Affine(), layers, hidden, act, context_dim)
+            autoregressive_layers(latent_dim, Affine(), layers, hidden, act, context_dim)
         )
 
     def forward(
@@ -250,24 +256,3 @@ def standard_normal(module: nn.Module, dim: int) -> TorchDistribution:
     """N(0, I) with event shape (dim,), of the module's dtype and on its device."""
     like = next(module.parameters())
     return dist.Normal(like.new_zeros(dim), like.new_ones(dim)).to_event(1)
-
-
-def _autoregressive(
-    dim: int,
-    univariate: Affine | RationalQuadratic,
-    layers: int,
-    hidden: Sequence[int],
-    act: str,
-    context_dim: int = 0,
-) -> list[FlowTransform]:
-    return [
-        Autoregressive(
-            dim,
-            univariate,
-            hidden,
-            act,
-            order="reversed" if i % 2 else "natural",
-            context_dim=context_dim,
-        )
-        for i in range(layers)
-    ]

@@ -1,15 +1,29 @@
-"""Increasing functions of one variable, whose parameters a network gives: affine, spline.
-
-Each offers `forward(x, h) -> y, log dy/dx` and `inverse(y, h) -> x, log dy/dx`, element by element,
-for x and y (..., D) and parameters h (..., outputs, D). With h = 0 each is the identity.
-"""
+"""Increasing functions of one variable, whose parameters a network gives: affine, spline."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Univariate(Protocol):
+    """An increasing function applied element by element; with h = 0 it is the identity.
+
+    x and y are (..., D), the parameters h (..., outputs, D).
+    """
+
+    @property
+    def outputs(self) -> int:
+        """Parameters per variable."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log dy/dx, both (..., D)."""
+
+    def inverse(self, y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log dy/dx, both (..., D)."""
 
 
 def bounded(h: Tensor, bound: float) -> Tensor:
@@ -29,16 +43,20 @@ class Affine:
     """
 
     log_scale_bound: float = 5.0
-    outputs = 2
+
+    @property
+    def outputs(self) -> int:
+        """Shift and logarithm of the scale."""
+        return 2
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log dy/dx, both (..., D)."""
+        """y and log dy/dx."""
         shift, log_scale = h.unbind(-2)
         log_scale = bounded(log_scale, self.log_scale_bound)
         return x * log_scale.exp() + shift, log_scale
 
     def inverse(self, y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """x and log dy/dx, both (..., D)."""
+        """x and log dy/dx."""
         shift, log_scale = h.unbind(-2)
         log_scale = bounded(log_scale, self.log_scale_bound)
         return (y - shift) * (-log_scale).exp(), log_scale
@@ -93,7 +111,7 @@ class RationalQuadratic:
         return 3 * self.bins - 1
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log dy/dx, both (..., D)."""
+        """y and log dy/dx."""
         inside = x.abs() < self.bound
         widths, heights, slopes = self._sizes(h)
         # Clamped first: the branch that `where` discards must still have a finite gradient.
@@ -106,7 +124,7 @@ class RationalQuadratic:
         return torch.where(inside, y, x), torch.where(inside, log_slope, 0.0)
 
     def inverse(self, y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """x and log dy/dx, both (..., D)."""
+        """x and log dy/dx."""
         inside = y.abs() < self.bound
         widths, heights, slopes = self._sizes(h)
         t = y.clamp(-self.bound, self.bound)
@@ -155,3 +173,30 @@ class RationalQuadratic:
         denominator = s + (d0 + d1 - 2 * s) * p
         numerator = s * s * (d1 * xi * xi + 2 * s * p + d0 * (1 - xi) * (1 - xi))
         return (numerator / (denominator * denominator)).log()
+
+
+@dataclass(frozen=True)
+class Composed:
+    """y = second(first(x)), the parameters of the first before those of the second in h."""
+
+    first: Univariate
+    second: Univariate
+
+    @property
+    def outputs(self) -> int:
+        """Those of both."""
+        return self.first.outputs + self.second.outputs
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log dy/dx."""
+        first, second = h.split([self.first.outputs, self.second.outputs], -2)
+        middle, slope = self.first.forward(x, first)
+        y, more = self.second.forward(middle, second)
+        return y, slope + more
+
+    def inverse(self, y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log dy/dx."""
+        first, second = h.split([self.first.outputs, self.second.outputs], -2)
+        middle, slope = self.second.inverse(y, second)
+        x, more = self.first.inverse(middle, first)
+        return x, slope + more

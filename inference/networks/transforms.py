@@ -1,21 +1,23 @@
 """Flow layers as Pyro transforms: bijections of R^D built from a network and a univariate function.
 
-Plain torch without a data-dependent branch or an index that depends on data, so that a training
-step with them can be traced and compiled. Event dimension 1; all batch dimensions broadcast.
+Plain torch without a branch or an index that depends on data, so that a training step with them can
+be traced and compiled. Event dimension 1; all batch dimensions broadcast.
+MEASURED
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from zoo.networks import MLP, AutoregressiveMLP
-
-from .univariate import Affine, RationalQuadratic
+from .masked import AutoregressiveMLP
+from .mlp import MLP
+from .univariate import Univariate
 
 
 class FlowTransform(TransformModule):
@@ -58,7 +60,10 @@ class FlowTransform(TransformModule):
 
 
 class OnePass(Transform):
-    """A view of a `FlowTransform` that computes value and log-determinant together.
+    """A view of an invertible map that computes value and log-determinant together.
+
+    The map is a `FlowTransform`, or any module with its `call_and_ladj` and `inv_and_ladj`, or with
+    `forward` and `inverse` that return the same pairs.
 
     `TransformedDistribution` asks for them one after the other; a draw's density even asks for the
     inverse, which costs an autoregressive transform D passes. The view remembers its last
@@ -73,10 +78,13 @@ class OnePass(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, transform: FlowTransform, context: Tensor | None = None):
+    def __init__(self, transform: Any, context: Tensor | None = None):
         super().__init__()
         self.transform = transform
         self.context = context
+        paired = hasattr(transform, "call_and_ladj")
+        self._ahead = transform.call_and_ladj if paired else transform.forward
+        self._back = transform.inv_and_ladj if paired else transform.inverse
         self.clear_cache()
 
     def clear_cache(self) -> None:
@@ -88,14 +96,14 @@ class OnePass(Transform):
         """y (..., D)."""
         if (last := self._fresh()) is not None and last[0] is x:
             return last[1]
-        y, ladj = self.transform.call_and_ladj(x, self.context)
+        y, ladj = self._ahead(x, self.context)
         self._last, self._seen = (x, y, ladj), self._parameters()
         return y
 
     def _inv_call(self, y: Tensor) -> Tensor:
         if (last := self._fresh()) is not None and last[1] is y:
             return last[0]
-        x, ladj = self.transform.inv_and_ladj(y, self.context)
+        x, ladj = self._back(y, self.context)
         self._last, self._seen = (x, y, ladj), self._parameters()
         return x
 
@@ -105,7 +113,7 @@ class OnePass(Transform):
         self.clear_cache()
         if last is not None and last[0] is x and last[1] is y:
             return last[2]
-        return self.transform.call_and_ladj(x, self.context)[1]
+        return self._ahead(x, self.context)[1]
 
     def _parameters(self) -> list[tuple[Tensor, int | None]]:
         # An optimiser bumps the version; a functional call swaps the tensor.
@@ -133,6 +141,7 @@ class Coupling(FlowTransform):
         hidden: widths of the network's hidden layers.
         act: its activation.
         swap: condition on the second half instead of the first.
+        context_dim: width C of the context, 0 for none.
 
     Raises:
         ValueError: one dimension, where there is nothing to condition on.
@@ -143,10 +152,11 @@ class Coupling(FlowTransform):
     def __init__(
         self,
         dim: int,
-        univariate: Affine | RationalQuadratic,
+        univariate: Univariate,
         hidden: Sequence[int] = (64, 64),
         act: str = "relu",
         swap: bool = False,
+        context_dim: int = 0,
     ):
         super().__init__()
         if dim < 2:
@@ -158,21 +168,26 @@ class Coupling(FlowTransform):
         self.swap = swap
         self.sizes = [dim // 2, dim - dim // 2]
         known, moved = reversed(self.sizes) if swap else self.sizes
-        self.net = MLP(known, hidden, univariate.outputs * moved, act)
+        self.context_dim = context_dim
+        self.net = MLP(known + context_dim, hidden, univariate.outputs * moved, act)
         start_at_identity(self.net[-1])
 
     def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y (..., D) and log |det dy/dx| (...)."""
-        return self._move(self.univariate.forward, x)
+        return self._move(self.univariate.forward, x, context)
 
     def inv_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (..., D) and log |det dy/dx| (...)."""
-        return self._move(self.univariate.inverse, y)
+        return self._move(self.univariate.inverse, y, context)
 
-    def _move(self, function, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _move(self, function: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim=-1)
         a, b = (second, first) if self.swap else (first, second)
-        h = self.net(a).unflatten(-1, (self.univariate.outputs, b.shape[-1]))
+        seen = a
+        if self.context_dim:
+            assert context is not None
+            seen = torch.cat([a, context.expand(*a.shape[:-1], -1)], -1)
+        h = self.net(seen).unflatten(-1, (self.univariate.outputs, b.shape[-1]))
         b, ladj = function(b, h)
         return torch.cat([b, a] if self.swap else [a, b], dim=-1), ladj.sum(-1)
 
@@ -190,7 +205,7 @@ class Autoregressive(FlowTransform):
         univariate: `Affine()` or `RationalQuadratic()`.
         hidden: widths of the network's hidden layers.
         act: its activation.
-        order: see `zoo.networks.ranks`.
+        order: as for `ranks`.
         seed: for `order="random"`.
         context_dim: width C of the context, 0 for none.
 
@@ -201,7 +216,7 @@ class Autoregressive(FlowTransform):
     def __init__(
         self,
         dim: int,
-        univariate: Affine | RationalQuadratic,
+        univariate: Univariate,
         hidden: Sequence[int] = (64, 64),
         act: str = "relu",
         order: str | Sequence[int] = "natural",
@@ -237,3 +252,19 @@ def start_at_identity(last: nn.Module) -> None:
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
+
+
+def autoregressive_layers(
+    dim: int,
+    univariate: Univariate,
+    layers: int,
+    hidden: Sequence[int],
+    act: str = "relu",
+    context_dim: int = 0,
+) -> list[FlowTransform]:
+    """`layers` autoregressive transforms, every other one in reversed order."""
+    orders = ["reversed" if i % 2 else "natural" for i in range(layers)]
+    return [
+        Autoregressive(dim, univariate, hidden, act, order=order, context_dim=context_dim)
+        for order in orders
+    ]
