@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..weights import LogWeights, Term
 from .base import Estimator
-from .pieces import analytic_kl, kl_by_site, less_the_others, reach, score_function
+from .pieces import analytic_kl, kl_by_site, latent_of, less_the_others, reach, score_function
 
 Costs = Iterator[tuple[float | Tensor, Term]]
 
@@ -93,14 +93,16 @@ class Beta(Additive):
             steps at `beta` (cyclical annealing).
         free_bits: nats per latent site and datum below which the divergence is not reduced.
 
-    Not a bound on log p(x) unless β = 1 and `free_bits` = 0; the un-tempered ELBO is logged beside.
+    With a constant β >= 1 a lower bound on log p(x), below the ELBO by (β - 1) KL; with β < 1, a
+    warm-up or free bits it is called none. The un-tempered ELBO is logged beside.
 
     Source: Higgins et al. 2017 (β-VAE); Bowman et al. 2016, arXiv:1511.06349 (warm-up);
     Fu et al. 2019, arXiv:1903.10145 (cycles); Kingma et al. 2016, arXiv:1606.04934 (free bits).
 
     Raises:
         ValueError: β < 0, or a negative number of steps, cycles or nats; the prior of a latent
-            was summed out together with the likelihood.
+            was summed out together with the likelihood; free bits of latents that the guide draws
+            jointly.
     """
 
     def __init__(
@@ -122,7 +124,8 @@ class Beta(Additive):
         if cycles and not warmup:
             raise ValueError("cycles: give the length of a cycle's rise as warmup=STEPS.")
         self.beta, self.warmup, self.cycles, self.free_bits = beta, warmup, cycles, free_bits
-        self.is_bound = beta == 1 and free_bits == 0 and warmup == 0
+        self.is_bound = beta >= 1 and free_bits == 0 and warmup == 0
+        self.is_tight = beta == 1
 
     def weight(self) -> float | Tensor:
         """β at the present step."""
@@ -138,6 +141,7 @@ class Beta(Additive):
         """Log likelihoods, and -β times the parts of the divergence (0 for those that are free)."""
         beta, free = self.weight(), {}
         if self.free_bits:
+            self._refuse_joint(weights)
             floor = self.free_bits * weights.data_size
             free = {n: (kl > floor).detach() for n, kl in kl_by_site(weights).items()}
         for p in weights.model.values():
@@ -150,9 +154,17 @@ class Beta(Additive):
                 )
             yield (1, p) if p.observed else (beta * free.get(p.name, 1), p)
         for name, q in weights.guide.items():
-            owner = max((n for n in free if name == n or name.startswith(f"{n}_")),
-                        key=len, default="")  # fmt: skip
-            yield -beta * free.get(owner, 1), q
+            yield -beta * free.get(latent_of(name, free) or "", 1), q
+
+    def _refuse_joint(self, weights: LogWeights) -> None:
+        latents = [n for n, p in weights.model.items() if not (p.observed or p.deterministic)]
+        for name, q in weights.guide.items():
+            if q.free and latent_of(name, latents) is None:
+                raise ValueError(
+                    f"{self!r}: guide site {name!r} is no latent of the model, so it draws several "
+                    "of them jointly and none has a divergence of its own to leave free. Use a "
+                    "guide with a site for each latent, or free_bits=0."
+                )
 
     def score(self, weights: LogWeights) -> Tensor | float:
         """As for any sum; but the floor of free nats ties all rows and particles together."""

@@ -25,21 +25,23 @@ class Estimator(pyro.infer.ELBO):
 
     Attributes:
         is_bound: whether the value is a lower bound on log p(x) in expectation.
+        is_tight: whether it reaches log p(x) where the guide is the exact posterior.
         follows_bound: whether the surrogate's gradient is, in expectation, that of the bound.
         closed_form: whether divergences are taken site by site in closed form.
         step: number of updates made so far (an int, or a tensor inside a compiled step).
     """
 
     is_bound: bool = True
+    is_tight: bool = True
     follows_bound: bool = True
     closed_form: bool = False
+    step: int | Tensor = 0
 
     def __init__(self, particles: int = 1, *, vectorized: bool = True):
         whole("particles", particles)
         super().__init__(num_particles=particles, vectorize_particles=vectorized)
         self.particles = particles
         self.vectorized = vectorized
-        self.step: int | Tensor = 0
 
     def bound(self, weights: LogWeights) -> Tensor:
         """The bound in nats, summed over data and scaled by N/B: a scalar."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..weights import LogWeights, Term, dream
+from ..weights import LogWeights, Term, dream, log_q_at
 from .additive import Trace
 from .base import Estimator
+
+Rerun = Callable[..., Mapping[str, Term]]  # (values, particles) -> the guide's terms at them
 
 
 class Penalised(Estimator):
     """`base` minus a penalty that `draw` puts into `weights.extras` under a name.
 
     The penalty is in nats and counts once per datum, like a divergence: its factor includes N.
+
+    Raises:
+        ValueError: latents outside one data plate, or not reparameterised; fewer than 2 rows.
     """
 
     is_bound = False
@@ -27,8 +32,23 @@ class Penalised(Estimator):
         super().__init__(self.base.particles, vectorized=self.base.vectorized)
         self.follows_bound = self.base.follows_bound
 
-    def penalty(self, weights: LogWeights, prior: dict[str, Tensor]) -> Tensor:
-        """The penalty, a scalar in nats per datum, to be made small."""
+    @property
+    def step(self) -> int | Tensor:  # type: ignore[override]
+        """Number of updates made so far: the base's, whose schedule it drives."""
+        return self.base.step
+
+    @step.setter
+    def step(self, count: int | Tensor) -> None:
+        self.base.step = count
+
+    def penalty(self, weights: LogWeights, prior: dict[str, Tensor], rerun: Rerun) -> Tensor:
+        """The penalty, a scalar in nats per datum, to be made small.
+
+        Args:
+            weights: the base's.
+            prior: latent -> a draw from the prior for each row.
+            rerun: runs the guide on the same rows at given values of its latents.
+        """
         raise NotImplementedError
 
     def factor(self) -> float:
@@ -38,15 +58,19 @@ class Penalised(Estimator):
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The base's weights, with the penalty beside them."""
         weights = self.base.draw(model, guide, *args, **kwargs)
-        return self._with_penalty(weights, model, args, kwargs)
+        return self._with_penalty(weights, model, guide, args, kwargs)
 
     def _with_penalty(
-        self, weights: LogWeights, model: Callable, args: tuple, kwargs: dict[str, Any]
+        self, weights: LogWeights, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> LogWeights:
-        _refuse_global(weights, repr(self))
+        _refuse_unpaired(weights, repr(self))
         plain = {k: v for k, v in kwargs.items() if k not in ("nesting", "full_sizes")}
         prior, _ = dream(model, *args, **plain)
-        weights.extras[self.name] = self.penalty(weights, prior)
+
+        def rerun(values: Mapping[str, Tensor], particles: int) -> Mapping[str, Term]:
+            return log_q_at(guide, values, *args, particles=particles, nesting=1, **plain)
+
+        weights.extras[self.name] = self.penalty(weights, prior, rerun)
         return weights
 
     def bound(self, weights: LogWeights) -> Tensor:
@@ -60,7 +84,7 @@ class Penalised(Estimator):
     def reference(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The base's reference minus the penalty: its latents are reparameterised."""
         weights = Estimator.draw(self, model, guide, *args, **kwargs)
-        return self.bound(self._with_penalty(weights, model, args, kwargs))
+        return self.bound(self._with_penalty(weights, model, guide, args, kwargs))
 
     def _total(self, weights: LogWeights) -> Tensor:
         return self.factor() * weights.data_size * weights.extras[self.name]
@@ -70,7 +94,8 @@ class MMD(Penalised):
     """A bound minus λ N MMD²(q(z), p(z)): the aggregate posterior is held to the prior.
 
     MMD² = E k(z, z') + E k(u, u') - 2 E k(z, u), z from q(z) = E_x q(z | x) and u from the prior,
-    k a Gaussian kernel; the U-statistic over the mini-batch, so it may be negative.
+    k a Gaussian kernel; the U-statistic over the rows of the mini-batch, so it may be negative.
+    Particles of one row are no independent draws of q(z): only pairs of different rows count.
     InfoVAE's objective with α = 1 is `MMD(λ, base=Beta(0))`.
 
     Args:
@@ -99,28 +124,33 @@ class MMD(Penalised):
         """λ."""
         return self.weight
 
-    def penalty(self, weights: LogWeights, prior: dict[str, Tensor]) -> Tensor:
-        """MMD² between the drawn latents of all particles and rows, and as many prior rows."""
-        names = [n for n in prior if n in weights.guide]
-        z = torch.cat([_rows(weights.guide[n], weights.guide[n].value) for n in names], -1)
-        u = torch.cat([_rows(weights.guide[n], prior[n]) for n in names], -1)
+    def penalty(self, weights: LogWeights, prior: dict[str, Tensor], rerun: Rerun) -> Tensor:
+        """MMD² between the drawn latents of all particles and rows, and one prior draw per row."""
+        terms = [weights.guide[n] for n in prior if n in weights.guide]
+        z = torch.cat([_draws(t) for t in terms], -1)  # (K, B, L)
+        u = torch.cat([_vectors(t, prior[t.name]) for t in terms], -1)[-1:]  # (1, B, L)
         h2 = z.shape[-1] if self.bandwidth is None else self.bandwidth**2
 
         def kernel(a: Tensor, b: Tensor) -> Tensor:
             return torch.exp(-(a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1) / (2 * h2))
 
         def within(a: Tensor) -> Tensor:
-            n = len(a)
-            return (kernel(a, a).sum() - n) / (n * (n - 1))
+            row = torch.arange(a.shape[1], device=a.device).repeat(len(a))
+            apart = (row.unsqueeze(-1) != row).to(a.dtype)
+            a = a.flatten(0, 1)
+            return (apart * kernel(a, a)).sum() / apart.sum()
 
-        return within(z) + within(u) - 2 * kernel(z, u).mean()
+        return within(z) + within(u) - 2 * kernel(z.flatten(0, 1), u.flatten(0, 1)).mean()
 
 
 class TotalCorrelation(Penalised):
     """A bound minus (β - 1) N KL(q(z) || Π_j q(z_j)): β-TCVAE.
 
     log q(z_i) of the aggregate posterior over N data comes from the mini-batch,
-    1/N q(z_i | x_i) + (N - 1)/N · mean over j ≠ i of q(z_i | x_j), exact on the full data.
+    1/N q(z_i | x_i) + (N - 1)/N · mean over j ≠ i of q(z_i | x_j), exact on the full data. Where
+    the guide draws several latents, q(z_i | x_j) is its density at all of row i's latents, and that
+    of a single dimension z_i,l given x_j is taken at row j's draw of the latents above it, which
+    estimates the integral over them.
 
     Args:
         beta: β > 1 penalises; 1 leaves the base as it is.
@@ -143,31 +173,66 @@ class TotalCorrelation(Penalised):
         """β - 1."""
         return self.beta - 1
 
-    def penalty(self, weights: LogWeights, prior: dict[str, Tensor]) -> Tensor:
-        """E[log q(z) - Σ_j log q(z_j)]."""
+    def penalty(self, weights: LogWeights, prior: dict[str, Tensor], rerun: Rerun) -> Tensor:
+        """E[log q(z) - Σ_l log q(z_l)]."""
         terms = [weights.guide[n] for n in prior if n in weights.guide]
         pairs = torch.cat([_pairs(t, repr(self)) for t in terms], -1)  # (i, K, j, L)
+        whole = pairs.sum(-1) if len(terms) == 1 else self._whole(terms, rerun)  # (i, K, j)
         n, b = weights.data_size, pairs.shape[0]
-        if b < 2:
-            raise ValueError(f"{self!r}: expected a mini-batch of at least 2 rows, got {b}.")
         own = torch.eye(b, dtype=torch.bool, device=pairs.device).reshape(b, 1, b, 1)
         inside, outside = pairs.new_tensor(1 / n), pairs.new_tensor((n - 1) / (n * (b - 1)))
         log_share = torch.where(own, inside, outside).log()
-        joint = torch.logsumexp(pairs.sum(-1, keepdim=True) + log_share, 2)  # (i, K, 1)
+        joint = torch.logsumexp(whole + log_share.squeeze(-1), 2)  # (i, K)
         single = torch.logsumexp(pairs + log_share, 2)  # (i, K, L)
-        return (joint.squeeze(-1) - single.sum(-1)).mean()
+        return (joint - single.sum(-1)).mean()
+
+    def _whole(self, terms: list[Term], rerun: Rerun) -> Tensor:
+        """log q(z_i | x_j) of all latents together, each given row i's own: (i, K, j)."""
+
+        def at(draws: dict[str, Tensor], particles: int) -> Tensor:
+            found = rerun(draws, particles)
+            return torch.stack([found[name].log_prob for name in draws]).sum(0)
+
+        draws = {t.name: _value(t) for t in terms}  # (K, B, *event)
+        k, b = next(iter(draws.values())).shape[:2]
+        each = {n: v.movedim(1, 0).flatten(0, 1) for n, v in draws.items()}  # (i, K) as particles
+        if self.vectorized:
+            spread = {n: v.unsqueeze(1).expand(-1, b, *v.shape[1:]) for n, v in each.items()}
+            whole = at(spread, b * k)
+        else:
+            one = ({n: v[i].expand(b, *v.shape[1:]) for n, v in each.items()} for i in range(b * k))
+            whole = torch.cat([at(values, 1) for values in one])
+        return whole.reshape(b, k, b)
 
 
-def _rows(term: Term, value: Tensor) -> Tensor:
-    """All draws of a latent as rows: (K * B, L)."""
+def _value(term: Term) -> Tensor:
+    """All draws of a latent, those of several runs too: (K, B, *event)."""
+    if term.parts:
+        return torch.cat([_value(part) for part in term.parts])
+    value = term.value
+    lead = 2 - (value.dim() - term.fn.event_dim)
+    return value.reshape((1,) * lead + value.shape)
+
+
+def _vectors(term: Term, value: Tensor) -> Tensor:
+    """A latent's values with its event flat: (..., B, L), L = 1 for a scalar."""
     event = term.fn.event_dim
-    return value.reshape(-1, *value.shape[value.dim() - event :]).flatten(1) if event else (
-        value.reshape(-1, 1)
-    )  # fmt: skip
+    value = value.reshape((1,) * (2 + event - value.dim()) + value.shape)
+    return value.flatten(-event) if event else value.unsqueeze(-1)
+
+
+def _draws(term: Term) -> Tensor:
+    """All draws of a latent, flat: (K, B, L)."""
+    return _vectors(term, _value(term))
 
 
 def _pairs(term: Term, who: str) -> Tensor:
-    """log q(z_i,l | x_j) of every pair of rows and every dimension l: (i, K, j, L)."""
+    """log q(z_i,l | x_j, row j's other latents) of all pairs of rows and dimensions: (i, K, j, L).
+
+    The log densities of several runs stand one after the other along K.
+    """
+    if term.parts:
+        return torch.cat([_pairs(part, who) for part in term.parts], 1)
     fn, value = term.fn, term.value
     if fn.event_dim == 0:
         value = value.unsqueeze(-1)
@@ -187,11 +252,18 @@ def _pairs(term: Term, who: str) -> Tensor:
     return pairs.reshape((len(pairs), -1, *pairs.shape[-2:]))
 
 
-def _refuse_global(weights: LogWeights, who: str) -> None:
+def _refuse_unpaired(weights: LogWeights, who: str) -> None:
+    """Raise ValueError where the rows' latents cannot be compared with each other."""
     if len(weights.plates) != 1 or weights.nesting != 1:
         raise ValueError(
             f"{who}: expected every latent in one data plate, to compare their aggregate over "
             f"data with the prior; the sites share {[p.name for p in weights.plates]}."
+        )
+    rows = weights.plates[0].size
+    if rows < 2:
+        raise ValueError(
+            f"{who}: compares the latents of different rows, and this batch has {rows}. Use a "
+            "larger batch_size, of which no last batch of one row is left."
         )
     for term in weights.guide.values():
         if term.scored or term.enumerated:

@@ -70,6 +70,12 @@ def less_the_others(signal: Tensor, dims: tuple[int, ...] = (0,)) -> Tensor:
     return signal - (total - signal) / (n - 1)
 
 
+def latent_of(guide_site: str, latents: Iterable[str]) -> str | None:
+    """The latent that a guide site draws or, as an auxiliary site `<name>_...`, helps to make."""
+    near = [n for n in latents if guide_site == n or guide_site.startswith(f"{n}_")]
+    return max(near, key=len, default=None)
+
+
 def kl_by_site(weights: LogWeights) -> dict[str, Tensor]:
     """E_q[log q - log p] per latent of the model, summed over data and scaled: scalars, nats.
 
@@ -78,8 +84,7 @@ def kl_by_site(weights: LogWeights) -> dict[str, Tensor]:
     """
     out = {n: -p.total() for n, p in weights.model.items() if not (p.observed or p.deterministic)}
     for name, q in weights.guide.items():
-        near = [n for n in out if name.startswith(f"{n}_")]
-        target = name if name in out else max(near, key=len, default=None)
+        target = latent_of(name, out)
         if target is None and not any(name in p.sites for p in weights.model.values()):
             target = name
         if target is not None:

@@ -21,6 +21,14 @@ class _AtConstants(MultiSample):
 
     follows_bound = False
 
+    def __init__(self, particles: int = 8, *, vectorized: bool = True):
+        super().__init__(particles, vectorized=vectorized)
+        if self.particles < 2 and not getattr(self, "sleep", 0):
+            raise ValueError(
+                f"{type(self).__name__}: expected K >= 2 particles, got {particles}: the weight of "
+                "a single one is 1 whatever it is, so the guide would follow noise alone."
+            )
+
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """Latents as constants, in the model and in the guide's density."""
         kwargs["model_values"] = lambda name, value: value.detach()
@@ -45,14 +53,15 @@ class WakeSleep(_AtConstants):
     2018, Revisiting reweighted wake-sleep, arXiv:1805.10469 (the wake phase alone is best).
 
     Raises:
-        ValueError: `sleep` outside [0, 1]; a model that cannot dream its arguments.
+        ValueError: `sleep` outside [0, 1]; K < 2 without sleep; a model that cannot dream its
+            arguments.
     """
 
     def __init__(self, particles: int = 8, *, sleep: float = 0.0, vectorized: bool = True):
         if not 0 <= sleep <= 1:
             raise ValueError(f"sleep: expected a share in [0, 1], got {sleep}.")
-        super().__init__(particles, vectorized=vectorized)
         self.sleep = sleep
+        super().__init__(particles, vectorized=vectorized)
 
     per_datum = IWAE.per_datum
 

@@ -69,6 +69,7 @@ def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0)
     exact posterior is log p(x); elsewhere it does not exceed log p(x); the gradient has the mean
     of `estimator.reference`'s; mini-batches are unbiased for all data; masked rows count nothing;
     the step can be traced. An estimator with `is_bound = False` is spared the first two, one with
+    `is_tight = False` the first, one with
     `follows_bound = False` must have no gradient at the exact posterior instead. A pair that the
     estimator refuses with a ValueError is reported as refused, as long as one is not.
 
@@ -154,8 +155,9 @@ def _checks(estimator: Estimator) -> dict[str, Check]:
     }
     out: dict[str, Check] = {"traceable": _traceable}  # first: what cannot be is slow to draw
     for name, kind in pairs.items():
-        if estimator.is_bound:
+        if estimator.is_bound and estimator.is_tight:
             out[f"tight, {name}"] = _on(kind, True, _tight)
+        if estimator.is_bound:
             out[f"below log p(x), {name}"] = _on(kind, False, _below)
         if estimator.follows_bound:
             out[f"gradient, {name}"] = _on(kind, False, _gradient)
@@ -163,6 +165,7 @@ def _checks(estimator: Estimator) -> dict[str, Check]:
             out[f"at rest, {name}"] = _on(kind, True, _at_rest)
     if estimator.is_bound:
         out["mini-batches"] = _mini_batches
+    if estimator.is_bound and estimator.is_tight:
         out["masks"] = _masks
     return out
 

@@ -61,8 +61,7 @@ class _Average:
             names = [s["packed"]["log_prob"]._pyro_dims for s in upstream]
             self._refuse_uncovered(dims, names, ordinal)
             out = "".join(sorted({d for n in (dims, *names) for d in n if self.plate(d)}))
-            equation = ",".join([dims, *names]) + "->" + out
-            value = torch.einsum(equation, value, *(self.factors[id(s)] for s in upstream))
+            value = _mean(value, [self.factors[id(s)] for s in upstream], [dims, *names], out)
             value._pyro_dims = out  # type: ignore[attr-defined]
         lp = packed.unpack(value, self.dims)
         return lp.reshape((1,) * (self.nesting + 1 - lp.dim()) + lp.shape)
@@ -78,6 +77,16 @@ class _Average:
                 "every combination. Draw it (no infer={'enumerate': ...}), or take it out of the "
                 "guide."
             )
+
+
+def _mean(value: Tensor, factors: list[Tensor], dims: list[str], out: str) -> Tensor:
+    """Σ value · Π factors, where an impossible value (-inf) of probability 0 adds nothing."""
+    equation = ",".join(dims) + "->" + out
+    impossible = value == -math.inf
+    mean = torch.einsum(equation, value.masked_fill(impossible, 0.0), *factors)
+    with torch.no_grad():
+        reached = torch.einsum(equation, impossible.to(value.dtype), *factors) > 0
+    return mean.masked_fill(reached, -math.inf)
 
 
 def averaged_guide(

@@ -7,19 +7,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from truths import linear_gaussian_posterior
 
-from inference import elbo
+from inference import elbo, fit
 from inference.elbo.pieces import reach
 from inference.judging.comparison.gradients import Gradients, Moments
 from inference.pairs.pair import Pair
 from inference.testing.estimators import gradient_bias
 from inference.testing.toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian
-from inference.training.update import DrawnAnew
+from inference.training.update import DrawnAnew, at_step
 from inference.weights import log_weights, no_validation
 
 
@@ -422,6 +422,8 @@ def test_dreg_under_an_outer_gradient_is_refused():
         lambda: elbo.CIWAE(1.5), lambda: elbo.Renyi(math.nan), lambda: elbo.CUBO(1.0),
         lambda: elbo.ThermodynamicVI(4, first=1.5), lambda: elbo.WakeSleep(4, sleep=2.0),
         lambda: elbo.MMD(-1.0), lambda: elbo.Score(4, baseline="moving"), lambda: elbo.Trace(2.5),
+        lambda: elbo.Trace(True), lambda: elbo.WakeSleep(1), lambda: elbo.ForwardKL(1),
+        lambda: elbo.CUBO(2.0, 1), lambda: elbo.ThermodynamicVI(1),
     ],
 )  # fmt: skip
 def test_arguments_out_of_range_are_refused(make):
@@ -519,7 +521,7 @@ def test_continuous_latents_beside_discrete_ones_that_are_summed_out(estimator):
 
 def test_dreg_with_an_autoguide():
     """A flow over all latents: the drawn site is auxiliary, and Deltas hand out its parts."""
-    from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal
+    from pyro.infer.autoguide import AutoIAFNormal
 
     def model(x):
         a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
@@ -627,3 +629,166 @@ def test_a_penalty_counts_once_per_datum():
     expected = base - 3.0 * 80 * weights.extras["mmd"]
     assert torch.allclose(estimator.bound(weights), expected, rtol=1e-12)
     assert not estimator.is_bound
+
+
+class Chained(nn.Module):
+    """q(z_1 | x) = N(x, 1), q(z_2 | z_1) = N(z_1, s²): their draws are close to each other."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale).double())
+
+    def model(self, x, size=None):
+        with pyro.plate("data", size or len(x), subsample=x):
+            pyro.sample("z_1", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("z_2", dist.Normal(x.new_zeros(()), 1.0))
+
+    def guide(self, x, size=None):
+        with pyro.plate("data", size or len(x), subsample=x):
+            z = pyro.sample("z_1", dist.Normal(x, 1.0))
+            pyro.sample("z_2", dist.Normal(z, self.scale))
+
+
+@pytest.mark.parametrize(
+    "base", [elbo.Trace(), elbo.Trace(2), elbo.Trace(2, vectorized=False)], ids=repr
+)
+@pytest.mark.parametrize("size", [None, 4_000])
+def test_total_correlation_of_latents_that_depend_on_each_other(base, size):
+    """x ~ N(0, 1): z_1 ~ N(0, 2), z_2 = z_1 + s ε, so TC = -½ log(1 - ρ²), ρ² = 2 / (2 + s²)."""
+    rows, rounds, s = (30, 30, 0.3) if not base.vectorized else (400, 6, 0.3)
+    expected = -0.5 * math.log(1 - 2 / (2 + s**2))
+    assert expected > 1.5
+    pair, penalty, found = Chained(s), elbo.TotalCorrelation(2.0, base), []
+    for seed in range(rounds):
+        torch.manual_seed(seed)
+        x = torch.randn(rows).double()
+        with torch.no_grad():
+            weights = penalty.draw(pair.model, pair.guide, x, size)
+        found.append(float(weights.extras[penalty.name]))
+    error = torch.tensor(found).std() / math.sqrt(rounds)
+    # the logarithm of a density estimate from n kernels of width s is biased by half its relative
+    # variance, at most 1 / (4 √π n s p(z)), whose mean over z ~ p is the width of p, here about 8
+    assert abs(sum(found) / rounds - expected) < 5 * error + 8 / (4 * math.sqrt(math.pi) * rows * s)
+
+
+def test_a_penalty_drives_the_schedule_of_its_base():
+    """β rises under the penalty as without it: in SVI, in an eager fit, in a compiled one."""
+    x = torch.randn(6, 2)
+    for penalised in (elbo.MMD(0.0, elbo.Beta(1.0, warmup=4)),
+                      elbo.TotalCorrelation(1.0, elbo.Beta(1.0, warmup=4))):  # fmt: skip
+        pair = Codes(0.7).float()
+        svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), penalised)
+        for expected in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0):
+            assert float(penalised.base.weight()) == expected
+            svi.step(x)
+        with at_step(penalised, torch.tensor(3)):  # as the compiled step does
+            assert float(penalised.base.weight()) == 0.75
+        penalised.step = 0
+        alone, beside = (
+            fit(Codes(0.7).float(), x, elbo=e, steps=8, lr=0.05, seed=3, progress=False,
+                compile=False).losses
+            for e in (elbo.Beta(1.0, warmup=4), penalised)
+        )  # fmt: skip
+        constant = fit(Codes(0.7).float(), x, elbo=elbo.Beta(0.0), steps=8, lr=0.05, seed=3,
+                       progress=False, compile=False).losses  # fmt: skip
+        assert len(alone) == len(beside) == 8
+        # the penalty of weight 0 draws from the prior too, so later noise differs: the first is one
+        assert float(alone[0]) == pytest.approx(float(constant[0]))
+        assert abs(float(beside[-1]) - float(constant[-1])) > 0.1
+
+
+@pytest.mark.parametrize("penalty", [elbo.MMD(1.0), elbo.TotalCorrelation(2.0)], ids=repr)
+def test_a_penalty_on_one_row_is_refused(penalty):
+    pair = Codes(0.7)
+    with pytest.raises(ValueError, match="compares the latents of different rows, and this batch"):
+        penalty.loss(pair.model, pair.guide, torch.zeros(1, 2).double())
+
+
+@pytest.mark.parametrize("base", [elbo.Trace(4), elbo.Trace(4, vectorized=False)], ids=repr)
+def test_mmd_does_not_depend_on_the_number_of_particles(base):
+    """Two rows far apart with little noise: pairs of one row would count as draws of q(z)."""
+    x = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
+    pair = Codes(0.1)
+
+    def mean(estimator, n):
+        with torch.no_grad():
+            draws = [estimator.draw(pair.model, pair.guide, x).extras["mmd"] for _ in range(n)]
+        draws = torch.stack(draws)
+        return float(draws.mean()), float(draws.std()) / math.sqrt(n)
+
+    (one, se), (four, se4) = mean(elbo.MMD(1.0), 150), mean(elbo.MMD(1.0, base), 150)
+    assert abs(one - four) < 5 * math.hypot(se, se4)
+
+
+def test_beta_above_one_is_a_bound_that_is_not_tight():
+    assert elbo.Beta(4.0).is_bound and not elbo.Beta(4.0).is_tight
+    assert elbo.Beta(1.0).is_bound and elbo.Beta(1.0).is_tight
+    for other in (elbo.Beta(0.5), elbo.Beta(4.0, warmup=10), elbo.Beta(1.0, free_bits=0.1)):
+        assert not other.is_bound
+
+
+def test_free_bits_of_a_joint_guide_are_refused():
+    def model(x):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("x", dist.Normal(b, 1.0).expand([3]).to_event(1), obs=x)
+
+    x = torch.zeros(3)
+    joint = AutoMultivariateNormal(model)
+    with pytest.raises(ValueError, match="draws several of them jointly"):
+        elbo.Beta(1.0, free_bits=0.5).loss(model, joint, x)
+    assert math.isfinite(elbo.Beta(1.0).loss(model, joint, x))
+    assert math.isfinite(elbo.Beta(1.0, free_bits=0.5).loss(model, AutoNormal(model), x))
+
+
+# ---------------------------------------------------------------- impossible states
+
+
+class Impossible(nn.Module):
+    """k in {0, 1, 2}; x under k = 2 is impossible and the guide knows; l in {0, 1} given k."""
+
+    def __init__(self, states):
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([0.3, -0.2]).double())
+        self.q = nn.Parameter(torch.tensor([0.5, 0.1]).double())
+        self.states = states
+
+    def padded(self, logits):
+        return nn.functional.pad(logits, (0, self.states - 2), value=-math.inf)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=self.padded(self.p)))
+            i = pyro.sample("l", dist.Bernoulli(logits=self.p[0] * k))
+            mean = self.p[1] * k + i
+            lp = torch.where(k < 2, dist.Normal(mean, 1.0).log_prob(x), -math.inf)
+            pyro.factor("x", lp)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=self.padded(self.q)))
+            pyro.sample("l", dist.Bernoulli(logits=self.q[1] * k))
+
+
+def test_enum_with_an_impossible_state():
+    """It counts nothing: value and gradient are those of the model without it."""
+    x = torch.tensor([0.4, -1.0]).double()
+    found = []
+    for states in (2, 3):
+        pair = Impossible(states)
+        value, surrogate = elbo.Enum().value_and_surrogate(pair.model, pair.guide, x)
+        found.append([value, *torch.autograd.grad(surrogate, list(pair.parameters()))])
+    for two, three in zip(*found):
+        assert torch.isfinite(two).all()
+        assert torch.allclose(two, three, rtol=1e-12)
+
+
+def test_enum_is_minus_infinity_where_the_guide_believes_in_an_impossible_state():
+    class Believes(Impossible):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                k = pyro.sample("k", dist.Categorical(logits=x.new_zeros(3)))
+                pyro.sample("l", dist.Bernoulli(logits=self.q[1] * k))
+
+    pair = Believes(3)
+    assert elbo.Enum().loss(pair.model, pair.guide, torch.zeros(2).double()) == math.inf
