@@ -11,7 +11,7 @@ from torchvision.utils import make_grid
 
 from inference.ratios.adversarial import fit_adversarial
 from zoo.data import load
-from zoo.gan import GAN, Critic
+from zoo.gan import GAN, GANCritic
 
 
 def main(data: str = "digits", steps: int = 6_000, seed: int = 0, out: str = "gan_digits.png"):
@@ -20,7 +20,7 @@ def main(data: str = "digits", steps: int = 6_000, seed: int = 0, out: str = "ga
     torch.manual_seed(seed)
     images = load(data)
     gan = GAN(images.data_dim, latent_dim=16, hidden=(256, 256), output="sigmoid")
-    critic = Critic(images.data_dim, hidden=(256, 256))
+    critic = GANCritic(images.data_dim, hidden=(256, 256))
     run = fit_adversarial(
         gan, images, critic=critic, steps=steps, batch_size=128, seed=seed, progress=False
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Autoencoder(Protocol):
+class EncoderDecoder(Protocol):
     """The methods that editing needs of a pair."""
 
     def encode(self, x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class Autoencoder(Protocol):
 
 @torch.no_grad()
 def interpolate(
-    pair: Autoencoder, x0: Tensor, x1: Tensor, steps: int = 8, path: str = "linear"
+    pair: EncoderDecoder, x0: Tensor, x1: Tensor, steps: int = 8, path: str = "linear"
 ) -> Tensor:
     """Decode points on the way from z_0 = encode(x0) to z_1 = encode(x1).
 
@@ -77,7 +77,7 @@ _PATHS = {"linear": _linear, "spherical": _spherical}
 
 
 @torch.no_grad()
-def attribute_vector(pair: Autoencoder, x: Tensor, has: Tensor) -> Tensor:
+def attribute_vector(pair: EncoderDecoder, x: Tensor, has: Tensor) -> Tensor:
     """Return the mean latent of data that have an attribute, minus that of data that have not.
 
     Args:
@@ -108,7 +108,7 @@ def attribute_vector(pair: Autoencoder, x: Tensor, has: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_attribute(
-    pair: Autoencoder, x: Tensor, vector: Tensor, strength: float | Tensor = 1.0
+    pair: EncoderDecoder, x: Tensor, vector: Tensor, strength: float | Tensor = 1.0
 ) -> Tensor:
     """x with more of an attribute (or less): decode(encode(x) + strength · vector).
 
@@ -134,7 +134,7 @@ def apply_attribute(
 
 
 @torch.no_grad()
-def latent_grid(pair: Autoencoder, steps: int = 16) -> Tensor:
+def latent_grid(pair: EncoderDecoder, steps: int = 16) -> Tensor:
     """Decode a square grid in a 2-D latent space, equal prior mass around each point.
 
     The coordinates are Φ⁻¹((i + ½) / steps), so that the picture shows what the prior draws.

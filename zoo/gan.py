@@ -69,7 +69,7 @@ class GAN(nn.Module):
         return self.decode(next(self.parameters()).new_empty(n, self.latent_dim).normal_())
 
 
-class Critic(nn.Module):
+class GANCritic(nn.Module):
     """A network v(x) that tells data from the generator's draws: (..., D) -> (...).
 
     Where it is trained on a divergence, v estimates log p_data(x) / p_generator(x) in nats.

@@ -36,7 +36,7 @@ class Likelihood(nn.Module):
             raise ValueError(f"x: {n} values are NaN or infinite. Drop or impute them first.")
 
 
-class Bernoulli(Likelihood):
+class BernoulliLikelihood(Likelihood):
     """x_d ~ Bernoulli(sigmoid(h_d)), for values in [0, 1].
 
     Values strictly between 0 and 1 are read as x log p + (1 - x) log(1 - p), which is a loss and
@@ -57,7 +57,7 @@ class Bernoulli(Likelihood):
             )
 
 
-class Gaussian(Likelihood):
+class GaussianLikelihood(Likelihood):
     """x_d ~ N(h_d, s²).
 
     Args:
@@ -82,7 +82,7 @@ class Gaussian(Likelihood):
         return dist.Normal(h, scale).to_event(1)
 
 
-class Laplace(Likelihood):
+class LaplaceLikelihood(Likelihood):
     """x_d ~ Laplace(h_d, b) with one learned scale b."""
 
     def __init__(self):
@@ -94,7 +94,7 @@ class Laplace(Likelihood):
         return dist.Laplace(h, self.log_scale.exp().expand_as(h)).to_event(1)
 
 
-class Categorical(Likelihood):
+class CategoricalLikelihood(Likelihood):
     """x_d in {0, ..., levels - 1}, with logits from the decoder, level-major: (..., levels·D)."""
 
     def __init__(self, levels: int = 256):
@@ -126,12 +126,12 @@ class Categorical(Likelihood):
 
 
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
-    "bernoulli": Bernoulli,
-    "gaussian": Gaussian,
-    "gaussian-unit": lambda: Gaussian("unit"),
-    "gaussian-diagonal": lambda: Gaussian("diagonal"),
-    "laplace": Laplace,
-    "categorical": Categorical,
+    "bernoulli": BernoulliLikelihood,
+    "gaussian": GaussianLikelihood,
+    "gaussian-unit": lambda: GaussianLikelihood("unit"),
+    "gaussian-diagonal": lambda: GaussianLikelihood("diagonal"),
+    "laplace": LaplaceLikelihood,
+    "categorical": CategoricalLikelihood,
 }
 
 

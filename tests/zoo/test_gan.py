@@ -10,7 +10,7 @@ from pyro import poutine
 from inference.ratios import density_ratio
 from inference.ratios.adversarial import fit_adversarial
 from zoo.data import load
-from zoo.gan import GAN, Critic
+from zoo.gan import GAN, GANCritic
 
 ANGLES = torch.arange(8) * math.pi / 4
 MODES = 4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
@@ -42,7 +42,7 @@ def test_output_range(output, low, high):
 
 
 def test_critic_reads_the_last_axis():
-    critic = Critic(3, hidden=(8,))
+    critic = GANCritic(3, hidden=(8,))
     assert critic(torch.randn(2, 5, 3)).shape == (2, 5)
 
 
@@ -51,12 +51,12 @@ def test_short_fit_lowers_the_divergence():
     gan = GAN(2, hidden=(32, 32))
     before = density_ratio(gan.sample(2_000), x[:2_000], steps=200).js_divergence
     run = fit_adversarial(
-        gan, x, critic=Critic(2, hidden=(32, 32)), steps=300, lr=3e-3, compile=False,
+        gan, x, critic=GANCritic(2, hidden=(32, 32)), steps=300, lr=3e-3, compile=False,
         progress=False, average=0.98,
     )  # fmt: skip
     after = density_ratio(run.sample(2_000), x[:2_000], steps=200).js_divergence
     assert before.value - after.value > 5 * (before.se + after.se)
-    assert isinstance(run.generator, GAN) and isinstance(run.critic, Critic)
+    assert isinstance(run.generator, GAN) and isinstance(run.critic, GANCritic)
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_ring_of_eight_gaussians(objective, seed):
         (lambda: GAN(2, latent_dim=0), "sizes of at least 1"),
         (lambda: GAN(2, output="softmax"), "output"),
         (lambda: GAN(2, act="gelu"), "activation"),
-        (lambda: Critic(0), "sizes of at least 1"),
+        (lambda: GANCritic(0), "sizes of at least 1"),
     ],
 )
 def test_mistakes(call, message):

@@ -9,7 +9,7 @@ from truths import ppca, ppca_log_likelihood
 
 from inference import elbo, fit, log_weights
 from zoo.data import load
-from zoo.likelihoods import LIKELIHOODS, Gaussian
+from zoo.likelihoods import LIKELIHOODS, GaussianLikelihood
 from zoo.vae import VAE, ConditionalVAE
 
 B, D, L = 6, 5, 3
@@ -20,7 +20,7 @@ VARIANTS = {
     "gaussian-unit": {"likelihood": "gaussian-unit", "act": "softplus"},
     "gaussian-diagonal": {"likelihood": "gaussian-diagonal", "act": "relu"},
     "laplace": {"likelihood": "laplace"},
-    "instance": {"likelihood": Gaussian("learned")},
+    "instance": {"likelihood": GaussianLikelihood("learned")},
     "conv": {"networks": "conv", "image_shape": (1, 5, 1)},
     "conv-diagonal": {
         "networks": "conv", "image_shape": (5, 1, 1), "likelihood": "gaussian-diagonal"

@@ -7,14 +7,14 @@ exact enumeration on the same data and prior.
 from .ascent import kmeans_plus_plus
 from .comparison import MixtureComparison, MixtureMethod, compare_mixtures
 from .gauss_wishart import GaussWishart
-from .maximum_likelihood import MaximumLikelihoodFit, Mixture, expectation_maximization
+from .maximum_likelihood import MaximumLikelihoodFit, MixtureDensity, expectation_maximization
 from .variational import VariationalFit, variational_bayes, weak_prior
 
 __all__ = [
     "GaussWishart",
     "MaximumLikelihoodFit",
-    "Mixture",
     "MixtureComparison",
+    "MixtureDensity",
     "MixtureMethod",
     "VariationalFit",
     "compare_mixtures",

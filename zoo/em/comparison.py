@@ -22,7 +22,7 @@ from inference.weights import log_weights
 from .ascent import check_mixture_data, kmeans_plus_plus
 from .figure import draw_mixtures
 from .gauss_wishart import GaussWishart
-from .maximum_likelihood import Mixture, expectation_maximization
+from .maximum_likelihood import MixtureDensity, expectation_maximization
 from .variational import variational_bayes
 
 
@@ -44,7 +44,7 @@ class MixtureMethod:
     """
 
     name: str
-    mixture: Mixture
+    mixture: MixtureDensity
     log_likelihood: float
     elbo: float
     elbo_error: float
@@ -193,7 +193,7 @@ def compare_mixtures(
 
     nan = math.nan
 
-    def method(name: str, mixture: Mixture, predictive: Any, r: Tensor, **more: Any):
+    def method(name: str, mixture: MixtureDensity, predictive: Any, r: Tensor, **more: Any):
         mean, se = Estimate.of(predictive.log_prob(test)) if len(test) else (nan, nan)
         log_likelihood = float(mixture.log_prob(train).sum())
         return MixtureMethod(

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
-from .maximum_likelihood import Mixture
+from .maximum_likelihood import MixtureDensity
 
 
 def draw_mixtures(
     x: Tensor,
-    panels: Mapping[str, tuple[Mixture, Tensor]],
+    panels: Mapping[str, tuple[MixtureDensity, Tensor]],
     columns: Sequence[str] = ("column 1", "column 2"),
 ) -> Figure:
     """Return a column for each panel: above the data and components, below the responsibilities.
@@ -41,7 +41,9 @@ def draw_mixtures(
                            sharey="row")  # fmt: skip
     for column, (title, (mixture, responsibilities)) in zip(axes.T, panels.items()):
         r = responsibilities.detach().cpu()
-        mixture = Mixture(mixture.weights.cpu(), mixture.means.cpu(), mixture.covariances.cpu())
+        mixture = MixtureDensity(
+            mixture.weights.cpu(), mixture.means.cpu(), mixture.covariances.cpu()
+        )
         colours = _colours(mixture.means, r)
         draw = _densities if data.shape[1] == 1 else _ellipses
         draw(column[0], data, mixture, r, colours)
@@ -62,7 +64,9 @@ def _colours(means: Tensor, r: Tensor) -> np.ndarray:
     return colours
 
 
-def _ellipses(axis: Axes, x: Tensor, mixture: Mixture, r: Tensor, colours: np.ndarray) -> None:
+def _ellipses(
+    axis: Axes, x: Tensor, mixture: MixtureDensity, r: Tensor, colours: np.ndarray
+) -> None:
     axis.scatter(
         x[:, 0].numpy(), x[:, 1].numpy(), c=(r.numpy() @ colours).clip(0, 1), s=9, linewidths=0
     )
@@ -81,7 +85,9 @@ def _ellipses(axis: Axes, x: Tensor, mixture: Mixture, r: Tensor, colours: np.nd
             )  # fmt: skip
 
 
-def _densities(axis: Axes, x: Tensor, mixture: Mixture, r: Tensor, colours: np.ndarray) -> None:
+def _densities(
+    axis: Axes, x: Tensor, mixture: MixtureDensity, r: Tensor, colours: np.ndarray
+) -> None:
     axis.hist(x[:, 0].numpy(), bins="auto", density=True, color="0.85")
     margin = 0.1 * (x.max() - x.min())
     grid = torch.linspace(float(x.min() - margin), float(x.max() + margin), 400, dtype=x.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from .ascent import blocks
-from .maximum_likelihood import Mixture
+from .maximum_likelihood import MixtureDensity
 
 
 @dataclass
@@ -104,11 +104,11 @@ class GaussWishart:
         weights = kl_divergence(Dirichlet(self.concentration), Dirichlet(prior.concentration))
         return weights + (means + precisions).sum(-1)
 
-    def mixture(self) -> Mixture:
+    def mixture(self) -> MixtureDensity:
         """Return the mixture at the mean of weights, means and precisions."""
         nu = self.degrees[..., None, None] if self.covariance == "full" else self.degrees[..., None]
         weights = self.concentration / self.concentration.sum(-1, keepdim=True)
-        return Mixture(weights, self.mean, self.scale / nu)
+        return MixtureDensity(weights, self.mean, self.scale / nu)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log ∫ p(x | w, m, Λ) dq, nats: (N, D) -> (..., N). Eq. 10.81, Student's t."""

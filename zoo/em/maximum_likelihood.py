@@ -12,7 +12,7 @@ from .ascent import ascend, blocks, check_mixture_data, starting_responsibilitie
 
 
 @dataclass
-class Mixture:
+class MixtureDensity:
     """A mixture of C Gaussians in D dimensions.
 
     Attributes:
@@ -49,7 +49,7 @@ class Mixture:
 
 
 @dataclass
-class MaximumLikelihoodFit(Mixture):
+class MaximumLikelihoodFit(MixtureDensity):
     """The result of EM: the best of its restarts.
 
     Attributes:
