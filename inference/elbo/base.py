@@ -10,7 +10,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from ..pairs.gate import inspect_once
+from ..pairs.gate import nesting_of
 from ..pairs.options import nearest, whole
 from ..weights import LogWeights, log_weights
 from .pieces import score_function
@@ -120,7 +120,7 @@ class Estimator(pyro.infer.ELBO):
             return kwargs
         own = ("full_sizes", "model_values")
         theirs = {k: v for k, v in kwargs.items() if k not in own}
-        return {**kwargs, "nesting": inspect_once(model, guide, args, theirs, repr(self))}
+        return {**kwargs, "nesting": nesting_of(model, guide, args, theirs, repr(self))}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("these estimators work on log weights: see `draw`.")

@@ -229,8 +229,8 @@ def halves(given: Any, rest: tuple = (), who: str = "") -> Halves:
 
 def inspect_once(
     model: Callable, guide: Callable, args: tuple, kwargs: dict | None = None, who: str = ""
-) -> int:
-    """Return the number of plate dimensions of a pair, after a look at one that is new.
+) -> dict[str, int]:
+    """Look at a pair that is new; return what is known of it, to which a caller may add.
 
     A pair counts as seen for arguments of the same types and numbers of dimensions. Of many rows,
     the first few are looked at, and all only where something is wrong with those.
@@ -238,29 +238,40 @@ def inspect_once(
     Raises:
         ValueError: `check` finds errors.
     """
-    seen, kwargs = _nestings(model, guide), kwargs or {}
+    seen, kwargs = _facts(model, guide), kwargs or {}
     kinds = tuple(
         (type(a), getattr(a, "dtype", None), getattr(a, "ndim", None))
         for a in (*args, *kwargs.values())
     )
     if kinds not in seen:
+        few = take_rows(args, slice(FEW))
         try:
-            refuse_errors(
-                model, guide, take_rows(args, slice(FEW)), kwargs=kwargs, who=who, trains=False
-            )
+            refuse_errors(model, guide, few, kwargs=kwargs, who=who, trains=False)
         except ValueError:
             if rows_of(args) <= FEW:
                 raise
             refuse_errors(model, guide, args, kwargs=kwargs, who=who, trains=False)
-        seen[kinds] = plate_nesting(model, guide, *args, **kwargs)
+        seen[kinds] = {}
     return seen[kinds]
 
 
-_SEEN: dict[tuple, tuple[weakref.ref, weakref.ref, dict[tuple, int]]] = {}
+def nesting_of(model: Callable, guide: Callable, args: tuple, kwargs: dict, who: str = "") -> int:
+    """Return the number of plate dimensions of a pair that an estimator meets in plain SVI.
+
+    Raises:
+        ValueError: as `inspect_once`.
+    """
+    known = inspect_once(model, guide, args, kwargs, who)
+    if "nesting" not in known:
+        known["nesting"] = plate_nesting(model, guide, *args, **kwargs)
+    return known["nesting"]
 
 
-def _nestings(model: Callable, guide: Callable) -> dict[tuple, int]:
-    """Kinds of arguments a pair was inspected with -> its nesting, for as long as it lives."""
+_SEEN: dict[tuple, tuple[weakref.ref, weakref.ref, dict[tuple, dict[str, int]]]] = {}
+
+
+def _facts(model: Callable, guide: Callable) -> dict[tuple, dict[str, int]]:
+    """Kinds of arguments a pair was inspected with -> what is known, for as long as it lives."""
     (a, half_a), (b, half_b) = _anchor(model), _anchor(guide)
     key = id(a), half_a, id(b), half_b
     if key in _SEEN and _SEEN[key][0]() is a and _SEEN[key][1]() is b:
