@@ -1,4 +1,4 @@
-"""The launches of a compiled CUDA graph, captured once: what `replay` is on a CPU."""
+"""Several updates of a compiled graph in one call: made from Python, or captured on CUDA."""
 
 from __future__ import annotations
 
@@ -22,17 +22,41 @@ def cuda_graph(device: torch.device, body: Callable[[], None]) -> Callable[[], N
     return graph.replay
 
 
-class Captured:
-    """`captured(inputs, updates)` makes so many updates and returns their losses.
+class Launched:
+    """`launched(inputs, updates)` makes so many updates, each a call from Python.
+
+    Args:
+        run: from `compiled`, of a graph whose one output is the loss.
+        inputs: example inputs.
+        own: how many of them, the first, are the same at every update (variables, learning rate).
+    """
+
+    def __init__(self, run: Callable, inputs: Sequence[Tensor], own: int):
+        self.run, self.own = run, own
+        self.dims = [t.dim() for t in inputs[own:]]
+
+    def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
+        """The losses, (updates, *loss), or the loss of one update where `updates` is None.
+
+        An input after the first `own` that has one more axis than its example is a row per update.
+        """
+        own, others = inputs[: self.own], inputs[self.own :]
+        losses = [
+            self.run([*own, *(t[i] if t.dim() > d else t for t, d in zip(others, self.dims))])
+            for i in range(updates or 1)
+        ]
+        return torch.stack(losses) if updates else losses[0]
+
+
+class Captured(Launched):
+    """The same calls, their launches captured once on CUDA and replayed.
 
     Each number of updates, and each shape of batch, is captured at its first call, and its replay
     compared with the same launches made one by one, from the same state on the same noise. Where
     that fails, they are made one by one.
 
     Args:
-        run: from `compiled`, of a graph whose one output is the loss.
-        inputs: example inputs. The first `own` are used in place at every call.
-        own: how many of them are the same tensors at every call (variables, learning rate).
+        run, inputs, own: as for `Launched`; the first `own` inputs are used in place.
         record: what turns launches into a function that repeats them; by default a CUDA graph.
     """
 
@@ -43,52 +67,46 @@ class Captured:
         own: int,
         record: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ):
-        self.run, self.own = run, own
+        super().__init__(run, inputs, own)
         self.record = record or functools.partial(cuda_graph, inputs[0].device)
         self.mine = list(inputs[:own])
-        self.dims = [t.dim() for t in inputs[own:]]
         self._captures: dict[Any, tuple[Callable[[], None], list[Tensor], Tensor]] = {}
 
     def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
-        """The losses, (updates, *loss), or the loss of one update where `updates` is None.
-
-        An input after the first `own` that has one more axis than its example is a row per update.
-        """
+        """As `Launched`; variables other than the example's, as in a proof, are launched for."""
         own, others = inputs[: self.own], inputs[self.own :]
+        if any(a is not b for a, b in zip(own, self.mine)):
+            return super().__call__(inputs, updates)
         n = updates or 1
-        if any(a is not b for a, b in zip(own, self.mine)):  # other variables, as in the proof
-            losses = self._launch(own, others, n)
-        else:
-            key = (n, *((t.shape, t.dtype) for t in others))
-            if key not in self._captures:
-                self._captures[key] = self._capture(others, n)
-            replay, fixed, losses = self._captures[key]
-            for f, t in zip(fixed, others):
-                f.copy_(t)
-            replay()
-            losses = losses.clone()  # the next replay writes over them
+        memory = tuple([t.data_ptr() for t in own])  # a variable may have moved since
+        key = (n, memory, *((t.shape, t.dtype) for t in others))
+        if key not in self._captures:
+            self._captures[key] = self._capture(others, n)
+        replay, fixed, losses = self._captures[key]
+        for f, t in zip(fixed, others):
+            f.copy_(t)
+        replay()
+        losses = losses.clone()  # the next replay writes over them
         return losses if updates else losses[0]
-
-    def _launch(self, own: Sequence[Tensor], others: Sequence[Tensor], n: int) -> Tensor:
-        rows = ([t[i] if t.dim() > d else t for t, d in zip(others, self.dims)] for i in range(n))
-        return torch.stack([self.run([*own, *row]) for row in rows])
 
     def _capture(self, others: Sequence[Tensor], n: int) -> tuple:
         fixed = [t.clone() for t in others]
         kept = [t.clone() for t in self.mine]
+
+        launch = functools.partial(super().__call__, [*self.mine, *fixed], n)
 
         def undo() -> None:
             for t, k in zip(self.mine, kept):
                 t.copy_(k)
 
         with forked():  # libraries allocate and tune at a first call: it must not be captured
-            expected = self._launch(self.mine, fixed, n)
+            expected = launch()
         after = [t.clone() for t in self.mine]
         undo()
         losses = torch.empty_like(expected)
 
         def body() -> None:
-            losses.copy_(self._launch(self.mine, fixed, n))
+            losses.copy_(launch())
 
         try:
             with forked():

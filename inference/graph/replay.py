@@ -50,21 +50,31 @@ class Replay:
     """
 
     def __init__(self, run: Callable, inputs: Sequence[Tensor], own: int):
-        self.own = own
-        self.mine = list(inputs[:own])
-        kept = [t.clone() for t in self.mine]
-        self._calls = _Calls()
+        kept = [t.clone() for t in inputs[:own]]
+        calls = _Calls()
         try:
-            self.loss = _record(run, inputs, self._calls)
+            self.loss = _record(run, inputs, calls)
+        except NotReplayable:
+            raise
+        except Exception as error:  # whatever torch has changed, the compiled code still runs
+            line = (str(error).strip().splitlines() or [""])[0][:160]
+            raise NotReplayable(f"recording fails: {type(error).__name__}: {line}") from error
         finally:  # recording is a call too
-            for t, k in zip(self.mine, kept):
+            for t, k in zip(inputs, kept):
                 t.copy_(k)
         if self.loss.device.type != "cpu" or not self.loss.is_contiguous():
             raise NotReplayable("the loss is not a plain CPU tensor")
-        self._others = [_Place(t, self._calls.pointers) for t in inputs[own:]]
-        self._pointers = _array(ctypes.c_void_p, self._calls.pointers)
-        self._functions = _array(ctypes.c_void_p, self._calls.functions)
-        self._loop = _loaded(self._calls.source()).replay
+        places = [_Offsets(t, calls.pointers) for t in inputs]
+        if len({i for p in places for i, _ in p.entries}) < sum(len(p.entries) for p in places):
+            raise NotReplayable("two inputs share memory")
+        self._own, self._others = places[:own], places[own:]
+        if not all(t.is_contiguous() for t in inputs[own:]):
+            raise NotReplayable("an input whose entries do not lie together")
+        self._memory = [t.data_ptr() for t in inputs[:own]]
+        self._calls = calls  # alive as long as its pointers
+        self._pointers = _array(ctypes.c_void_p, calls.pointers)
+        self._functions = _array(ctypes.c_void_p, calls.functions)
+        self._loop = _loaded(calls.source()).replay
         self._loop.restype = None
 
     def __call__(
@@ -74,19 +84,20 @@ class Replay:
 
         An input after the first `own` that has one more axis than its example is a row per update.
         The losses are written into `out` where it is given: contiguous, and of that shape.
+
+        Raises:
+            ValueError: a variable has another shape, dtype or strides than when it was recorded.
         """
-        own = inputs[: self.own]
-        elsewhere = any(a is not b for a, b in zip(own, self.mine))
-        if elsewhere:  # other variables, as in the proof: lend them the memory
-            kept = [f.clone() for f in self.mine]
-            for f, t in zip(self.mine, own):
-                f.copy_(t)
+        own = len(self._own)
+        memory = [t.data_ptr() for t in inputs[:own]]
+        if memory != self._memory:  # a variable has moved, or others are updated, as in the proof
+            self._point_to(inputs[:own])
         losses = self.loss.new_empty(updates or 1, *self.loss.shape) if out is None else out
         places: list[int] = []  # in the table
         starts: list[int] = []  # what to write there
         steps: list[int] = []  # and how much to add after each update
         alive = []
-        for other, t in zip(self._others, inputs[self.own :]):
+        for other, t in zip(self._others, inputs[own:]):
             t = t.contiguous()
             alive.append(t)
             step = other.bytes if t.dim() > other.dim else 0
@@ -101,20 +112,33 @@ class Replay:
             ctypes.c_void_p(self.loss.data_ptr()), ctypes.c_void_p(losses.data_ptr()),
             ctypes.c_int64(self.loss.numel() * self.loss.element_size()),
         )  # fmt: skip
-        if elsewhere:
-            for f, t, k in zip(self.mine, own, kept):
-                t.copy_(f)
-                f.copy_(k)
         return losses if updates else losses[0]
 
+    def _point_to(self, own: Sequence[Tensor]) -> None:
+        """Let the recorded kernels work on the memory of these variables from now on."""
+        for i, (offsets, t) in enumerate(zip(self._own, own)):
+            if _layout(t) != offsets.layout:
+                raise ValueError(
+                    f"variable {i} of a compiled step has changed: recorded as (shape, strides, "
+                    f"dtype) {offsets.layout}, now {_layout(t)}. Change variables in place."
+                )
+        for offsets, t in zip(self._own, own):
+            for place, offset in offsets.entries:
+                self._pointers[place] = t.data_ptr() + offset
+        self._memory = [t.data_ptr() for t in own]
 
-class _Place:
-    """Where in the table of pointers an input stands that is another tensor at every call."""
+
+def _layout(t: Tensor) -> tuple:
+    return tuple(t.shape), t.stride(), t.dtype
+
+
+class _Offsets:
+    """Where the pointer table points into one input: (place in the table, offset in bytes)."""
 
     def __init__(self, example: Tensor, pointers: list[int]):
-        self.dim, self.bytes = example.dim(), example.numel() * example.element_size()
-        if not example.is_contiguous():
-            raise NotReplayable("an input whose entries do not lie together")
+        self.layout, self.dim = _layout(example), example.dim()
+        last = sum((n - 1) * s for n, s in zip(example.shape, example.stride()))
+        self.bytes = (last + 1) * example.element_size() if example.numel() else 0
         start = example.data_ptr()
         self.entries = [
             (i, p - start) for i, p in enumerate(pointers) if start <= p < start + self.bytes

@@ -49,6 +49,30 @@ def test_one_update():
     assert loss == update(tensors())
 
 
+def test_a_variable_whose_storage_moved_is_captured_anew():
+    inputs, expected = tensors(), tensors()
+
+    def in_place(body):
+        """A recording remembers addresses, not tensors."""
+        memory = inputs[0].data_ptr()
+
+        def replay():
+            assert inputs[0].data_ptr() == memory
+            again(body)
+
+        return replay
+
+    captured = Captured(update, inputs, own=2, record=in_place)
+    torch.manual_seed(3)
+    captured(inputs)
+    inputs[0].set_(inputs[0].clone())
+    captured(inputs)
+    torch.manual_seed(3)
+    for _ in range(2):
+        update(expected)
+    assert torch.equal(inputs[0], expected[0])
+
+
 def test_other_variables_are_not_captured():
     inputs, others = tensors(), tensors()
 

@@ -38,11 +38,41 @@ def test_a_loop_is_so_many_calls():
     assert run([p, x[2]], updates=1).shape == (1,)
 
 
-def test_other_variables_borrow_the_memory():
+def test_other_variables_are_updated_where_they_lie():
     p, other = torch.zeros(3), torch.full((3,), 2.0)
     run = replay(moved, p, torch.ones(3), own=1)
     run([other, torch.ones(3)], updates=4)
     assert torch.equal(p, torch.zeros(3)) and torch.equal(other, torch.full((3,), 6.0))
+
+
+def test_a_variable_whose_storage_moved():
+    p = torch.zeros(3)
+    run = replay(moved, p, torch.ones(3), own=1)
+    run([p, torch.ones(3)])
+    before = p.view(3)
+    p.set_(p.clone())
+    run([p, torch.ones(3)], updates=2)
+    assert p.tolist() == [3.0] * 3 and before.tolist() == [1.0] * 3
+    p.set_(torch.zeros(6)[::2])
+    with pytest.raises(ValueError, match=r"variable 0 .* has changed"):
+        run([p, torch.ones(3)])
+
+
+def test_variables_that_share_memory_are_not_recorded():
+    p, x = torch.zeros(3), torch.ones(3)
+    with pytest.raises(NotReplayable, match="share memory"):
+        replay(lambda p, q, x: moved(p, x) + q.sum(), p, p.view(3), x, own=2)
+
+
+def test_a_failure_while_recording_is_a_reason(monkeypatch):
+    """As when torch changes what its compiled code calls."""
+    from torch._inductor.output_code import CompiledFxGraph
+
+    p, x = torch.zeros(3), torch.ones(3)
+    run = compiled(traced(moved, (p, x)), (p, x))
+    monkeypatch.setattr(CompiledFxGraph, "__call__", lambda graph, arguments: graph.renamed)
+    with pytest.raises(NotReplayable, match=r"recording fails: AttributeError: .*renamed"):
+        Replay(run, (p, x), 1)
 
 
 def test_the_users_batch_is_never_written():

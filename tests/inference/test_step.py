@@ -8,6 +8,7 @@ from torch import nn
 from inference import elbo, fit, optim
 from inference.graph import TraceFailure
 from inference.pairs.pair import Pair
+from inference.training.proof import Proof
 from inference.training.steps import RETRACES, CompiledStep, EagerStep, explain
 from inference.training.update import Update, Variables
 from zoo.vae import VAE
@@ -138,6 +139,93 @@ def test_a_wrong_compiled_step_is_not_used(monkeypatch):
     _, step = steps_of(schools_update())
     with pytest.raises(TraceFailure, match="on the same noise"):
         step((Y, S))
+
+
+class Averaged(nn.Module):
+    """A pair with a buffer that every update changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor([0.5, -0.5]))
+        self.register_buffer("mean", torch.zeros(2))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("averaged", self)
+        self.mean.add_(0.1 * (x.mean(0) - self.mean))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc + x - self.mean, 1.0).to_event(1))
+
+
+X = torch.linspace(-1.0, 2.0, 10).reshape(5, 2)
+# in the order of `Variables.flat`
+KINDS = ["parameter 'loc'", "buffer 'mean'", "count of updates '1'", "mean of 'loc'",
+         "square of 'loc'", "count of updates '0'"]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place, name", list(enumerate(KINDS)))
+def test_the_proof_compares_everything_an_update_changes(place, name, dtype):
+    pair = Averaged().to(dtype)
+    update = Update(Pair(pair.model, pair.guide, (X.to(dtype),)), elbo.Trace(), optim.Adam())
+    variables = Variables.start(update.pair, update.optimiser)
+    rows = [(X.to(dtype) + i,) for i in range(3)]
+    proof = Proof(update, variables, LR, rows)
+
+    def run(inputs, updates):
+        *flat, lr, x = inputs
+        x = x if updates else x[None]
+        losses = torch.stack([update(variables.like(flat), lr, (row,)) for row in x])
+        return losses if updates else losses[0]
+
+    def wrong(inputs, updates):
+        losses = run(inputs, updates)
+        if updates:
+            start, end = proof.start.flat()[place], inputs[place]
+            end.add_(0.01 * (end - start) if end.is_floating_point() else 1)
+        return losses
+
+    proof.hold(run, None, together=True)
+    with pytest.raises(TraceFailure, match=f"{name} differs .* one call on the same noise"):
+        proof.hold(wrong, None, together=True)
+
+
+def test_the_proof_sees_a_batch_that_does_not_step():
+    pair = Averaged()
+    update = Update(Pair(pair.model, pair.guide, (X,)), elbo.Trace(), optim.Adam())
+    variables = Variables.start(update.pair, update.optimiser)
+    proof = Proof(update, variables, LR, [(X + i,) for i in range(3)])
+
+    def run(inputs, updates):
+        *flat, lr, x = inputs
+        x = x[:1].expand(3, -1, -1) if updates else x[None]
+        losses = torch.stack([update(variables.like(flat), lr, (row,)) for row in x])
+        return losses if updates else losses[0]
+
+    proof.hold(run, None, together=False)
+    with pytest.raises(TraceFailure, match="3 updates in one call"):
+        proof.hold(run, None, together=True)
+
+
+def test_a_step_that_cannot_be_recorded_is_called_from_python(monkeypatch):
+    def changed(*_):
+        raise AttributeError("torch has renamed it")
+
+    monkeypatch.setattr("inference.graph.replay._record", changed)
+    eager, step = steps_of(schools_update())
+    step.repeats = 5
+    assert step((Y, S)).shape == (5,) and int(step.variables.count) == 5
+    assert "torch has renamed it" in step.not_replayed and step.repeats == 1
+    eager.variables.assign(step.variables)
+    losses = []
+    for each in (eager, step):
+        torch.manual_seed(3)
+        losses.append(each((Y, S)))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
 def test_an_argument_that_keeps_changing(monkeypatch):
