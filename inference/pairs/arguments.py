@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def as_arguments(data: Any) -> tuple:
@@ -67,34 +67,48 @@ def check_values(args: tuple, name: str = "data") -> tuple:
             raise ValueError(
                 f"{name}: argument {i}: expected at least one row, got shape {tuple(a.shape)}."
             )
-        if a.is_floating_point() and not torch.isfinite(a).all():
-            wrong = ~torch.isfinite(a)
-            first = tuple(int(v) for v in wrong.nonzero()[0])
+        if (wrong := not_finite(a)) is not None:
             raise ValueError(
-                f"{name}: argument {i} has {int(wrong.sum())} values that are NaN or infinite, the "
-                f"first at {first}. Drop or impute them, or mask them in the model."
+                f"{name}: argument {i} has {wrong[0]} values that are NaN or infinite, the first "
+                f"at {wrong[1]}. Drop or impute them, or mask them in the model."
             )
     return args
 
 
-def check_signature(function: Callable, args: tuple, name: str = "data") -> tuple:
-    """The arguments, where the function's signature can take them.
+def not_finite(a: Tensor) -> tuple[int, tuple[int, ...]] | None:
+    """How many values are NaN or infinite, and the index of the first; None where none is."""
+    if not (a.is_floating_point() or a.is_complex()) or a.is_meta or torch.isfinite(a).all():
+        return None
+    wrong = ~torch.isfinite(a)
+    return int(wrong.sum()), tuple(int(i) for i in wrong.nonzero()[0])
+
+
+def check_signature(model: Callable, args: tuple, name: str = "data") -> tuple:
+    """The arguments, where the model's signature can take them.
 
     Raises:
         TypeError: too few or too many of them; the message shows the signature.
     """
-    try:
-        signature = inspect.signature(getattr(function, "forward", function))
-    except (TypeError, ValueError):  # built in, or without one: the call itself will tell
-        return args
-    try:
-        signature.bind(*args)
-    except TypeError as error:
+    if (why := misfit(model, args, {})) is not None:
         raise TypeError(
-            f"{name}: the model takes {signature}, got {len(args)} "
-            f"argument{'s' * (len(args) != 1)}: {error}. Pass all of them, as one tuple."
-        ) from None
+            f"{name}: the model takes {why[0]}, got {len(args)} argument{'s' * (len(args) != 1)}: "
+            f"{why[1]}. Pass all of them, as one tuple."
+        )
     return args
+
+
+def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | None:
+    """The signature of a function and why it cannot take the arguments; None where it can."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # built in, or without one: the call itself will tell
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(signature), str(error)
+    return None
 
 
 def parameter_names(function: Callable) -> set[str]:

@@ -880,6 +880,20 @@ def discrete_autoguide_in_a_subsampled_plate():
 # ---------------------------------------------------------------- calls and estimators
 
 
+@broken("warning", "k", "'baseline': ...} is ignored", "other particles")
+def baseline_of_pyro():
+    def model(x):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x):
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        pyro.sample("k", dist.Bernoulli(p), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+    return model, guide, (normal_data(),)
+
+
 @broken("error", None, "the guide does not take these arguments", "guide(x)", "one signature")
 def guide_with_fewer_arguments():
     def model(x, y):

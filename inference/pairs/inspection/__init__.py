@@ -6,7 +6,7 @@ put back as they were. What its code raises becomes a finding that names the sit
 
 from __future__ import annotations
 
-import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from ...weights import LogWeights
 from ...weights.sites import latents_only
-from ..arguments import rows_of, takes_size
+from ..arguments import misfit, rows_of, takes_size
 from ..pair import Pair, modules_of
 from ..references import referred
 from . import minibatch, parameters, sites, supports
@@ -111,6 +111,9 @@ def refuse_errors(
     found = Findings(
         _look(model, guide, args, kwargs, size, elbo, device, trains=trains, errors_only=True)
     )
+    for f in found.warnings:
+        if "is ignored" in f.what:
+            warnings.warn(f"site {f.site!r}: {f.what}; {f.fix}", stacklevel=2)
     if found.errors:
         say = f"{who}: " if who else ""
         why = ", so it was not fitted (check=False starts it all the same)" if trains else ""
@@ -168,6 +171,7 @@ def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Itera
     yield from (f for f in sites.each(q, known) if f.site not in wrong)
     if not wrong:  # else the model was run at values that it cannot have
         yield from sites.each(p, known)
+    yield from sites.ignored_baselines(q)
     yield from sites.indices(p, q)
     yield from sites.rows_of_parameters(q, stored_shapes())
     yield from parameters.collisions(p, q)
@@ -212,19 +216,11 @@ def _weights(
 def _calls(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
     """Whether both halves take these arguments."""
     for half, function in (("model", model), ("guide", guide)):
-        try:
-            signature = inspect.signature(
-                function.forward if isinstance(function, nn.Module) else function
-            )
-        except (TypeError, ValueError):
-            continue
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
+        if (why := misfit(function, args, kwargs)) is not None:
             given = ", ".join([type(a).__name__ for a in args] + [f"{k}=" for k in kwargs])
             yield Finding(
                 "error", None, f"the {half} does not take these arguments",
-                f"{half}{signature}", f"called with ({given}): {error}",
+                half + why[0], f"called with ({given}): {why[1]}",
                 "model and guide get the same arguments, in the same order: give both one "
                 "signature (with defaults for what one of them does not use).",
             )  # fmt: skip

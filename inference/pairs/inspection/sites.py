@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import not_finite
 from ..options import nearest
 from .failures import explain
 from .findings import Finding
@@ -114,11 +115,10 @@ def data(args: tuple, kwargs: dict) -> Iterable[Finding]:
     for name, a in named:
         if not torch.is_tensor(a):
             continue
-        if (a.is_floating_point() or a.is_complex()) and not torch.isfinite(a).all():
-            first = tuple(int(v) for v in (~torch.isfinite(a)).nonzero()[0])
+        if (wrong := not_finite(a)) is not None:
             yield Finding(
                 "error", None, f"{name} holds NaN or infinite values", "finite data",
-                f"{int((~torch.isfinite(a)).sum())} of {a.numel()}, the first at {first}",
+                f"{wrong[0]} of {a.numel()}, the first at {wrong[1]}",
                 "drop or impute them, or mask them in the model with poutine.mask.",
             )  # fmt: skip
         if a.requires_grad:
@@ -126,6 +126,16 @@ def data(args: tuple, kwargs: dict) -> Iterable[Finding]:
                 "warning", None, f"{name} asks for a gradient", "data without requires_grad",
                 "requires_grad=True", "pass it detached; what is to be learned goes into "
                 "pyro.param or a module.",
+            )  # fmt: skip
+
+
+def ignored_baselines(guide: Recording) -> Iterable[Finding]:
+    """Baselines that are asked for in Pyro's way, which no estimator here looks at."""
+    for name, site in guide.latents().items():
+        if "baseline" in site.infer:
+            yield Finding(
+                "warning", name, "infer={'baseline': ...} is ignored", "no baseline", "one of Pyro's",
+                "remove it: Score(8), VIMCO(8) and Trace(8) make theirs from the other particles.",
             )  # fmt: skip
 
 
