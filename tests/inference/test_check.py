@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform, constraints
 
 from inference import elbo, fit, log_weights
-from inference.pairs.inspection import Finding, Findings, check, check_for_fit, refuse_errors
+from inference.pairs.inspection import Finding, Findings, check, findings_of, refuse_errors
 from zoo.cards import CARDS
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -43,7 +43,7 @@ def found_in(name):
     model, guide, args = pair.make()
     if pair.size is None:
         return check(model, guide, *args)
-    return check_for_fit(model, guide, args, size=pair.size)
+    return findings_of(model, guide, args, size=pair.size)
 
 
 def test_there_are_enough_broken_pairs():

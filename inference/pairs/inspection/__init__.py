@@ -26,7 +26,7 @@ from .findings import Finding, Findings
 from .isolation import afresh, put_back, untouched
 from .record import Recording, record, stored_shapes
 
-__all__ = ["Finding", "Findings", "check", "check_for_fit", "refuse_errors"]
+__all__ = ["Finding", "Findings", "check", "findings_of", "refuse_errors"]
 
 
 def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
@@ -61,56 +61,20 @@ def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
             "that has methods `model` and `guide`; got "
             f"{type(model).__name__}, {type(guide).__name__}."
         )
-    return Findings(_look(model, guide, args, kwargs))
-
-
-def check_for_fit(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    *,
-    size: int | None = None,
-    elbo: Any = None,
-    device: torch.device | None = None,
-) -> Findings:
-    """`check` as `fit` needs it: told of mini-batches, estimator and device.
-
-    Args:
-        args: an example batch, on `device`.
-        size: N, the rows of all data; more than those of `args` means mini-batches.
-        elbo: the estimator that will be used.
-        device: where the pair will run.
-    """
-    kwargs = {"size": size} if size is not None and takes_size(model, guide) else {}
-    return Findings(_look(model, guide, args, kwargs, size=size, elbo=elbo, device=device))
+    return findings_of(model, guide, args, kwargs)
 
 
 def refuse_errors(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    *,
-    kwargs: dict | None = None,
-    size: int | None = None,
-    elbo: Any = None,
-    device: torch.device | None = None,
-    who: str = "",
-    trains: bool = True,
-) -> None:
+    model: Callable, guide: Callable, args: tuple, *, who: str = "", trains: bool = True,
+    **told: Any,
+) -> None:  # fmt: skip
     """Raise ValueError with the findings where a pair has errors.
 
     Args:
-        args, size, elbo, device: as for `check_for_fit`.
-        kwargs: further arguments of both halves.
+        args, trains, told: as for `findings_of`.
         who: the function that asks, named in the error.
-        trains: whether the pair is to be fitted; one without parameters can be judged.
     """
-    kwargs = dict(kwargs or {})
-    if size is not None and takes_size(model, guide):
-        kwargs["size"] = size
-    found = Findings(
-        _look(model, guide, args, kwargs, size, elbo, device, trains=trains, errors_only=True)
-    )
+    found = findings_of(model, guide, args, trains=trains, errors_only=True, **told)
     for f in found.warnings:
         if "is ignored" in f.what:
             warnings.warn(f"site {f.site!r}: {f.what}; {f.fix}", stacklevel=2)
@@ -120,24 +84,36 @@ def refuse_errors(
         raise ValueError(f"{say}this pair has errors{why}.\n" + "\n".join(map(str, found.errors)))
 
 
-def _look(
+def findings_of(
     model: Callable,
     guide: Callable,
     args: tuple,
-    kwargs: dict,
+    kwargs: dict | None = None,
+    *,
     size: int | None = None,
     elbo: Any = None,
     device: torch.device | None = None,
-    *,
     trains: bool = True,
     errors_only: bool = False,
-) -> list[Finding]:
-    """All findings; with `errors_only`, what can only lead to notes and warnings is left out."""
+) -> Findings:
+    """`check`, told what will be done with the pair.
+
+    Args:
+        args, kwargs: what both halves are called with, as an example batch on `device`.
+        size: N, the rows of all data; more than those of `args` means mini-batches.
+        elbo: the estimator that will be used.
+        device: where the pair will run.
+        trains: whether it is to be fitted; a pair without parameters can be judged.
+        errors_only: leave out what can only lead to notes and warnings.
+    """
+    kwargs = dict(kwargs or {})
+    if size is not None and takes_size(model, guide):
+        kwargs["size"] = size
     found = [*_calls(model, guide, args, kwargs), *sites.data(args, kwargs)]
     own = {m for f in (model, guide) for m in modules_of(f)}
     found += parameters.cached(own)
     if any(f.level == "error" for f in found):
-        return found
+        return Findings(found)
     modules = [*own, *(o for o in referred(model, guide).values() if isinstance(o, nn.Module))]
     batched = size is not None and size > rows_of(args)
     with untouched(), put_back(modules):
@@ -147,13 +123,13 @@ def _look(
         with afresh(modules):
             found += _sites(model, guide, args, kwargs)
         if any(f.level == "error" for f in found):
-            return found
+            return Findings(found)
         with afresh(modules):
             found += _weights(model, guide, args, kwargs, elbo, trains, errors_only)
         if (batched or not errors_only) and not any(f.level == "error" for f in found):
             with afresh(modules):
                 found += minibatch.findings(model, guide, args, kwargs, modules, batched)
-    return found
+    return Findings(found)
 
 
 def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:

@@ -134,7 +134,8 @@ def ignored_baselines(guide: Recording) -> Iterable[Finding]:
     for name, site in guide.latents().items():
         if "baseline" in site.infer:
             yield Finding(
-                "warning", name, "infer={'baseline': ...} is ignored", "no baseline", "one of Pyro's",
+                "warning", name, "infer={'baseline': ...} is ignored", "no baseline",
+                "a baseline in Pyro's way",
                 "remove it: Score(8), VIMCO(8) and Trace(8) make theirs from the other particles.",
             )  # fmt: skip
 
