@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def as_arguments(data: Any) -> tuple:
-    """One tuple of arguments; arrays and data frames become tensors.
+    """Return one tuple of arguments; arrays and data frames become tensors.
 
     Args:
         data: a tensor, an array, a data frame, or a tuple of arguments (of any types).
@@ -34,7 +34,7 @@ def as_arguments(data: Any) -> tuple:
 
 
 def _as_tensor(a: Any) -> Any:
-    """An array as a tensor of its own type; a data frame in torch's default one."""
+    """Turn an array into a tensor of its own type; a data frame into one of torch's default."""
     if torch.is_tensor(a) or not hasattr(a, "__array__"):
         return a
     array = a.__array__()
@@ -49,7 +49,7 @@ def _as_tensor(a: Any) -> Any:
 
 
 def check_values(args: tuple, name: str = "data") -> tuple:
-    """The arguments, where all tensors have rows, real numbers and finite values.
+    """Return the arguments, where all tensors have rows, real numbers and finite values.
 
     Raises:
         ValueError: one has not; it is named.
@@ -76,7 +76,7 @@ def check_values(args: tuple, name: str = "data") -> tuple:
 
 
 def not_finite(a: Tensor) -> tuple[int, tuple[int, ...]] | None:
-    """How many values are NaN or infinite, and the index of the first; None where none is."""
+    """Count values that are NaN or infinite, with the index of the first; None: all are finite."""
     if not (a.is_floating_point() or a.is_complex()) or a.is_meta or torch.isfinite(a).all():
         return None
     wrong = ~torch.isfinite(a)
@@ -84,7 +84,7 @@ def not_finite(a: Tensor) -> tuple[int, tuple[int, ...]] | None:
 
 
 def check_signature(model: Callable, args: tuple, name: str = "data") -> tuple:
-    """The arguments, where the model's signature can take them.
+    """Return the arguments, where the model's signature can take them.
 
     Raises:
         TypeError: too few or too many of them; the message shows the signature.
@@ -98,7 +98,7 @@ def check_signature(model: Callable, args: tuple, name: str = "data") -> tuple:
 
 
 def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | None:
-    """The signature of a function and why it cannot take the arguments; None where it can."""
+    """Return a function's signature and why it cannot take the arguments; None where it can."""
     called = function.forward if isinstance(function, nn.Module) else function
     try:
         signature = inspect.signature(called)
@@ -112,7 +112,7 @@ def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | N
 
 
 def parameter_names(function: Callable) -> set[str]:
-    """Names of a function's arguments; none where it has no signature."""
+    """Name a function's arguments; none where it has no signature."""
     try:
         return set(inspect.signature(function).parameters)
     except (TypeError, ValueError):
@@ -120,17 +120,17 @@ def parameter_names(function: Callable) -> set[str]:
 
 
 def takes_size(*functions: Callable) -> bool:
-    """Whether all of them can be told the number of rows of all data, as `size`."""
+    """Return whether all of them can be told the number of rows of all data, as `size`."""
     return all("size" in parameter_names(f) for f in functions)
 
 
 def rows_of(args: tuple) -> int:
-    """The rows of the first tensor that has any; 0 where there is none."""
+    """Count the rows of the first tensor that has any; 0 where there is none."""
     return next((len(a) for a in args if torch.is_tensor(a) and a.dim()), 0)
 
 
 def take_rows(args: tuple, rows: slice | Tensor, n: int | None = None) -> tuple:
-    """The arguments at some rows: every tensor of n rows is cut, the others stay whole."""
+    """Take some rows of every tensor that has n of them; the other arguments stay whole."""
     n = rows_of(args) if n is None else n
     return tuple(
         a[rows.to(a.device) if torch.is_tensor(rows) else rows]
@@ -141,5 +141,5 @@ def take_rows(args: tuple, rows: slice | Tensor, n: int | None = None) -> tuple:
 
 
 def moved(args: tuple, device: torch.device) -> tuple:
-    """The arguments with all tensors on a device."""
+    """Move all tensors among the arguments to a device."""
     return tuple(a.to(device) if torch.is_tensor(a) else a for a in args)

@@ -80,11 +80,11 @@ class CheckedPair:
         return rows_of(self.args)
 
     def take(self, rows: slice | Tensor) -> CheckedPair:
-        """The same pair on some rows of its data."""
+        """Return the same pair on some rows of its data."""
         return self.on(take_rows(self.args, rows))
 
     def on(self, args: tuple) -> CheckedPair:
-        """The same pair on other arguments, whose rows count as all data."""
+        """Return the same pair on other arguments, whose rows count as all data."""
         kwargs = dict.fromkeys(self.kwargs, rows_of(args))
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
@@ -103,7 +103,7 @@ class CheckedPair:
     def weights(
         self, particles: int = 1, given: Mapping[str, Tensor] | None = None, **options: Any
     ) -> LogWeights:
-        """Log weights of so many draws. Call it inside `ready(seed)` or `bound()`.
+        """Return log weights of so many draws. Call it inside `ready(seed)` or `bound()`.
 
         Args:
             particles: K.
@@ -117,7 +117,7 @@ class CheckedPair:
     def simulate(
         self, particles: int = 1, given: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Term], dict[str, Any]]:
-        """The model's sites, the observed ones drawn too, and what it had observed."""
+        """Run the model with observed sites drawn; return its sites and what it had observed."""
         return simulate(
             self.model, *self.args, values=given, particles=particles, nesting=self.nesting,
             **self.kwargs,
@@ -125,7 +125,7 @@ class CheckedPair:
 
 
 class Halves(NamedTuple):
-    """What was given, taken apart.
+    """A model, its guide, and what was given after them.
 
     Attributes:
         model, guide: the two callables; of a run its own modules, without its parameters.
@@ -271,7 +271,7 @@ _SEEN: dict[tuple, tuple[weakref.ref, weakref.ref, dict[tuple, dict[str, int]]]]
 
 
 def _facts(model: Callable, guide: Callable) -> dict[tuple, dict[str, int]]:
-    """Kinds of arguments a pair was inspected with -> what is known, for as long as it lives."""
+    """Return what is known of a pair by kinds of arguments, kept for as long as it lives."""
     (a, half_a), (b, half_b) = _anchor(model), _anchor(guide)
     key = id(a), half_a, id(b), half_b
     if key in _SEEN and _SEEN[key][0]() is a and _SEEN[key][1]() is b:
@@ -286,13 +286,13 @@ def _facts(model: Callable, guide: Callable) -> dict[tuple, dict[str, int]]:
 
 
 def _anchor(function: Any) -> tuple[Any, str]:
-    """The object that lives as long as a function does, and the method's name."""
+    """Return the object that lives as long as a function does, and the method's name."""
     if inspect.ismethod(function):
         return function.__self__, function.__name__
     return function, ""
 
 
 def _device(model: Callable, guide: Callable) -> torch.device:
-    """Where the parameters of the pair's modules are."""
+    """Return the device of the pair's modules."""
     tensors = (p for f in (model, guide) for m in modules_of(f) for p in m.parameters())
     return next((p.device for p in tensors), torch.device("cpu"))

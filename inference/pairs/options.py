@@ -1,4 +1,4 @@
-"""Types and ranges of options: each is checked here, whichever function it is given to."""
+"""Check types and ranges of options, whichever function they are given to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def nearest(name: Any, known: Iterable[str], *, bare: bool = False) -> str:
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
-    """The value, one of the known ones; ValueError names the nearest."""
+    """Return a value that is one of the known ones, or raise ValueError and name the nearest."""
     known = list(known)
     if not any(value is k or (type(value) is type(k) and value == k) for k in known):
         hint = nearest(value, [k for k in known if isinstance(k, str)])
@@ -41,7 +41,7 @@ def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number in a range, or ValueError."""
+    """Return a whole number in a range, or raise ValueError."""
     kind = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not kind or value < least or (most is not None and value > most):
         span = f"of at least {least}" if most is None else f"from {least} to {most:,}"
@@ -52,7 +52,7 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
 def number(
     name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, open: bool = False
 ) -> float:
-    """A finite number in a range (without its ends where it is `open`), or ValueError."""
+    """Return a finite number in a range (`open`: without its ends), or raise ValueError."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if real and math.isfinite(value) and (least < value < most if open else least <= value <= most):
         return float(value)
@@ -123,7 +123,7 @@ OPTIONAL = {
 
 
 def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> dict[str, Any]:
-    """The options with plain Python numbers for numbers of other libraries.
+    """Return the options, with plain Python numbers for numbers of other libraries.
 
     Args:
         least: option -> the smallest whole number it may be, where that is not the usual one.
@@ -144,7 +144,7 @@ def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> di
 
 
 def device_of(device: str | torch.device) -> torch.device:
-    """The device asked for; "auto" is CUDA where there is one.
+    """Return the device asked for; "auto" is CUDA where there is one.
 
     Raises:
         ValueError: there is no such device on this machine.
@@ -163,7 +163,7 @@ def device_of(device: str | torch.device) -> torch.device:
 
 
 def optimiser_of(given: Any, lr: float) -> Any:
-    """The optimiser asked for: one of `inference.optim`, or a foreign one as it is.
+    """Return the optimiser asked for: one of `inference.optim`, or a foreign one as it is.
 
     Args:
         given: None (Adam), an optimiser or a class of `inference.optim`, a function

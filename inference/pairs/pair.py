@@ -95,7 +95,7 @@ class Pair:
         self.buffers = {k: v.detach().clone() for k, v in self.buffers.items()}
 
     def _owner(self, tensor: Tensor, local: str, name: str) -> nn.Module:
-        """The module that the pair's code refers to and that holds `tensor` under a local name."""
+        """Return the module, among those the pair refers to, with `tensor` under a local name."""
         for module in referred(self.model, self.guide).values():
             if (
                 isinstance(module, nn.Module)
@@ -150,7 +150,7 @@ class Pair:
                 table[key] = tensor
 
     def constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters in their own support (a scale is positive, a simplex sums to one)."""
+        """Map parameters to their own support (a scale is positive, a simplex sums to one)."""
         support = dict(self._stored.values())
         with torch.no_grad():
             return {
@@ -169,7 +169,7 @@ class Pair:
 
 
 def modules_of(function: Any) -> list[nn.Module]:
-    """The modules that a callable is, is bound to, or was partially applied to."""
+    """List the modules that a callable is, is bound to, or was partially applied to."""
     if isinstance(function, nn.Module):
         return [function]
     if isinstance(function, _bound_partial):
@@ -185,7 +185,7 @@ def modules_of(function: Any) -> list[nn.Module]:
 
 
 def own_copy(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
-    """Copies of a model and a guide that share no module with the originals (but with each other).
+    """Copy a model and a guide, so that they share modules with each other, not the originals.
 
     Plain functions have no parameters of their own and are returned as they are; so is a pair of
     which one half is a plain function whose code uses a module of the other, which a copy would
@@ -200,7 +200,7 @@ def own_copy(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
 
 
 def _uses(function: Callable, modules: list[nn.Module]) -> bool:
-    """Whether a function's closure or globals hold one of the modules, or a part of one."""
+    """Return whether a function's code refers to one of the modules, or to a part of one."""
     parts = {id(part) for module in modules for part in module.modules()}
     reached = [r for r in referred(function).values() if isinstance(r, nn.Module)]
     return any(id(part) in parts for module in reached for part in module.modules())
@@ -249,7 +249,7 @@ def _copy(function: Any, memo: dict) -> Any:
 
 
 def _copy_module(module: nn.Module, memo: dict) -> nn.Module:
-    """A deep copy. Pyro's autoguides lose their model when copied, the original's too: put back."""
+    """Copy a module deeply, and give Pyro's autoguides back the model that copying takes."""
     guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
     kept = [(m.__dict__["_model"], m.__dict__["master"]) for m in guides]
     for m in guides:  # read-only, and its tensors may be in a graph, which cannot be copied
@@ -265,7 +265,7 @@ def _copy_module(module: nn.Module, memo: dict) -> nn.Module:
 
 
 def _prefixes(model: Callable, guide: Callable) -> dict[int, str]:
-    """A prefix for each module's names; none where model and guide are methods of one module."""
+    """Return a prefix for each module's names; none where both halves are methods of one module."""
     of_model, of_guide = modules_of(model), modules_of(guide)
     if {id(m) for m in of_model} == {id(m) for m in of_guide}:
         return {}
@@ -276,7 +276,7 @@ def _prefixes(model: Callable, guide: Callable) -> dict[int, str]:
 
 
 def _learnable(p: Tensor) -> Tensor:
-    """Pyro takes a parameter that needs no gradient for a frozen one, and warns."""
+    """Return a tensor that needs a gradient: Pyro warns of one that needs none as frozen."""
     if p.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(p):
         return p
     return p.detach().requires_grad_()

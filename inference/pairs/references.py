@@ -1,4 +1,4 @@
-"""What the code of a function refers to: closures, globals, owners of methods."""
+"""Follow what the code of a function refers to: closures, globals, owners of methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEPTH, MANY = 4, 5_000  # how far references are followed, and how many of them
 
 
 def referred(*functions: Any) -> dict[str, nn.Module | Tensor]:
-    """Name -> every module and tensor that the functions' code can reach.
+    """Return name -> every module and tensor that the functions' code can reach.
 
     Follows closures, globals that the code names, attributes of the owner of a method, containers
     and the users' own helper functions.
@@ -63,7 +63,7 @@ def referred(*functions: Any) -> dict[str, nn.Module | Tensor]:
 
 
 def _variables(function: Any) -> dict[str, Any]:
-    """The globals and closure variables that a function's code names."""
+    """Return the globals and closure variables that a function's code names."""
     try:
         found = inspect.getclosurevars(function)
     except ValueError:  # a variable of the closure has no value yet

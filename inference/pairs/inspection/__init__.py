@@ -1,4 +1,4 @@
-"""What is wrong with a pair, in words, before it is fitted.
+"""Say in words what is wrong with a pair, before it is fitted.
 
 A pair is run a few times, in a parameter store and under a random state of its own; its modules are
 put back as they were. What its code raises becomes a finding that names the site reached last.
@@ -109,7 +109,7 @@ def findings_of(
     kwargs = dict(kwargs or {})
     if size is not None and takes_size(model, guide):
         kwargs["size"] = size
-    found = [*_calls(model, guide, args, kwargs), *sites.data(args, kwargs)]
+    found = [*_call_findings(model, guide, args, kwargs), *sites.data(args, kwargs)]
     own = {m for f in (model, guide) for m in modules_of(f)}
     found += parameters.cached(own)
     if any(f.level == "error" for f in found):
@@ -121,23 +121,25 @@ def findings_of(
             for module in own:
                 module.to(device)
         with afresh(modules):
-            found += _sites(model, guide, args, kwargs)
+            found += _site_findings(model, guide, args, kwargs)
         if any(f.level == "error" for f in found):
             return Findings(found)
         with afresh(modules):
-            found += _weights(model, guide, args, kwargs, elbo, trains, errors_only)
+            found += _weight_findings(model, guide, args, kwargs, elbo, trains, errors_only)
         if (batched or not errors_only) and not any(f.level == "error" for f in found):
             with afresh(modules):
                 found += minibatch.findings(model, guide, args, kwargs, modules, batched)
     return Findings(found)
 
 
-def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
-    """What one run of each half shows."""
+def _site_findings(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict
+) -> Iterable[Finding]:
+    """Run each half once and compare them site by site."""
     q = record(latents_only(guide), args, kwargs, "guide")
     p = record(model, args, kwargs, "model", replay=q.trace if q.error is None else None)
     ended = p.error is None and q.error is None
-    known = named_tensors(args, _tensors(model, guide))
+    known = named_tensors(args, _named_parameters(model, guide))
     for r in (q, p):
         if r.error is not None and not (r is q and str(p.error) == str(q.error)):
             yield explain(r.error, r.half, r.last, known)
@@ -151,15 +153,15 @@ def _sites(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Itera
     yield from sites.indices(p, q)
     yield from sites.rows_of_parameters(q, stored_shapes())
     yield from parameters.collisions(p, q)
-    yield from _points(p, q)
+    yield from _point_masses(p, q)
     yield from _high_variance(q)
 
 
-def _weights(
+def _weight_findings(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, elbo: Any, trains: bool,
     errors_only: bool,
 ) -> Iterable[Finding]:  # fmt: skip
-    """What further runs show: noise, gradients, particles, closed forms."""
+    """Run the pair again for its noise, gradients, particles and closed forms."""
     if not errors_only:
         yield from _fixed_seed(
             *(record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1))
@@ -168,7 +170,7 @@ def _weights(
         pair = Pair(model, guide, args, kwargs)
         weights, grads, strangers = parameters.gradients(pair, args, kwargs, 1)
     except Exception as error:
-        yield explain(error, "pair", None, named_tensors(args, _tensors(model, guide)))
+        yield explain(error, "pair", None, named_tensors(args, _named_parameters(model, guide)))
         return
     yield from mixture(named_tensors(args, {**pair.params, **pair.buffers}))
     yield from parameters.unregistered(strangers, model, guide)
@@ -189,8 +191,10 @@ def _weights(
         )  # fmt: skip
 
 
-def _calls(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
-    """Whether both halves take these arguments."""
+def _call_findings(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict
+) -> Iterable[Finding]:
+    """Check that both halves take these arguments."""
     for half, function in (("model", model), ("guide", guide)):
         if (why := misfit(function, args, kwargs)) is not None:
             given = ", ".join([type(a).__name__ for a in args] + [f"{k}=" for k in kwargs])
@@ -203,7 +207,7 @@ def _calls(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Itera
 
 
 def _mean_field(weights: LogWeights, elbo: Any) -> Iterable[Finding]:
-    """Whether the closed-form divergence applies."""
+    """Check that divergences in closed form apply."""
     asked = bool(getattr(elbo, "closed_form", False))
     if elbo is not None and not asked:
         return
@@ -232,8 +236,8 @@ def _high_variance(guide: Recording) -> Iterable[Finding]:
         )  # fmt: skip
 
 
-def _points(model: Recording, guide: Recording) -> Iterable[Finding]:
-    """Point masses at parameters without a constraint."""
+def _point_masses(model: Recording, guide: Recording) -> Iterable[Finding]:
+    """Find point masses at parameters without a constraint."""
     store, real = pyro.get_param_store(), constraints.real
     free = {
         t.data_ptr(): n for n, t in store._params.items() if store._constraints.get(n, real) is real
@@ -244,7 +248,7 @@ def _points(model: Recording, guide: Recording) -> Iterable[Finding]:
 
 
 def _fixed_seed(one: Recording, two: Recording) -> Iterable[Finding]:
-    """The same draws under different seeds."""
+    """Find guides that draw the same values under different seeds."""
     drawn = [
         n for n, s in one.latents().items()
         if not s.point and s.fn.has_rsample and n in two.sites and torch.is_tensor(s.value)
@@ -257,7 +261,7 @@ def _fixed_seed(one: Recording, two: Recording) -> Iterable[Finding]:
         )  # fmt: skip
 
 
-def _tensors(model: Callable, guide: Callable) -> dict[str, torch.Tensor]:
+def _named_parameters(model: Callable, guide: Callable) -> dict[str, torch.Tensor]:
     own: dict[str, torch.Tensor] = {}
     for function in (model, guide):
         for module in modules_of(function):

@@ -32,7 +32,7 @@ _SHAPES = re.compile(
 def explain(
     error: Exception, half: str, last: str | None, tensors: Mapping[str, Tensor]
 ) -> Finding:
-    """The finding for an exception that stopped `half` ("model", "guide") after the site `last`.
+    """Make a finding of the exception that stopped `half` ("model", "guide") after site `last`.
 
     `tensors` are the arguments and parameters, named, for mixtures of devices and dtypes.
     """
@@ -96,7 +96,7 @@ def explain(
 
 
 def users_line(error: Exception) -> str:
-    """The innermost line of the user's own code: "file.py:12 (the line)"."""
+    """Return the innermost line of the user's own code: "file.py:12 (the line)"."""
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
@@ -110,12 +110,12 @@ def users_line(error: Exception) -> str:
 
 
 def where(tensors: Mapping[str, Tensor]) -> str:
-    """Which tensors are on which device."""
+    """List the tensors on each device."""
     return _groups((name, str(t.device)) for name, t in tensors.items())
 
 
 def kinds(tensors: Mapping[str, Tensor]) -> str:
-    """Which tensors have which floating-point type."""
+    """List the tensors of each floating-point type."""
     return _groups(
         (name, str(t.dtype).removeprefix("torch."))
         for name, t in tensors.items()
@@ -136,7 +136,7 @@ def _groups(pairs: Iterable[tuple[str, Any]]) -> str:
 
 
 def mixture(tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
-    """A finding for more than one device, or more than one floating-point type."""
+    """Find more than one device, or more than one floating-point type."""
     if len({t.device for t in tensors.values()}) > 1:
         yield Finding(
             "error", None, "parameters and data are on different devices",

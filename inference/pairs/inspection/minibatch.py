@@ -1,4 +1,4 @@
-"""Whether the bound of a mini-batch is unbiased for that of all data: measured."""
+"""Measure the bias of a mini-batch's bound for the bound on all data."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def findings(
         if grown:
             yield _per_datum(grown[0], tuple(pair.params[grown[0]].shape), n, minibatch)
             return
-        plates = {} if sized else _told(pair, whole, half, kwargs, n)
+        plates = {} if sized else _size_to_tell(pair, whole, half, kwargs, n)
         if plates is None:
             return
         measured = _measure(pair, whole, told, n, plates)
@@ -102,8 +102,13 @@ def _per_datum(name: str, shape: tuple, n: int, minibatch: bool) -> Finding:
     )  # fmt: skip
 
 
-def _told(pair: Pair, whole: tuple, half: tuple, kwargs: dict, n: int) -> dict[str, int] | None:
-    """The size that `fit` would tell a plate of n/2 rows that is not told; None: there is none."""
+def _size_to_tell(
+    pair: Pair, whole: tuple, half: tuple, kwargs: dict, n: int
+) -> dict[str, int] | None:
+    """Return the size that `fit` would tell a plate of n/2 rows that is not told one.
+
+    None where the model draws its own mini-batch, or no plate has as many rows.
+    """
     for rows in (whole, half):
         weights = _draw(pair, rows, kwargs, {}, 1, True)
         plates = {p.name: p for _, t in weights.terms() if t.observed for p in t.plates}

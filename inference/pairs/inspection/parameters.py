@@ -1,4 +1,4 @@
-"""Whether every parameter is reached: registered with Pyro, and touched by the gradient."""
+"""Check that every parameter is registered with Pyro and gets a gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = 4  # names written out before "and n more"
 def gradients(
     pair: Pair, args: tuple, kwargs: dict, particles: int
 ) -> tuple[LogWeights, dict[str, Tensor | None], list[Tensor]]:
-    """Log weights of one draw, gradients by parameter, and leaves that nobody knows.
+    """Return log weights of one draw, gradients by parameter, and leaves that Pyro does not know.
 
     The gradient is that of the sum of all log densities: what it reaches, any bound can.
     """
@@ -42,15 +42,15 @@ def gradients(
 def reached(
     weights: LogWeights, grads: Mapping[str, Tensor | None], trains: bool
 ) -> Iterable[Finding]:
-    """Findings on parameters without a gradient, and on guides that learn nothing."""
+    """Find parameters without a gradient, and guides that learn nothing."""
     lost = [n for n, g in grads.items() if g is None]
     latents = {
         n: q for n, q in weights.guide.items() if not q.observed and not q.auxiliary
-        and not _factor(q)
+        and not _is_factor(q)
     }  # fmt: skip
     fixed = [
         n for n, q in latents.items()
-        if not _learns(q.value) and not _learns(q.log_prob) and not q.enumerated
+        if not _has_gradient(q.value) and not _has_gradient(q.log_prob) and not q.enumerated
     ]  # fmt: skip
     if latents and not grads:
         yield Finding(
@@ -66,7 +66,8 @@ def reached(
             "error" if cut else "note", fixed[0],
             "the guide learns nothing" if cut else "the guide has nothing to learn",
             "draws that depend on the guide's parameters" if cut else "",
-            f"no gradient reaches {_some(lost)}" if cut else "no parameter in its distributions",
+            f"no gradient reaches {_first_names(lost)}" if cut else
+            "no parameter in its distributions",
             "remove detach(), .data, torch.no_grad() and torch.tensor(...) copies between the "
             "parameters and the distribution." if cut else "nothing to do if that is meant.",
         )  # fmt: skip
@@ -75,14 +76,14 @@ def reached(
     if lost:
         yield Finding(
             "warning", fixed[0] if fixed else None, "parameters that get no gradient",
-            "a gradient for every parameter", f"none for {_some(lost)}",
+            "a gradient for every parameter", f"none for {_first_names(lost)}",
             "remove what is not used (or freeze it with requires_grad_(False)); if it should be "
             "used, look for detach(), .data or torch.no_grad() on the way.",
         )  # fmt: skip
 
 
 def unregistered(strangers: list[Tensor], model: Callable, guide: Callable) -> Iterable[Finding]:
-    """Findings on tensors that the loss depends on, but that Pyro was never told of."""
+    """Find tensors that the loss depends on and that Pyro was never told of."""
     if not strangers:
         return
     wanted = {id(t): t for t in strangers}
@@ -95,20 +96,20 @@ def unregistered(strangers: list[Tensor], model: Callable, guide: Callable) -> I
                 yield Finding(
                     "error", None, f"module {name!r} is used but not registered",
                     f"pyro.module({name!r}, {name}) in the model or guide that uses it",
-                    f"its {len(mine)} parameters ({_some(mine)}) never reach Pyro and would keep "
-                    "their random starting values",
+                    f"its {len(mine)} parameters ({_first_names(mine)}) never reach Pyro and would "
+                    "keep their random starting values",
                     f"add pyro.module({name!r}, {name}), or make it an attribute of the pair's "
                     f"module; if it is meant to stay as it is, {name}.requires_grad_(False).",
                 )  # fmt: skip
         elif id(obj) in wanted:
             wanted.pop(id(obj))
-            yield _loose(f"tensor {name!r}", obj)
+            yield _unregistered_tensor(f"tensor {name!r}", obj)
     for tensor in wanted.values():
-        yield _loose("a tensor", tensor)
+        yield _unregistered_tensor("a tensor", tensor)
 
 
 def collisions(model: Recording, guide: Recording) -> Iterable[Finding]:
-    """Two different modules, or parameters of different shape, under one name."""
+    """Find different modules, or parameters of different shape, under one name."""
     seen: dict[str, bool] = {}
     for name in {**guide.starts, **model.starts}:
         starts = [s for r in (guide, model) for s in r.starts.get(name, []) if torch.is_tensor(s)]
@@ -132,7 +133,7 @@ def collisions(model: Recording, guide: Recording) -> Iterable[Finding]:
 
 
 def cached(modules: Iterable[nn.Module]) -> Iterable[Finding]:
-    """Tensors computed from parameters once, outside of model and guide."""
+    """Find tensors computed from parameters once, outside of model and guide."""
     for module in modules:
         for path, sub in module.named_modules():
             for key, value in vars(sub).items():
@@ -147,7 +148,7 @@ def cached(modules: Iterable[nn.Module]) -> Iterable[Finding]:
                     )  # fmt: skip
 
 
-def _loose(name: str, tensor: Tensor) -> Finding:
+def _unregistered_tensor(name: str, tensor: Tensor) -> Finding:
     return Finding(
         "error", None, f"{name} asks for a gradient, but is not a parameter",
         "pyro.param(name, start), or an nn.Parameter of a registered module",
@@ -170,14 +171,14 @@ def _leaves(loss: Tensor) -> list[Tensor]:
     return list(found.values())
 
 
-def _learns(value: Any) -> bool:
+def _has_gradient(value: Any) -> bool:
     return torch.is_tensor(value) and value.requires_grad
 
 
-def _factor(term: Any) -> bool:
+def _is_factor(term: Any) -> bool:
     return type(term.fn).__name__ == "Unit"
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

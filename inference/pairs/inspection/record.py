@@ -34,12 +34,12 @@ class Site:
 
     @property
     def auxiliary(self) -> bool:
-        """Whether the guide marked it as not of the model."""
+        """Return whether the guide marked it as no latent of the model."""
         return bool(self.infer.get("is_auxiliary"))
 
     @property
     def point(self) -> bool:
-        """Whether it is a Delta: a value given, not drawn."""
+        """Return whether it is a Delta: a value given, not drawn."""
         return type(base(self.fn)).__name__ == "Delta"
 
     @property
@@ -61,7 +61,7 @@ class Site:
 
 @dataclass
 class Recording:
-    """What one run did.
+    """The sites and parameters that one run of a half reached.
 
     Attributes:
         sites: name -> Site, in the order reached.

@@ -18,7 +18,7 @@ from .supports import invalid_parameters, out_of_support
 
 
 def names(model: Recording, guide: Recording) -> Iterable[Finding]:
-    """Sites that one half has and the other lacks, and observed ones in the guide."""
+    """Find sites that one half has and the other lacks, and observed ones in the guide."""
     latents, drawn = model.latents(), guide.sites
     unknown = [
         n for n, s in drawn.items() if n not in model.sites and not s.auxiliary and not s.observed
@@ -37,7 +37,7 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
         yield Finding(
             "error", name, "the guide forgets a latent of the model",
             f"a pyro.sample({name!r}, ...) in the guide, or obs= in the model",
-            f"the guide has {_list(n for n, s in drawn.items() if not s.auxiliary)}; Pyro would "
+            f"the guide has {_quoted(n for n, s in drawn.items() if not s.auxiliary)}; Pyro would "
             "draw it from its prior without a word",
             f"{hint}add the site to the guide (or condition the model on it).",
         )  # fmt: skip
@@ -47,7 +47,7 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
         hint = f"call it {near!r}, or " if near else "remove it, or "
         yield Finding(
             "error", name, "the guide draws a site that the model does not have",
-            f"one of {_list(latents)}", f"pyro.sample({name!r}, ...)",
+            f"one of {_quoted(latents)}", f"pyro.sample({name!r}, ...)",
             f"{hint}mark it infer={{'is_auxiliary': True}} if it only helps to draw others.",
         )  # fmt: skip
     for name, site in drawn.items():
@@ -67,35 +67,35 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
     if not model.observed() and latents:
         yield Finding(
             "warning", None, "the model observes nothing", "a site with obs=data, or a pyro.factor",
-            f"latents {_list(latents)} only",
+            f"latents {_quoted(latents)} only",
             "pass obs=; as it is, the guide is fitted to the prior.",
         )  # fmt: skip
 
 
 def pairs(model: Recording, guide: Recording) -> Iterable[Finding]:
-    """Each latent that both halves have: plates, shapes, scale, support."""
+    """Compare plates, shapes, scale and support of each latent that both halves have."""
     for name, p in model.latents().items():
         q = guide.sites.get(name)
         if q is None or q.observed:
             continue
-        shapes = list(_shapes(p, q))
+        shapes = list(_shape_findings(p, q))
         yield from shapes or compare_supports(p, q)
-        yield from _scales(p, q)
+        yield from _scale_findings(p, q)
 
 
 def each(recording: Recording, tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
-    """Each site for itself: declared dimensions, distribution parameters, log density.
+    """Check declared dimensions, distribution parameters and log density of each site.
 
     `tensors` are arguments and parameters by name, for mixtures of devices and dtypes.
     """
     finite = True
     for site in recording.sites.values():
-        wrong = list(_undeclared(site, recording.half))
+        wrong = list(_undeclared_dims(site, recording.half))
         if site.observed:
             wrong += out_of_support(site)
         yield from wrong
         if finite and not any(f.level == "error" for f in wrong):
-            bad = [*invalid_parameters(site)] or [*_density(site, recording.half, tensors)]
+            bad = [*invalid_parameters(site)] or [*_bad_density(site, recording.half, tensors)]
             yield from bad
             finite = not bad  # what comes later follows from the first
     if any(not f.vectorized for s in recording.sites.values() for f in s.frames):
@@ -110,7 +110,7 @@ def each(recording: Recording, tensors: Mapping[str, Tensor]) -> Iterable[Findin
 
 
 def data(args: tuple, kwargs: dict) -> Iterable[Finding]:
-    """NaN in the arguments, and arguments that ask for a gradient."""
+    """Find NaN in the arguments, and arguments that ask for a gradient."""
     named = [*((f"argument {i}", a) for i, a in enumerate(args)), *kwargs.items()]
     for name, a in named:
         if not torch.is_tensor(a):
@@ -130,7 +130,7 @@ def data(args: tuple, kwargs: dict) -> Iterable[Finding]:
 
 
 def ignored_baselines(guide: Recording) -> Iterable[Finding]:
-    """Baselines that are asked for in Pyro's way, which no estimator here looks at."""
+    """Find baselines asked for in Pyro's way, which no estimator here looks at."""
     for name, site in guide.latents().items():
         if "baseline" in site.infer:
             yield Finding(
@@ -141,12 +141,17 @@ def ignored_baselines(guide: Recording) -> Iterable[Finding]:
 
 
 def indices(model: Recording, guide: Recording) -> Iterable[Finding]:
-    """A guide that draws a mini-batch of its own where the model was given one."""
+    """Find guides that draw a mini-batch of their own where the model was given one."""
     for name, (given, used) in model.indices.items():
         drawn, _ = guide.indices.get(name, (used, used))
-        if given is None or drawn is not None or not _part(guide, name) or not _part(model, name):
+        if (
+            given is None
+            or drawn is not None
+            or not _is_subsampled(guide, name)
+            or not _is_subsampled(model, name)
+        ):
             continue
-        if not (torch.is_tensor(given) and torch.is_tensor(used) and _same(given, used)):
+        if not (torch.is_tensor(given) and torch.is_tensor(used) and _equal_values(given, used)):
             yield Finding(
                 "error", None, f"the guide draws its own mini-batch at plate {name!r}",
                 "one mini-batch for model and guide",
@@ -157,14 +162,17 @@ def indices(model: Recording, guide: Recording) -> Iterable[Finding]:
             )  # fmt: skip
 
 
-def _part(recording: Recording, plate: str) -> bool:
-    """Whether a plate holds a mini-batch of what it is told."""
+def _is_subsampled(recording: Recording, plate: str) -> bool:
+    """Return whether a plate holds a mini-batch of the rows that it is told of."""
     frames = [f for s in recording.sites.values() for f in s.frames if f.name == plate]
     return any(f.full_size is not None and f.full_size != f.size for f in frames)
 
 
 def rows_of_parameters(guide: Recording, stored: dict[str, torch.Size]) -> Iterable[Finding]:
-    """Guide parameters with a row for each of a mini-batch, where the plate has more (3286)."""
+    """Find guide parameters with one row per row of a mini-batch, where the plate has more.
+
+    As in Pyro's issue 3286.
+    """
     for site in guide.latents().values():
         for f in site.frames:
             if not f.vectorized or f.full_size in (None, f.size) or f.size < 1:
@@ -186,12 +194,12 @@ def rows_of_parameters(guide: Recording, stored: dict[str, torch.Size]) -> Itera
                     )  # fmt: skip
 
 
-def _shapes(p: Site, q: Site) -> Iterable[Finding]:
+def _shape_findings(p: Site, q: Site) -> Iterable[Finding]:
     mine, theirs = p.plates, q.plates
     if sorted(mine.values()) != sorted(theirs.values()):
         yield Finding(
             "error", p.name, "model and guide have it in different plates",
-            f"{_plates(mine)} (the model)", f"{_plates(theirs)} (the guide)",
+            f"{_plates_text(mine)} (the model)", f"{_plates_text(theirs)} (the guide)",
             "open the same plates around it in both, with the same names, dims and sizes.",
         )  # fmt: skip
         return
@@ -216,12 +224,12 @@ def _shapes(p: Site, q: Site) -> Iterable[Finding]:
     if set(mine) != set(theirs):
         yield Finding(
             "warning", p.name, "model and guide call its plates differently",
-            f"{_list(mine)} (the model)", f"{_list(theirs)} (the guide)",
+            f"{_quoted(mine)} (the model)", f"{_quoted(theirs)} (the guide)",
             "use one name: weights are only taken apart along plates that both halves name.",
         )  # fmt: skip
 
 
-def _scales(p: Site, q: Site) -> Iterable[Finding]:
+def _scale_findings(p: Site, q: Site) -> Iterable[Finding]:
     a, b = torch.as_tensor(p.scale), torch.as_tensor(q.scale)
     if a.shape == b.shape and bool(torch.isclose(a.double().cpu(), b.double().cpu()).all()):
         return
@@ -231,13 +239,14 @@ def _scales(p: Site, q: Site) -> Iterable[Finding]:
     ]  # fmt: skip
     yield Finding(
         "error", p.name, "model and guide scale it differently",
-        f"one scale for log p and log q, {_scale(a)} as in the model", f"{_scale(b)} in the guide",
+        f"one scale for log p and log q, {_scale_text(a)} as in the model",
+        f"{_scale_text(b)} in the guide",
         f"tell both the same size ({told[0]})." if told else
         "put the same poutine.scale around model and guide (for annealing, use elbo.Beta).",
     )  # fmt: skip
 
 
-def _undeclared(site: Site, half: str) -> Iterable[Finding]:
+def _undeclared_dims(site: Site, half: str) -> Iterable[Finding]:
     declared = {d for d, _ in site.plates.values()}
     batch = tuple(site.fn.batch_shape)
     loose = [d for d in range(-len(batch), 0) if batch[d] > 1 and d not in declared]
@@ -245,7 +254,7 @@ def _undeclared(site: Site, half: str) -> Iterable[Finding]:
         d = loose[-1]
         yield Finding(
             "error", site.name, f"a batch dimension that the {half} does not declare",
-            f"each batch dimension in a plate; it is in {_plates(site.plates)}",
+            f"each batch dimension in a plate; it is in {_plates_text(site.plates)}",
             f"{site.family} of batch shape {batch}: dimension {d} of size {batch[d]}",
             f"with pyro.plate('data', {batch[d]}): around independent data, or .to_event("
             f"{-d}) for the parts of one value. A (N, 1) against a (N,) also makes (N, N).",
@@ -265,7 +274,7 @@ def _undeclared(site: Site, half: str) -> Iterable[Finding]:
             )  # fmt: skip
 
 
-def _density(site: Site, half: str, tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
+def _bad_density(site: Site, half: str, tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
     try:
         lp = site.log_prob()
     except Exception as error:
@@ -286,19 +295,19 @@ def _density(site: Site, half: str, tensors: Mapping[str, Tensor]) -> Iterable[F
     )  # fmt: skip
 
 
-def _same(a: Any, b: Any) -> bool:
+def _equal_values(a: Any, b: Any) -> bool:
     return a.shape == b.shape and bool((a.detach().cpu() == b.detach().cpu()).all())
 
 
-def _plates(plates: dict[str, tuple[int, int]]) -> str:
+def _plates_text(plates: dict[str, tuple[int, int]]) -> str:
     return (
         ", ".join(f"plate {n!r} (dim={d}, size={s})" for n, (d, s) in plates.items()) or "no plate"
     )
 
 
-def _list(items: Any) -> str:
+def _quoted(items: Any) -> str:
     return ", ".join(repr(i) for i in items) or "no sites"
 
 
-def _scale(scale: Tensor) -> str:
+def _scale_text(scale: Tensor) -> str:
     return f"{float(scale.flatten()[0]):g}"

@@ -1,4 +1,4 @@
-"""Whether a guide's distribution can reach exactly what the model's latent can be."""
+"""Compare the support of a guide's distribution with that of the model's latent."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _ADVICE = {
 
 
 def describe(constraint: Any) -> str:
-    """A constraint in words."""
+    """Say a constraint in words."""
     bounds = _bounds(constraint)
     if bounds is not None:
-        low, high = (_number(b) for b in bounds)
+        low, high = (_number_text(b) for b in bounds)
         if (low, high) == ("-inf", "inf"):
             return "real numbers"
         if (low, high) == ("0", "inf"):
@@ -45,13 +45,13 @@ def describe(constraint: Any) -> str:
         if (low, high) == ("0", "1"):
             return "the unit interval"
         return f"the interval ({low}, {high})"
-    name = type(_inner(constraint)).__name__.strip("_")
+    name = type(_innermost(constraint)).__name__.strip("_")
     words = {"Simplex": "a simplex", "Boolean": "0 or 1", "OneHot": "one-hot vectors"}
     return words.get(name, name)
 
 
 def compare(p: Site, q: Site) -> Iterable[Finding]:
-    """Findings on the support of a latent in the model (p) and in the guide (q)."""
+    """Compare the supports of a latent in the model (p) and in the guide (q)."""
     try:
         mine, theirs = p.fn.support, q.fn.support
         outside = _outside(mine, q.value)
@@ -60,7 +60,7 @@ def compare(p: Site, q: Site) -> Iterable[Finding]:
         return  # no support is declared, or the shapes already differ
     if q.point:
         if outside:
-            yield _mismatch(p, q, mine, f"a point mass at {_range(q.value)}")
+            yield _unreachable(p, q, mine, f"a point mass at {_range_text(q.value)}")
         return
     if kinds[0] != kinds[1]:
         yield Finding(
@@ -74,7 +74,7 @@ def compare(p: Site, q: Site) -> Iterable[Finding]:
     theirs = reach(q.fn)
     inside = _contains(mine, theirs)
     if outside or inside is False:
-        yield _mismatch(p, q, mine, f"{q.family}, over {describe(theirs)}")
+        yield _unreachable(p, q, mine, f"{q.family}, over {describe(theirs)}")
     elif inside and _contains(theirs, mine) is False:
         yield Finding(
             "warning", p.name, "the guide cannot reach all that the model allows",
@@ -84,7 +84,7 @@ def compare(p: Site, q: Site) -> Iterable[Finding]:
 
 
 def reach(fn: Any) -> Any:
-    """The support of a distribution.
+    """Return the support of a distribution.
 
     torch takes the codomain of the last transform, which is all real numbers where it is affine.
     """
@@ -92,7 +92,7 @@ def reach(fn: Any) -> Any:
         fn = fn.base_dist
     steps = ComposeTransform(list(getattr(fn, "transforms", ())))
     bounds = None
-    for step in _flat(steps):
+    for step in _parts_of(steps):
         if isinstance(step, AffineTransform) and bounds is not None:
             ends = [torch.as_tensor(b) * step.scale + step.loc for b in bounds]
             bounds = torch.minimum(*ends), torch.maximum(*ends)
@@ -101,13 +101,13 @@ def reach(fn: Any) -> Any:
     return fn.support if bounds is None else constraints.interval(*bounds)
 
 
-def _flat(transform: Any) -> Iterable[Any]:
+def _parts_of(transform: Any) -> Iterable[Any]:
     for part in getattr(transform, "parts", (transform,)):
-        yield from _flat(part) if hasattr(part, "parts") else (part,)
+        yield from _parts_of(part) if hasattr(part, "parts") else (part,)
 
 
 def advice(constraint: Any) -> str:
-    """Distributions and the constraint for a support."""
+    """Name distributions and the constraint for a support."""
     text = describe(constraint)
     for key, value in _ADVICE.items():
         if key.replace(" ", "").lower() in text.replace(" ", "").lower():
@@ -116,7 +116,7 @@ def advice(constraint: Any) -> str:
     if text == "real numbers":
         return "Normal or StudentT"
     if bounds is not None:
-        low, high = (_number(b) for b in bounds)
+        low, high = (_number_text(b) for b in bounds)
         name = f"constraints.interval({low}, {high})"
         name = f"constraints.greater_than({low})" if high == "inf" else name
         name = f"constraints.less_than({high})" if low == "-inf" else name
@@ -125,7 +125,7 @@ def advice(constraint: Any) -> str:
 
 
 def out_of_support(site: Site) -> Iterable[Finding]:
-    """Findings on an observed value that its distribution cannot have made."""
+    """Find an observed value that its distribution cannot have made."""
     try:
         support = site.fn.support
         outside = _outside(support, site.value)
@@ -133,25 +133,26 @@ def out_of_support(site: Site) -> Iterable[Finding]:
         return
     if not outside:
         return
-    span = _span(support)
+    span = _whole_span(support)
     value = site.value
     if span and bool(((value >= span[0]) & (value <= span[1])).all()):
         yield Finding(
             "warning", site.name, "the data are not whole numbers",
-            f"{site.family}, over whole numbers from {_number(span[0])} to {_number(span[1])}",
-            _range(value),
+            f"{site.family}, over whole numbers from {_number_text(span[0])} to "
+            f"{_number_text(span[1])}",
+            _range_text(value),
             "the value is then a loss, not a log density: binarise or round the data for nats.",
         )  # fmt: skip
         return
     yield Finding(
         "error", site.name, "the data lie outside what the model can make",
-        f"{site.family}, over {describe(support)}", _range(value),
+        f"{site.family}, over {describe(support)}", _range_text(value),
         "rescale or clean the data, or choose another likelihood.",
     )  # fmt: skip
 
 
 def unconstrained_points(p: Site, q: Site, free: dict[int, str]) -> Iterable[Finding]:
-    """A point mass at an unconstrained parameter, for a latent that is constrained.
+    """Find a point mass at an unconstrained parameter, for a latent that is constrained.
 
     `free` maps the storage of every unconstrained `pyro.param` of the guide to its name.
     """
@@ -171,27 +172,27 @@ def unconstrained_points(p: Site, q: Site, free: dict[int, str]) -> Iterable[Fin
         )  # fmt: skip
 
 
-def _mismatch(p: Site, q: Site, mine: Any, found: str) -> Finding:
+def _unreachable(p: Site, q: Site, mine: Any, found: str) -> Finding:
     return Finding(
         "error", p.name, "the guide draws values that the model cannot have",
         f"{p.family}, over {describe(mine)}", found, f"use {advice(mine)}.",
     )  # fmt: skip
 
 
-def _inner(constraint: Any) -> Any:
+def _innermost(constraint: Any) -> Any:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     return constraint
 
 
 def _bounds(constraint: Any) -> tuple[Any, Any] | None:
-    inner = _inner(constraint)
+    inner = _innermost(constraint)
     get = _RANGES.get(type(inner).__name__)
     return None if get is None else get(inner)
 
 
 def _contains(outer: Any, inner: Any) -> bool | None:
-    """Whether one support holds the other; None where they cannot be compared."""
+    """Return whether one support holds the other; None where they cannot be compared."""
     a, b = _bounds(outer), _bounds(inner)
     if a is not None and b is not None:
         try:
@@ -204,7 +205,7 @@ def _contains(outer: Any, inner: Any) -> bool | None:
         return True if a == (-math.inf, math.inf) else None
     if b is not None:
         return False
-    return True if type(_inner(outer)) is type(_inner(inner)) else None
+    return True if type(_innermost(outer)) is type(_innermost(inner)) else None
 
 
 def _outside(support: Any, value: Any) -> bool:
@@ -213,9 +214,9 @@ def _outside(support: Any, value: Any) -> bool:
     return not bool(support.check(value).all())
 
 
-def _span(support: Any) -> tuple[Any, Any] | None:
-    """Smallest and largest value of a set of whole numbers."""
-    inner = _inner(support)
+def _whole_span(support: Any) -> tuple[Any, Any] | None:
+    """Return smallest and largest value of a set of whole numbers."""
+    inner = _innermost(support)
     if type(inner).__name__ == "_Boolean":
         return 0.0, 1.0
     if type(inner).__name__ == "_IntegerInterval":
@@ -225,7 +226,7 @@ def _span(support: Any) -> tuple[Any, Any] | None:
     return None
 
 
-def _number(bound: Any) -> str:
+def _number_text(bound: Any) -> str:
     if isinstance(bound, Tensor):
         if bound.numel() > 1 and not bool((bound == bound.flatten()[0]).all()):
             return f"{float(bound.min()):g}..{float(bound.max()):g}"
@@ -233,12 +234,12 @@ def _number(bound: Any) -> str:
     return f"{bound:g}"
 
 
-def _range(value: Tensor) -> str:
+def _range_text(value: Tensor) -> str:
     return f"values in [{float(value.min()):.4g}, {float(value.max()):.4g}]"
 
 
 def invalid_parameters(site: Site) -> Iterable[Finding]:
-    """Findings on distributions whose parameters are out of range, as a negative scale."""
+    """Find distributions whose parameters are out of range, as a negative scale."""
     fn = base(site.fn)
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
         if constraints.is_dependent(constraint) or name not in fn.__dict__:
@@ -252,7 +253,7 @@ def invalid_parameters(site: Site) -> Iterable[Finding]:
         spread = value.detach()
         nans = int((~torch.isfinite(spread)).sum())
         found = f"{int(bad.sum())} of {bad.numel()} out of range, "
-        found += f"{nans} of them NaN or infinite" if nans else f"{_range(spread)}"
+        found += f"{nans} of them NaN or infinite" if nans else f"{_range_text(spread)}"
         yield Finding(
             "error", site.name, f"{name} of {site.family} is out of range",
             describe(constraint), found,
