@@ -448,9 +448,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--budget", type=float, default=40.0,
                         help="seconds of tests per mutant, the quickest first")  # fmt: skip
+    parser.add_argument("--tests", action="append", default=[], metavar="NAME",
+                        help="test files to run instead of those in TESTS")  # fmt: skip
     parser.add_argument("--line", type=int, help="only mutants of this line (with one file)")
     parser.add_argument("--again", action="store_true", help="trace the unbroken code again")
     options = parser.parse_args(argv)
+    if options.tests:
+        TESTS.update(dict.fromkeys(TESTS, options.tests))
     rooms = options.only or [
         "inference/weights", "inference/elbo", "inference/draws", "inference/training",
         "inference/ratios",
