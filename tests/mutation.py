@@ -40,10 +40,11 @@ OURS = ("inference", "zoo")
 # folder or file -> the tests that are to notice a fault in it; the first prefix that fits is taken
 TESTS = {
     "inference/weights": [
-        "test_weights", "test_bounds", "test_elbo", "test_discrete",
+        "test_weights", "test_simulate", "test_bounds", "test_elbo", "test_discrete",
     ],
     "inference/elbo": [
-        "test_elbo", "test_bounds", "test_discrete", "test_decompose", "test_add_estimator",
+        "test_estimator_arguments", "test_bounds", "test_elbo", "test_discrete",
+        "test_decompose", "test_add_estimator",
     ],
     "inference/draws": [
         "test_draws", "test_evaluate", "test_arviz", "test_psis", "test_decompose", "test_diagnose",
