@@ -61,6 +61,8 @@ TESTS = {
     "inference/optim.py": ["test_optim", "test_fit"],
 }  # fmt: skip
 
+UNBROKEN = -1  # the index of no mutation
+
 # (file, mutation as the table shows it) -> why no test can notice it
 EQUIVALENT: dict[tuple[str, str], str] = {}
 
@@ -496,6 +498,7 @@ def measure(rooms: list[str], options: argparse.Namespace, keep: Path) -> int:
         print(f"{room}: {len(picked)} of {len(every)} mutants", flush=True)
     files = sorted({f for m in drawn for f in test_files(m.path)})
     known = reaches(files, rooms, keep, options.again)
+    refuse_unless_sound(drawn, known, options.budget, keep)
     results: dict[Mutant, str] = {}
     running: dict[int, tuple[Mutant, float, Path]] = {}
     todo, start = list(reversed(drawn)), time.time()
@@ -528,10 +531,27 @@ def measure(rooms: list[str], options: argparse.Namespace, keep: Path) -> int:
     return report(rooms, results, time.time() - start)
 
 
+def refuse_unless_sound(
+    drawn: list[Mutant], known: dict[str, dict], budget: float, keep: Path
+) -> None:
+    """Exit where a file that is imported from its tree, unbroken, does not pass its own tests."""
+    for path in sorted({m.path for m in drawn}):
+        first = next(m for m in drawn if m.path == path)
+        tests = tests_for(first, known, test_files(path), budget)
+        if tests:
+            log = keep / "unbroken.log"
+            whole = dataclasses.replace(first, index=UNBROKEN)
+            pid = forked(lambda m=whole, t=tests: run_mutant(m, t), log)
+            if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+                sys.exit(f"{path}: its tests fail though nothing is broken; see {log}")
+
+
 def run_mutant(mutant: Mutant, tests: list[str]) -> int:
     """In a fork: import the mutated file in place of its original and run its tests."""
     source = Path(mutant.path).read_text()
-    sys.meta_path.insert(0, MutatedFile(Path(mutant.path), mutated(source, mutant.index)[0]))
+    broken = mutant.index != UNBROKEN
+    tree = mutated(source, mutant.index)[0] if broken else ast.parse(source)
+    sys.meta_path.insert(0, MutatedFile(Path(mutant.path), tree))
     return run_tests(["-x", *tests])
 
 
