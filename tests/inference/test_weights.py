@@ -95,6 +95,7 @@ def test_subsampling_scales_outside_the_weights(how):
     assert scaled.scale == 4.0 and plain.scale == 1.0 and scaled.data_size == 24
     assert torch.equal(scaled.log_weight(), plain.log_weight())  # no N/B in a weight
     assert torch.allclose(scaled.elbo(), 4 * plain.elbo(), rtol=1e-14)
+    scaled.refuse_subsampled_joint("IWAE(8)")  # every site is in the plate: nothing to refuse
 
 
 def test_full_sizes_scale_the_data_plate_only():
@@ -105,6 +106,7 @@ def test_full_sizes_scale_the_data_plate_only():
     assert torch.allclose(weights.elbo(), sum(parts), rtol=1e-14)
     with pytest.raises(ValueError, match="w lies outside the subsampled plate 'outer'"):
         weights.refuse_subsampled_joint("IWAE(8)")
+    log_weights(nested, nested_guide, X).refuse_subsampled_joint("IWAE(8)")  # nor on all data
 
 
 def test_masks_and_scales():
