@@ -23,6 +23,7 @@ from pyro.poutine.messenger import Messenger, _bound_partial
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ..randomness import ALONE
 from ..weights import plate_nesting
 from .references import referred
 
@@ -63,7 +64,7 @@ class Pair:
         self.buffers: dict[str, Tensor] = {}
 
         store: Any = {"params": {}, "constraints": {}}
-        with STORE.scope(store), _Registered() as registered:
+        with ALONE, STORE.scope(store), _Registered() as registered:
             self.nesting = plate_nesting(model, guide, *args, **(kwargs or {}))
         self._collect(store, registered.modules)
         for name, tensor in STORE.get_state()["params"].items() if present else ():
@@ -129,25 +130,26 @@ class Pair:
         """Run what is inside the block with these tensors as the pair's parameters and buffers."""
         params = {k: _learnable(p) for k, p in params.items()}
         tensors = {**params, **buffers}
-        before = [(t, k, t[k]) for places in self._slots.values() for t, k in places]
-        state: Any = {
-            "params": {n: tensors[ours] for n, (ours, _) in self._stored.items()},
-            "constraints": {n: c for n, (_, c) in self._stored.items()},
-        }
-        try:
-            for name, places in self._slots.items():
-                for table, key in places:
-                    table[key] = tensors[name]
-            with STORE.scope(state):
-                yield
-            for name in self.buffers:  # a pair may assign a buffer instead of changing it in place
-                table, key = self._slots[name][0]
-                if table[key] is not tensors[name]:
-                    with torch.no_grad():
-                        tensors[name].copy_(table[key])
-        finally:
-            for table, key, tensor in before:
-                table[key] = tensor
+        with ALONE:
+            before = [(t, k, t[k]) for places in self._slots.values() for t, k in places]
+            state: Any = {
+                "params": {n: tensors[ours] for n, (ours, _) in self._stored.items()},
+                "constraints": {n: c for n, (_, c) in self._stored.items()},
+            }
+            try:
+                for name, places in self._slots.items():
+                    for table, key in places:
+                        table[key] = tensors[name]
+                with STORE.scope(state):
+                    yield
+                for name in self.buffers:  # may be assigned instead of changed in place
+                    table, key = self._slots[name][0]
+                    if table[key] is not tensors[name]:
+                        with torch.no_grad():
+                            tensors[name].copy_(table[key])
+            finally:
+                for table, key, tensor in before:
+                    table[key] = tensor
 
     def constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map parameters to their own support (a scale is positive, a simplex sums to one)."""

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..randomness import forked
+from ..randomness import ALONE, forked
 from .enumeration import averaged_guide, marginalised
 from .sites import (
     PARTICLES,
@@ -188,16 +188,17 @@ def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -
 @contextmanager
 def no_validation() -> Iterator[None]:
     """Distribution and trace checks off inside the block, as they were after it."""
-    torch_flag = torch.distributions.Distribution._validate_args
-    pyro_flag = pyro.infer.util.is_validation_enabled()
-    poutine_flag = pyro.poutine.util.is_validation_enabled()
-    try:
-        pyro.enable_validation(False)
-        yield
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(torch_flag)
-        pyro.infer.util.enable_validation(pyro_flag)
-        pyro.poutine.util.enable_validation(poutine_flag)
+    with ALONE:
+        torch_flag = torch.distributions.Distribution._validate_args
+        pyro_flag = pyro.infer.util.is_validation_enabled()
+        poutine_flag = pyro.poutine.util.is_validation_enabled()
+        try:
+            pyro.enable_validation(False)
+            yield
+        finally:
+            torch.distributions.Distribution.set_default_validate_args(torch_flag)
+            pyro.infer.util.enable_validation(pyro_flag)
+            pyro.poutine.util.enable_validation(poutine_flag)
 
 
 def stack(draws: list[LogWeights]) -> LogWeights:

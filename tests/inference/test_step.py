@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -226,6 +228,38 @@ def test_a_step_that_cannot_be_recorded_is_called_from_python(monkeypatch):
         torch.manual_seed(3)
         losses.append(each((Y, S)))
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+
+
+def test_fits_in_two_threads_are_those_of_one_after_the_other():
+    """Pyro's store and torch's generators are the process's; both pairs call a parameter "loc"."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    def fitted(seed):
+        run = fit(
+            model,
+            guide,
+            (Y + seed,),
+            steps=60,
+            seed=seed,
+            compile=False,
+            progress=False,
+            check=False,
+        )
+        return run.losses, run.params["loc"].item()
+
+    singly = [fitted(seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(fitted, (1, 2)))
+    assert together == singly
 
 
 def test_an_argument_that_keeps_changing(monkeypatch):
