@@ -28,6 +28,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ..pairs.arguments import has_rows, rows_of
 from .flows import flow_normal, layers, widths
 
 FLOWS = ("iaf", "spline")
@@ -262,7 +263,7 @@ class PlateGuide(AutoGuide):
         return nn.Sequential(*parts, last)
 
     def _find_data_plate(self, args: tuple) -> str:
-        rows = _rows(args)
+        rows = rows_of(args)
         frames = {
             f.name: f
             for _, site in self.prototype_trace.iter_stochastic_nodes()
@@ -282,14 +283,14 @@ class PlateGuide(AutoGuide):
 
     def _features(self, args: tuple) -> Tensor:
         """All arguments with a row per datum, (B, features)."""
-        rows = _rows(args)
-        mine = [a for a in args if torch.is_tensor(a) and a.dim() and len(a) == rows]
+        rows = rows_of(args)
+        mine = [a for a in args if has_rows(a, rows)]
         kind = next((a.dtype for a in mine if a.is_floating_point()), torch.get_default_dtype())
         return torch.cat([a.reshape(rows, -1).to(kind) for a in mine], -1)
 
     def _plates(self, args: tuple, kwargs: dict) -> dict[str, Any]:
         """The model's plates; that of the data holds the rows of this batch."""
-        rows = _rows(args)
+        rows = rows_of(args)
         at = self._size_at
         told = kwargs.get("size") or (args[at] if at is not None and at < len(args) else None)
         out = {}
@@ -322,11 +323,6 @@ def _unpacked(block: Block, u: Tensor) -> dict[str, Tensor]:
 def _joined(parts: list[Tensor]) -> Tensor:
     batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
     return torch.cat([p.expand(batch + p.shape[-1:]) for p in parts], -1)
-
-
-def _rows(args: tuple) -> int:
-    tensors = [a for a in args if torch.is_tensor(a) and a.dim()]
-    return len(tensors[0]) if tensors else 0
 
 
 def _position(function: Callable, name: str) -> int | None:

@@ -129,13 +129,16 @@ def rows_of(args: tuple) -> int:
     return next((len(a) for a in args if torch.is_tensor(a) and a.dim()), 0)
 
 
+def has_rows(a: Any, n: int) -> bool:
+    """Return whether an argument is a tensor with n rows, to be cut with the data."""
+    return torch.is_tensor(a) and a.dim() > 0 and len(a) == n
+
+
 def take_rows(args: tuple, rows: slice | Tensor, n: int | None = None) -> tuple:
     """Take some rows of every tensor that has n of them; the other arguments stay whole."""
     n = rows_of(args) if n is None else n
     return tuple(
-        a[rows.to(a.device) if torch.is_tensor(rows) else rows]
-        if torch.is_tensor(a) and a.dim() and len(a) == n
-        else a
+        a[rows.to(a.device) if torch.is_tensor(rows) else rows] if has_rows(a, n) else a
         for a in args
     )
 

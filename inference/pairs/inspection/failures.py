@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,12 +126,10 @@ def _groups(pairs: Iterable[tuple[str, Any]]) -> str:
     names: dict[str, list[str]] = {}
     for name, key in pairs:
         names.setdefault(key, []).append(name)
-    counts = Counter({k: len(v) for k, v in names.items()})
-    parts = []
-    for key, _ in counts.most_common():
-        some = ", ".join(names[key][:3]) + (", ..." if len(names[key]) > 3 else "")
-        parts.append(f"{key}: {some}")
-    return "; ".join(parts)
+    most = sorted(names.items(), key=lambda group: -len(group[1]))
+    return "; ".join(
+        f"{key}: {', '.join(of[:3])}{', ...' if len(of) > 3 else ''}" for key, of in most
+    )
 
 
 def mixture(tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
