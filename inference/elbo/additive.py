@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..pairs.options import number, one_of, whole
 from ..weights import LogWeights, Term
 from .base import Estimator
 from .pieces import analytic_kl, kl_by_site, latent_of, less_the_others, reach, score_function
@@ -116,11 +117,10 @@ class Beta(Additive):
         vectorized: bool = True,
     ):
         super().__init__(particles, vectorized=vectorized)
-        for name, number in (
-            ("beta", beta), ("warmup", warmup), ("cycles", cycles), ("free_bits", free_bits)
-        ):  # fmt: skip
-            if number < 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {number}.")
+        number("beta", beta, 0.0)
+        number("free_bits", free_bits, 0.0)
+        whole("warmup", warmup, 0)
+        whole("cycles", cycles, 0)
         if cycles and not warmup:
             raise ValueError("cycles: give the length of a cycle's rise as warmup=STEPS.")
         self.beta, self.warmup, self.cycles, self.free_bits = beta, warmup, cycles, free_bits
@@ -222,9 +222,7 @@ class Score(Additive):
         vectorized: bool = True,
     ):
         super().__init__(particles, vectorized=vectorized)
-        if baseline not in ("others", "data", None):
-            raise ValueError(f"baseline: expected 'others', 'data' or None, got {baseline!r}.")
-        self.baseline = baseline
+        self.baseline = one_of("baseline", baseline, ("others", "data", None))
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """Latents as constants, in the model and in the guide's density."""

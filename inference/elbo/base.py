@@ -1,4 +1,4 @@
-"""What every estimator is: a bound, and a scalar whose gradient is followed."""
+"""The base of all estimators: a bound, and a scalar whose gradient is followed."""
 
 from __future__ import annotations
 

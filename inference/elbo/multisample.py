@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pairs.options import number, whole
 from ..weights import LogWeights
 from .base import Estimator
 from .pieces import less_the_others, score_function
@@ -30,7 +31,7 @@ class MultiSample(Estimator):
         raise NotImplementedError
 
     def signal(self, log_w: Tensor) -> Tensor:
-        """What each particle's score is multiplied by, broadcastable to (K, *shared)."""
+        """The factor of each particle's score, broadcastable to (K, *shared)."""
         return self.per_datum(log_w).unsqueeze(0)
 
     def bound(self, weights: LogWeights) -> Tensor:
@@ -81,10 +82,9 @@ class MIWAE(MultiSample):
     """
 
     def __init__(self, groups: int = 4, per_group: int = 4, *, vectorized: bool = True):
-        if min(groups, per_group) < 1:
-            raise ValueError(f"groups, per_group: expected >= 1, got {groups} and {per_group}.")
+        self.groups = whole("groups", groups)
+        self.per_group = whole("per_group", per_group)
         super().__init__(groups * per_group, vectorized=vectorized)
-        self.groups, self.per_group = groups, per_group
 
     def by_group(self, log_w: Tensor) -> Tensor:
         """The bound of each group: (M, *shared)."""
@@ -111,10 +111,8 @@ class CIWAE(MultiSample):
     """
 
     def __init__(self, beta: float = 0.5, particles: int = 8, *, vectorized: bool = True):
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta: expected a weight in [0, 1], got {beta}.")
         super().__init__(particles, vectorized=vectorized)
-        self.beta = beta
+        self.beta = number("beta", beta, 0.0, 1.0)
 
     def per_datum(self, log_w: Tensor) -> Tensor:
         """The mix of the mean log weight and the log of the mean weight."""
@@ -163,8 +161,7 @@ class VIMCO(IWAE):
     """
 
     def __init__(self, particles: int = 8, *, vectorized: bool = True):
-        if particles < 2:
-            raise ValueError(f"VIMCO: expected K >= 2 particles to compare, got {particles}.")
+        whole("particles", particles, 2)  # to compare
         super().__init__(particles, vectorized=vectorized)
 
     def signal(self, log_w: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pairs.options import number
 from ..weights import LogWeights, Term, dream, log_q_at
 from .additive import Trace
 from .base import Estimator
@@ -52,7 +53,7 @@ class Penalised(Estimator):
         raise NotImplementedError
 
     def factor(self) -> float:
-        """What it is multiplied by."""
+        """The factor of the penalty."""
         raise NotImplementedError
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
@@ -115,10 +116,8 @@ class MMD(Penalised):
     def __init__(
         self, weight: float = 10.0, base: Estimator | None = None, *, bandwidth: float | None = None
     ):
-        if weight < 0:
-            raise ValueError(f"weight: expected λ >= 0, got {weight}.")
         super().__init__(base)
-        self.weight, self.bandwidth = weight, bandwidth
+        self.weight, self.bandwidth = number("weight", weight, 0.0), bandwidth
 
     def factor(self) -> float:
         """λ."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pairs.options import number, whole
 from ..weights import LogWeights, dream, log_q_at, plate_nesting
 from .multisample import IWAE, MultiSample
 
@@ -58,9 +59,7 @@ class WakeSleep(_AtConstants):
     """
 
     def __init__(self, particles: int = 8, *, sleep: float = 0.0, vectorized: bool = True):
-        if not 0 <= sleep <= 1:
-            raise ValueError(f"sleep: expected a share in [0, 1], got {sleep}.")
-        self.sleep = sleep
+        self.sleep = number("sleep", sleep, 0.0, 1.0)
         super().__init__(particles, vectorized=vectorized)
 
     per_datum = IWAE.per_datum
@@ -137,10 +136,8 @@ class CUBO(_AtConstants):
     is_bound = False
 
     def __init__(self, order: float = 2.0, particles: int = 8, *, vectorized: bool = True):
-        if not order > 1:
-            raise ValueError(f"order: expected n > 1, got {order}.")
         super().__init__(particles, vectorized=vectorized)
-        self.order = order
+        self.order = number("order", order, 1.0, open=True)
 
     def per_datum(self, log_w: Tensor) -> Tensor:
         """Minus the upper bound."""
@@ -172,12 +169,9 @@ class ThermodynamicVI(_AtConstants):
         self, particles: int = 8, *, partitions: int = 5, first: float = 0.1,
         vectorized: bool = True,
     ):  # fmt: skip
-        if partitions < 1 or not 0 < first < 1:
-            raise ValueError(
-                f"partitions, first: expected >= 1 and in (0, 1), got {partitions} and {first}."
-            )
         super().__init__(particles, vectorized=vectorized)
-        self.partitions, self.first = partitions, first
+        self.partitions = whole("partitions", partitions)
+        self.first = number("first", first, 0.0, 1.0, open=True)
         ends = [first ** (1 - s / (partitions - 1)) for s in range(partitions - 1)]
         self.betas = [0.0, *ends, 1.0]
 

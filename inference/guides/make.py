@@ -92,7 +92,7 @@ def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any
 
 
 def _discrete(site: Any) -> bool:
-    """Whether a site is a latent that takes one of several values."""
+    """Tell whether a site is a latent that takes one of several values."""
     if site["type"] != "sample" or site["is_observed"]:
         return False
     return bool(getattr(site["fn"], "has_enumerate_support", False))

@@ -10,7 +10,6 @@ data (amortised).
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ..networks import MLP
 from ..pairs.arguments import has_rows, rows_of
 from .flows import flow_normal, layers, widths
 
@@ -215,7 +215,7 @@ class PlateGuide(AutoGuide):
         return raw
 
     def _outputs(self, block: Block) -> int:
-        """How many numbers describe an element: location, scale, and what the family adds."""
+        """Count the numbers that describe an element: location, scale, and what the family adds."""
         length = block.dim
         more = {
             "full-rank": length * (length - 1) // 2,
@@ -254,13 +254,11 @@ class PlateGuide(AutoGuide):
         (given,) = self._given
         if given is not None:
             return given if isinstance(given, nn.Module) else given(features, outputs)
-        sizes = itertools.pairwise([features, *self.hidden])
-        parts = [part for a, b in sizes for part in (nn.Linear(a, b), nn.SiLU())]
-        last = nn.Linear([features, *self.hidden][-1], outputs)
+        network = MLP(features, self.hidden, outputs, "silu")
         with torch.no_grad():
-            last.weight.mul_(0.1)
-            last.bias.copy_(start)
-        return nn.Sequential(*parts, last)
+            network[-1].weight.mul_(0.1)  # type: ignore[operator]
+            network[-1].bias.copy_(start)  # type: ignore[operator]
+        return network
 
     def _find_data_plate(self, args: tuple) -> str:
         rows = rows_of(args)

@@ -204,14 +204,14 @@ def _row(name: str, run: Run, args: tuple, draws: int, seed: int) -> GuideRow:
 
 
 def _warning(tail: float) -> str:
-    """What k-hat says of the evidence: weights have 1 / k-hat moments."""
+    """The verdict of k-hat on the evidence: weights have 1 / k-hat moments."""
     if tail > GOOD:
         return f"k-hat above {GOOD}: do not trust the evidence"
     return "k-hat above 0.5: the evidence's error is larger than stated" if tail > 0.5 else ""
 
 
 def _is_point(run: Run, args: tuple) -> bool:
-    """Whether the guide gives one point, not draws."""
+    """Tell whether the guide gives one point, not draws."""
     pair = run.pair_
     args = tuple(a.to(run.device) if torch.is_tensor(a) else a for a in args)
     with forked(), torch.no_grad(), no_validation(), run.bind():

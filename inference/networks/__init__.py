@@ -5,7 +5,13 @@ This room stands below all others: model files may import it too.
 
 from .masked import AutoregressiveMLP, MaskedLinear, ranks
 from .mlp import ACTIVATIONS, MLP, activation
-from .transforms import Autoregressive, Coupling, FlowTransform, OnePass, autoregressive_layers
+from .transforms import (
+    Autoregressive,
+    FlowTransform,
+    OnePass,
+    autoregressive_layers,
+    start_at_identity,
+)
 from .univariate import Affine, Composed, RationalQuadratic, Univariate
 
 __all__ = [
@@ -15,7 +21,6 @@ __all__ = [
     "Autoregressive",
     "AutoregressiveMLP",
     "Composed",
-    "Coupling",
     "FlowTransform",
     "MaskedLinear",
     "OnePass",
@@ -24,4 +29,5 @@ __all__ = [
     "activation",
     "autoregressive_layers",
     "ranks",
+    "start_at_identity",
 ]

@@ -27,6 +27,7 @@ class Toy(nn.Module):
     """Parameters of the model and of the guide under names that tell them apart."""
 
     distance = 0.4  # from the posterior, in the guide's parameters
+    x: Tensor  # the data
 
     def __init__(self, model: dict[str, Tensor], guide: dict[str, Tensor], exact: bool):
         super().__init__()
@@ -49,8 +50,8 @@ class Toy(nn.Module):
         return type(self)(exact=False)  # type: ignore[call-arg]
 
     def data(self) -> Tensor:
-        """The same few rows at every call."""
-        raise NotImplementedError
+        """x, the same few rows at every call."""
+        return self.x
 
     def log_px(self, x: Tensor) -> Tensor:
         """log p(x) in nats, a scalar."""
@@ -72,6 +73,8 @@ class LinearGaussian(Toy):
     mean P⁻¹ Wᵀ (x - b). Sites z, x; plate data.
     """
 
+    x = 1.2 * _rows(ROWS, 3)  # (5, 3)
+
     def __init__(self, exact: bool = False):
         w = _numbers([[1.0, 0.3], [-0.5, 0.8], [0.2, 0.5]])
         b = _numbers([0.5, -0.2, 0.1])
@@ -79,10 +82,6 @@ class LinearGaussian(Toy):
         a = covariance @ w.T
         guide = {"a": a, "c": -a @ b, "log_scale": covariance.diagonal().log() / 2}
         super().__init__({"w": w, "b": b}, guide, exact)
-
-    def data(self) -> Tensor:
-        """x, (5, 3)."""
-        return 1.2 * _rows(ROWS, 3)
 
     def log_px(self, x: Tensor) -> Tensor:
         """The sum over rows of log N(x; b, W Wᵀ + I)."""
@@ -116,6 +115,8 @@ class GlobalLocal(Toy):
     z_i | w, x_i ~ N((w + x_i) / 2, 1/2), which is the guide's form. Sites w, z, x; plate data.
     """
 
+    x = 1.5 * _rows(ROWS)  # (5,)
+
     def __init__(self, exact: bool = False):
         x = self.data()
         precision = 1 + len(x) / 2
@@ -127,10 +128,6 @@ class GlobalLocal(Toy):
             "log_scale_z": _numbers(0.5).log() / 2,
         }
         super().__init__({"m": m}, guide, exact)
-
-    def data(self) -> Tensor:
-        """x, (5,)."""
-        return 1.5 * _rows(ROWS)
 
     def log_px(self, x: Tensor) -> Tensor:
         """log N(x; m 1, 2 I + 1 1ᵀ)."""
@@ -165,6 +162,7 @@ class Nested(Toy):
     mean linear in w, and w | x, y is normal. Sites w, z, y, x; plates groups and, inside, repeats.
     """
 
+    x = 1.2 * _rows(3, 5)  # (3, 5), a row per group: y_j, then x_1j to x_4j
     twice = 2.0
     keep: Any  # which x_ij were seen, (repeats, groups)
 
@@ -188,10 +186,6 @@ class Nested(Toy):
         }
         super().__init__({"m": m, "b": b}, guide, exact)
         self.register_buffer("keep", keep)
-
-    def data(self) -> Tensor:
-        """A row per group: y_j, then x_1j to x_4j; (3, 5)."""
-        return 1.2 * _rows(3, 5)
 
     def log_px(self, x: Tensor) -> Tensor:
         """log N of all that was seen, y_j with variance 2, plus what squaring changes of its norm.
@@ -234,16 +228,13 @@ class Switch(Toy):
     The posterior's log odds are a + m x - m²/2. Sites k, x; plate data.
     """
 
+    x = 1.3 * _rows(ROWS) + 0.6  # (5,)
     distance = 1.0
 
     def __init__(self, exact: bool = False):
         model = {"log_odds": _numbers(-0.4), "m": _numbers(1.5)}
         guide = {"s": model["m"], "t": model["log_odds"] - model["m"] ** 2 / 2}
         super().__init__(model, guide, exact)
-
-    def data(self) -> Tensor:
-        """x, (5,)."""
-        return 1.3 * _rows(ROWS) + 0.6
 
     def log_px(self, x: Tensor) -> Tensor:
         """Both values of k summed out."""
@@ -272,6 +263,8 @@ class SwitchedGaussian(Toy):
     z_i | k_i, x_i ~ N((m_k + x_i) / 2, 1/2). Sites k, z, x; plate data.
     """
 
+    x = 1.6 * _rows(ROWS)  # (5,)
+
     def __init__(self, exact: bool = False):
         m = _numbers([-1.0, 1.5])
         guide = {
@@ -281,10 +274,6 @@ class SwitchedGaussian(Toy):
             "log_scale": _numbers([-0.5 * math.log(2)] * 2),
         }
         super().__init__({"m": m}, guide, exact)
-
-    def data(self) -> Tensor:
-        """x, (5,)."""
-        return 1.6 * _rows(ROWS)
 
     def log_px(self, x: Tensor) -> Tensor:
         """Both values of k summed out, z integrated out."""

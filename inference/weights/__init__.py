@@ -4,8 +4,8 @@ This folder is the only place that handles Pyro traces. Everything else (bounds,
 evaluation, ArviZ) is arithmetic on what `log_weights` returns.
 """
 
-from .run import PARTICLES, dream, log_q_at, log_weights, no_validation, plate_nesting, stack
-from .simulate import simulate
+from .run import PARTICLES, log_q_at, log_weights, no_validation, plate_nesting, stack
+from .simulate import dream, simulate
 from .sites import at
 from .terms import LogWeights, Plate, Term
 

@@ -46,11 +46,11 @@ class _Average:
         }
 
     def plate(self, symbol: str) -> bool:
-        """Whether a symbol is a plate's."""
+        """Tell whether a symbol is a plate's."""
         return self.dims[symbol] >= -self.nesting - 1
 
     def depends(self, value: Tensor) -> bool:
-        """Whether a packed term varies with an enumerated guide site."""
+        """Tell whether a packed term varies with an enumerated guide site."""
         return not self.symbols.isdisjoint(value._pyro_dims)  # type: ignore[attr-defined]
 
     def __call__(self, value: Tensor, ordinal: frozenset) -> Tensor:

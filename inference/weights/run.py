@@ -139,39 +139,8 @@ def log_q_at(
         return terms_of(run.get_trace(*args, **kwargs), particles, nesting, {})
 
 
-def dream(model: Callable, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
-    """Run the model forward: latents from the prior, and data drawn in place of what it observes.
-
-    Returns:
-        Site -> value of every drawn latent, and `args` in which each argument that the model
-        observes as it is has been replaced by the draw.
-
-    Raises:
-        ValueError: the model observes something that is none of its arguments.
-    """
-    with torch.no_grad():
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
-    latents, dreamed = {}, list(args)
-    for name, site in sample_sites(trace).items():
-        if site["infer"].get("_deterministic"):
-            continue
-        if site["infer"].get("was_observed"):
-            places = [i for i, a in enumerate(args) if a is site["infer"]["obs"]]
-            if not places and site["infer"]["obs"].numel():  # a pyro.factor observes nothing
-                raise ValueError(
-                    f"site {name!r} observes something that is not an argument of the model as it "
-                    "is, so the model cannot dream it. Pass obs=ARGUMENT, or do without the sleep "
-                    "phase."
-                )
-            for i in places:
-                dreamed[i] = site["value"]
-        elif is_latent(site):
-            latents[name] = site["value"]
-    return latents, tuple(dreamed)
-
-
 def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> int:
-    """How many tensor dimensions the pair's plates use, by running it once on a forked seed."""
+    """Count the tensor dimensions of the pair's plates by running it once on a forked seed."""
     with forked(), torch.no_grad(), no_validation():
         guide_trace = poutine.trace(latents_only(guide)).get_trace(*args, **kwargs)
         names = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}

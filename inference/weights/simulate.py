@@ -10,7 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from .run import _under_plate
-from .sites import at, is_free, terms_of
+from .sites import at, is_free, sample_sites, terms_of
+from .sites import is_latent as is_drawn
 from .terms import Plate, Term
 
 Axes = list[str | None]
@@ -36,6 +37,39 @@ def simulate(
         site -> Term: draws from the prior and the prior predictive, or from the predictive
         distribution given `values`; and site -> what the model had observed there.
     """
+    run = _under_plate(at(model, values or {}), particles, -nesting - 1)
+    trace, observed = _unobserved(run, args, kwargs)
+    return terms_of(trace, particles, nesting, {}), observed
+
+
+def dream(model: Callable, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    """Run the model forward: latents from the prior, and data drawn in place of what it observes.
+
+    Returns:
+        Site -> value of every drawn latent, and `args` in which each argument that the model
+        observes as it is has been replaced by the draw.
+
+    Raises:
+        ValueError: the model observes something that is none of its arguments.
+    """
+    with torch.no_grad():
+        trace, observed = _unobserved(model, args, kwargs)
+    dreamed = list(args)
+    for name, value in observed.items():
+        places = [i for i, a in enumerate(args) if a is value]
+        if not places:
+            raise ValueError(
+                f"site {name!r} observes something that is not an argument of the model as it is, "
+                "so the model cannot dream it. Pass obs=ARGUMENT, or do without the sleep phase."
+            )
+        for i in places:
+            dreamed[i] = trace.nodes[name]["value"]
+    drawn = {n: s for n, s in sample_sites(trace).items() if n not in observed and is_drawn(s)}
+    return {n: s["value"] for n, s in drawn.items()}, tuple(dreamed)
+
+
+def _unobserved(run: Callable, args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
+    """The trace of a run that draws what it would observe, and the values observed there."""
     observed: dict[str, Any] = {}
 
     class Unobserved(poutine.messenger.Messenger):
@@ -44,24 +78,22 @@ def simulate(
                 observed[msg["name"]] = msg["value"]
                 msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
-    run = _under_plate(at(model, values or {}), particles, -nesting - 1)
     with Unobserved():
-        trace = poutine.trace(run).get_trace(*args, **kwargs)
-    return terms_of(trace, particles, nesting, {}), observed
+        return poutine.trace(run).get_trace(*args, **kwargs), observed
 
 
 def is_latent(term: Term) -> bool:
-    """Whether a model's site is a random variable with a draw: not data, computed or summed out."""
+    """Tell whether a model's site is a drawn latent: not data, computed or summed out."""
     return not (term.observed or term.enumerated or term.fn is None)
 
 
 def is_data(term: Term) -> bool:
-    """Whether a model's site is an observation, or a factor of summed-out latents and data."""
+    """Tell whether a model's site is an observation, or a factor of summed-out latents and data."""
     return term.observed and (term.free or term.fn is None)
 
 
 def is_computed(term: Term) -> bool:
-    """Whether a site is a `pyro.deterministic`."""
+    """Tell whether a site is a `pyro.deterministic`."""
     return term.observed and not term.free and type(term.fn).__name__ != "Unit"
 
 

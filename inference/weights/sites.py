@@ -30,7 +30,7 @@ def sample_sites(trace: Any) -> dict[str, Site]:
 
 
 def is_latent(site: Site) -> bool:
-    """Whether a site is a draw of the pair's own."""
+    """Tell whether a site is a draw of the pair's own."""
     return (
         site["type"] == "sample"
         and not site["is_observed"]
@@ -40,7 +40,7 @@ def is_latent(site: Site) -> bool:
 
 
 def is_free(site: Site) -> bool:
-    """Whether a site's value is drawn, not computed from other sites as a Delta is."""
+    """Tell whether a site's value is drawn, not computed from other sites as a Delta is."""
     fn = site["fn"]
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
@@ -48,7 +48,7 @@ def is_free(site: Site) -> bool:
 
 
 def is_enumerated(site: Site) -> bool:
-    """Whether a site's value is its whole support, along a dimension of its own."""
+    """Tell whether a site's value is its whole support, along a dimension of its own."""
     return site["infer"].get("_enumerate_dim") is not None
 
 

@@ -1,4 +1,4 @@
-"""What one run of guide and model says, site by site, and how it is summed."""
+"""The log densities of one run of guide and model, site by site, and their sums."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Term:
 
     @property
     def scored(self) -> bool:
-        """Whether the site's gradient needs the score function: drawn, but not differentiably."""
+        """True where the gradient needs the score function: drawn, but not differentiably."""
         return self.free and not (self.observed or self.enumerated or self.reparameterized)
 
     def sum_to(self, plates: Iterable[Plate], nesting: int = 0) -> Tensor:
@@ -93,7 +93,7 @@ class Term:
 
 @dataclass
 class LogWeights:
-    """What one run of guide and model says, site by site.
+    """The log densities of one run of guide and model, site by site.
 
     Attributes:
         model: name -> Term, log p of every sample site (marginalised discrete ones are gone, their

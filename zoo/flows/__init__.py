@@ -3,12 +3,12 @@
 from inference.networks import (
     Affine,
     Autoregressive,
-    Coupling,
     FlowTransform,
     OnePass,
     RationalQuadratic,
 )
 
+from .coupling import Coupling
 from .models import IAF, MAF, Flow, NeuralSplineFlow, RealNVP
 
 __all__ = [

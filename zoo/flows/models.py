@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from inference.networks import (
     Affine,
-    Coupling,
     FlowTransform,
     RationalQuadratic,
     autoregressive_layers,
 )
 from zoo.networks import check_rows, check_sizes
+
+from .coupling import Coupling
 
 
 class Flow(nn.Module):
