@@ -31,7 +31,7 @@ class Penalised(Estimator):
     def __init__(self, base: Estimator | None = None):
         self.base = Trace() if base is None else base
         super().__init__(self.base.particles, vectorized=self.base.vectorized)
-        self.follows_bound = self.base.follows_bound
+        self.follows_bound, self.closed_form = self.base.follows_bound, self.base.closed_form
 
     @property
     def step(self) -> int | Tensor:  # type: ignore[override]
