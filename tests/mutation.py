@@ -26,6 +26,7 @@ import importlib.machinery
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -64,7 +65,13 @@ TESTS = {
 UNBROKEN = -1  # the index of no mutation
 
 # (file, mutation as the table shows it) -> why no test can notice it
-EQUIVALENT: dict[tuple[str, str], str] = {}
+EQUIVALENT = {
+    (
+        "inference/weights/sites.py",
+        "return 1.0 if isinstance(scale, float) and abs(scale - 1) < 1e-12 else scale  ->  "
+        "return 1.0 if isinstance(scale, float) and abs(scale - 1) <= 1e-12 else scale",
+    ): "the limit is one of rounding; no scale lies on it",
+}
 
 
 # ---------------------------------------------------------------- mutations
@@ -417,9 +424,9 @@ def tests_for(mutant: Mutant, known: dict[str, dict], files: list[str], budget: 
 # ---------------------------------------------------------------- the run
 
 
-def outcome(code: int, late: bool, log: Path) -> str:
+def outcome(code: int, late: bool) -> str:
     """killed, survived or timed out, by the exit code of a fork."""
-    if late:
+    if late or code == -signal.SIGXCPU:
         return "timed out"
     return "survived" if code == 0 else "killed"
 
@@ -511,9 +518,9 @@ def measure(rooms: list[str], options: argparse.Namespace, keep: Path) -> int:
                 print(f"no test reaches {mutant.path}:{mutant.line}: {mutant.change}", flush=True)
                 continue
             log = keep / f"mutant-{mutant.path.replace('/', '_')}-{mutant.index}.log"
-            pid = forked(lambda m=mutant, c=chosen: run_mutant(m, c), log)
-            limit = 20 + 4 * sum(known[t]["seconds"] for t in chosen)
-            running[pid] = (mutant, time.time() + limit, log)
+            limit = int(30 + 4 * sum(known[t]["seconds"] for t in chosen))
+            pid = forked(lambda m=mutant, c=chosen, n=limit: run_mutant(m, c, n), log)
+            running[pid] = (mutant, time.time() + 10 * limit, log)
         for pid, (mutant, deadline, log) in list(running.items()):
             done, status = os.waitpid(pid, os.WNOHANG)
             late = not done and time.time() > deadline
@@ -522,7 +529,7 @@ def measure(rooms: list[str], options: argparse.Namespace, keep: Path) -> int:
                 os.waitpid(pid, 0)
             if done or late:
                 del running[pid]
-                results[mutant] = outcome(os.waitstatus_to_exitcode(status), late, log)
+                results[mutant] = outcome(os.waitstatus_to_exitcode(status), late)
                 if results[mutant] == "survived":
                     print(f"survived: {mutant.path}:{mutant.line}: {mutant.change}", flush=True)
                 else:
@@ -546,8 +553,13 @@ def refuse_unless_sound(
                 sys.exit(f"{path}: its tests fail though nothing is broken; see {log}")
 
 
-def run_mutant(mutant: Mutant, tests: list[str]) -> int:
-    """In a fork: import the mutated file in place of its original and run its tests."""
+def run_mutant(mutant: Mutant, tests: list[str], seconds: int | None = None) -> int:
+    """In a fork: import the mutated file in place of its original and run its tests.
+
+    The limit is one of CPU time, which does not depend on what else the machine does.
+    """
+    if seconds is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     source = Path(mutant.path).read_text()
     broken = mutant.index != UNBROKEN
     tree = mutated(source, mutant.index)[0] if broken else ast.parse(source)
