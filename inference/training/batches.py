@@ -75,30 +75,42 @@ class Batches:
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs to go on with the same order."""
-        return {"order": self._order.get_state().clone(), "queue": self._queue.cpu()}
+        return {
+            "order": self._order.get_state().clone(),
+            "queue": self._queue.cpu().clone(),
+            "rows": torch.tensor(self.size or 0),
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken.
+
+        Raises:
+            ValueError: it was taken from data of another number of rows.
+        """
+        if (rows := int(state["rows"])) != (self.size or 0):
+            raise ValueError(
+                f"resume: the run was fitted to {rows:,} rows, the data has {self.size or 0:,}. Give "
+                "the same data, or begin anew from its parameters: fit(run.model, run.guide, data)."
+            )
         self._order.set_state(state["order"])
         self._queue = state["queue"].to(self._where)
 
 
 def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | None:
-    """Rows that go through the pair at once; None for whole batches.
+    """Most rows that go through the pair at once; None for whole batches.
 
     Raises:
-        ValueError: `chunk` does not divide the batch.
+        ValueError: `chunk` is below 1.
     """
     rows = batches.batch_size
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 row, got {chunk}.")
     if rows is None:
         return None
-    if chunk is not None:
-        if chunk < 1 or rows % chunk:
-            raise ValueError(f"chunk: expected a divisor of the batch of {rows} rows, got {chunk}.")
-        return chunk if chunk < rows else None
-    width = next(a for a in batches.args if torch.is_tensor(a))[0].numel()
-    fit = [n for n in range(1, rows + 1) if rows % n == 0 and n * width * particles <= LARGEST]
-    return None if not fit or fit[-1] == rows else fit[-1]
+    if chunk is None:
+        width = next(a for a in batches.args if torch.is_tensor(a))[0].numel()
+        chunk = max(1, LARGEST // max(1, width * particles))
+    return chunk if chunk < rows else None
 
 
 pick_device = device_of

@@ -6,8 +6,8 @@ and `state.safetensors` (parameters, buffers, optimiser state, random state, ord
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -19,10 +19,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .run import History, Run
+from .. import optim
+from ..optim import SGD, Optimiser
+from .run import Run
+from .state import History, refuse_others
 from .update import Variables
 
-FORMAT = 1
+FORMAT = 2
+PLAIN = (
+    "seed", "seconds", "compiled", "compile_seconds", "eager_because", "stopped", "best",
+    "best_step", "since_best",
+)  # fmt: skip
 
 
 @contextmanager
@@ -85,43 +92,54 @@ def save(run: Run, folder: str | Path, **config: Any) -> Path:
 
 def _write(run: Run, folder: Path, config: dict[str, Any]) -> None:
     v = run.variables
+    state = {
+        "params": v.params, "buffers": v.buffers, "optim": v.optim, "count": v.count,
+        "best": run.best_params, "batches": run.batches, "random_state": run.random_state,
+        "optimiser_state": run.optimiser_state, "unlogged": run.unlogged,
+    }  # fmt: skip
     tensors: dict[str, torch.Tensor] = {}
-    for group, items in (
-        ("params", v.params),
-        ("buffers", v.buffers),
-        ("best", run.best_params or {}),
-        ("batches", run.batches or {}),
-    ):
-        tensors |= {f"{group}/{k}": t for k, t in items.items()}
-    for key, slots in v.optim.items():
-        tensors |= {f"optim/{key}/{i}": t for i, t in enumerate(slots)}
-    tensors["count"] = v.count
-    if run.random_state is not None:
-        tensors["random_state"] = run.random_state
-    save_file(
-        {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
-        folder / "state.safetensors",
-    )
+    shape = _packed(state, tensors, "")
+    save_file(tensors, folder / "state.safetensors")
+    optimiser = run.settings.get("optimiser")
+    known = {k: v for k, v in run.settings.items() if isinstance(v, str | int | float | bool)}
+    if isinstance(optimiser, Optimiser):
+        known["optimiser"] = [type(optimiser).__name__, dataclasses.asdict(optimiser)]
     meta = {
         "format": FORMAT,
-        "steps": int(v.count),
+        "steps": run.steps,
         "unit": run.unit,
-        "seed": run.seed,
         "estimator": repr(run.estimator),
-        "optimiser": repr(run.update.optimiser) if run.update else None,
-        "seconds": round(run.seconds, 3),
-        "compiled": run.compiled,
-        "compile_seconds": round(run.compile_seconds, 3),
-        "eager_because": run.eager_because,
-        "stopped": run.stopped,
-        "best": run.best,
-        "best_step": run.best_step,
-        "full_sizes": run.pair_.full_sizes,
+        "optimiser": repr(optimiser),
+        "run": known,
+        "state": shape,
+        **{k: getattr(run, k) for k in PLAIN},
         **config,
     }
     (folder / "config.json").write_text(json.dumps(meta, indent=2) + "\n")
     (folder / "history.csv").write_text(run.history.to_csv())
-    (folder / "losses.csv").write_text("loss\n" + "".join(f"{x:.9g}\n" for x in run.losses))
+    (folder / "losses.csv").write_text("loss\n" + "".join(f"{x!r}\n" for x in run.losses))
+
+
+def _packed(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+    """Nested dictionaries and lists as JSON, their tensors put aside under names."""
+    if torch.is_tensor(value):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        items = [[k, _packed(v, tensors, f"{name}/{k}".strip("/"))] for k, v in value.items()]
+        return {"dict": items}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_packed(v, tensors, f"{name}/{i}") for i, v in enumerate(value)]}
+    return {"value": value}
+
+
+def _unpacked(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
+    """What `_packed` was given."""
+    if "tensor" in packed:
+        return tensors[packed["tensor"]]
+    if "dict" in packed:
+        return {k: _unpacked(v, tensors) for k, v in packed["dict"]}
+    return packed["value"] if "value" in packed else [_unpacked(v, tensors) for v in packed["list"]]
 
 
 def config(folder: str | Path) -> dict[str, Any]:
@@ -138,8 +156,11 @@ def config(folder: str | Path) -> dict[str, Any]:
         meta = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}. Fit again, or restore the file.") from error
-    if meta.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {meta['format']}, this version reads {FORMAT}.")
+    if meta.get("format", 0) != FORMAT:
+        raise ValueError(
+            f"{path} has format {meta.get('format')}, this version reads {FORMAT}. Fit again, or "
+            "use the version of the library that wrote it."
+        )
     return meta
 
 
@@ -148,7 +169,7 @@ def load(folder: str | Path, start: Callable[[], Run]) -> Run:
 
     Args:
         folder: written by `save`.
-        start: makes an unfitted run of the same pair (`inference.training.start`).
+        start: makes an unfitted run of the same pair (`inference.training.start.new_run`).
 
     Raises:
         FileNotFoundError: a file of the run is missing.
@@ -164,54 +185,24 @@ def load(folder: str | Path, start: Callable[[], Run]) -> Run:
     except Exception as error:
         raise ValueError(f"{path} is damaged: {error}. Fit again, or restore the file.") from error
     run = start()
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in stored.items():
-        group, _, rest = name.partition("/")
-        groups.setdefault(group, {})[rest] = tensor.to(
-            "cpu" if group in ("batches", "random_state") else run.device
-        )
-    _same(groups.get("params", {}), run.pair_.params, folder)
-    optim: dict[str, list[torch.Tensor]] = {}
-    for name in sorted(
-        groups.get("optim", {}), key=lambda n: (n.split("/")[0], int(n.split("/")[1]))
-    ):
-        optim.setdefault(name.split("/")[0], []).append(groups["optim"][name])
-    optim["count"] = [c.long() for c in optim.get("count", ())]
-    run.variables = Variables(
-        {k: groups["params"][k] for k in run.pair_.params},
-        {k: groups["buffers"][k] for k in run.pair_.buffers},
-        optim,
-        groups["count"][""].long(),  # earlier versions counted in float32
-    )
-    run.best_params = groups.get("best") or None
-    run.batches = groups.get("batches") or None
-    run.random_state = groups["random_state"][""] if "random_state" in groups else None
-    for key in ("seconds", "compiled", "compile_seconds", "eager_because", "stopped", "best",
-                "best_step", "unit", "seed"):  # fmt: skip
-        setattr(run, key, meta.get(key, getattr(run, key)))
-    run.pair_.full_sizes = meta.get("full_sizes", {})
-    run.history = _history((folder / "history.csv").read_text())
+    state = _unpacked(meta["state"], stored)
+    saved = Variables(state["params"], state["buffers"], state["optim"], state["count"])
+    empty = Variables.start(run.pair_, SGD())
+    refuse_others(dataclasses.replace(saved, optim=empty.optim), empty, str(folder))
+    moved = [t.to(run.device) for t in saved.flat()]
+    run.variables = saved.like(moved)
+    best = state["best"]
+    run.best_params = best and {k: t.to(run.device) for k, t in best.items()}
+    for key in ("batches", "random_state", "optimiser_state", "unlogged"):
+        setattr(run, key, state[key])
+    for key in PLAIN:
+        setattr(run, key, meta[key])
+    run.settings = {**meta["run"], "elbo": run.estimator}
+    if "optimiser" in meta["run"]:
+        name, options = meta["run"]["optimiser"]
+        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        run.settings["optimiser"] = getattr(optim, name)(**listed)
+    run.unit = meta["unit"]
+    run.history = History.from_csv((folder / "history.csv").read_text())
     run.losses = [float(x) for x in (folder / "losses.csv").read_text().split()[1:]]
     return run.finish()
-
-
-def _same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], folder: Path) -> None:
-    shapes = {k: tuple(v.shape) for k, v in found.items()}
-    wanted = {k: tuple(v.shape) for k, v in expected.items()}
-    if shapes != wanted:
-        wrong = sorted(k for k in {*shapes, *wanted} if shapes.get(k) != wanted.get(k))
-        first = wrong[0]
-        raise ValueError(
-            f"{folder}: {len(wrong)} parameters do not fit the pair, first {first!r}: expected "
-            f"{wanted.get(first, 'none')}, found {shapes.get(first, 'none')}. Build the pair with "
-            "the options in config.json."
-        )
-
-
-def _history(text: str) -> History:
-    lines = [line.split(",") for line in text.strip().splitlines()]
-    rows = [
-        {k: float(v) for k, v in zip(lines[0], row) if v != "" and not math.isnan(float(v))}
-        for row in lines[1:]
-    ]
-    return History(rows)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.optim
@@ -16,26 +15,21 @@ from ..optim import Adam, Optimiser
 from ..pairs.inspection import refuse_errors
 from ..randomness import forked
 from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device, to
-from .loop import WORTH_COMPILING, Loop, held_out_values
+from .foreign import ForeignStep
+from .loop import Loop
 from .progress import Progress
 from .run import Run
-from .start import refuse_infinite, start
-from .update import Update, Variables, matmul_precision
+from .start import new_run, refuse_infinite, without_run
+from .state import chosen
+from .update import Update, Variables, matmul_precision, schedule_of
+from .validation import held_out_values, validation_row
 
 BATCH = 128  # for data sets, when no batch size is given
-
-__all__ = [
-    "BATCH",
-    "WORTH_COMPILING",
-    "Batches",
-    "arguments",
-    "fit",
-    "halves",
-    "held_out_values",
-    "pick_device",
-    "schedule_of",
-    "start",
-]
+DEFAULTS: dict[str, Any] = {
+    "elbo": None, "steps": 5_000, "lr": 1e-3, "batch_size": None, "optimiser": None,
+    "schedule": "constant", "clip": None, "valid_every": None, "patience": None, "chunk": None,
+    "autocast": False, "tf32": False, "seed": 0,
+}  # fmt: skip
 
 
 def fit(
@@ -44,11 +38,11 @@ def fit(
     data: Any = None,
     *,
     elbo: Estimator | None = None,
-    steps: int = 5_000,
-    lr: float = 1e-3,
+    steps: int | None = None,
+    lr: float | None = None,
     batch_size: int | None = None,
     optimiser: Any = None,
-    schedule: str | Callable[[Tensor], Tensor] = "constant",
+    schedule: str | Callable[[Tensor], Tensor] | None = None,
     clip: float | None = None,
     valid: Any = None,
     valid_every: int | None = None,
@@ -57,9 +51,9 @@ def fit(
     repeats: int | None = None,
     chunk: int | None = None,
     device: str | torch.device = "auto",
-    autocast: bool = False,
-    tf32: bool = False,
-    seed: int = 0,
+    autocast: bool | None = None,
+    tf32: bool | None = None,
+    seed: int | None = None,
     progress: bool | Progress = True,
     check: bool = True,
     callbacks: Sequence[Callable[[Run], Any]] = (),
@@ -69,28 +63,27 @@ def fit(
 
     `fit(pair, data)` for a module with methods `model` and `guide`, `fit(model, guide, data)` for
     any two Pyro callables. The pair given is not changed: the run owns a copy of its modules and
-    its own parameter store.
+    its own parameter store. `fit(run.model, run.guide, data)` begins anew from a run's parameters.
 
     Args:
         data: a tensor, a tuple of arguments, or a data set with `train` (and `valid`).
         elbo: the estimator, by default `Trace()`.
-        steps: updates to make; with `resume`, updates in all.
-        lr: learning rate of the default optimiser (Adam).
+        steps: updates to make, in all: those of `resume` included; by default 5,000.
+        lr: learning rate of the default optimiser (Adam), by default 1e-3.
         batch_size: rows per step, of every tensor that shares the first one's leading dimension;
             None takes all of a tensor, and 128 rows of a data set.
         optimiser: from `inference.optim`; or a function `params -> torch.optim.Optimizer`, or a
             `pyro.optim` optimiser, which run eagerly only.
-        schedule: "constant", "linear" or "cosine" (both to zero), or a function of the step count,
-            a tensor, that returns a factor.
-        clip: largest norm of the gradient of the loss (in the unit of the history).
+        schedule: "constant" (the default), "linear" or "cosine" (both to zero), or a function of
+            the step count, a tensor, that returns a factor of the learning rate.
+        clip: largest norm of the gradient of the loss (in the unit of the history); None leaves it.
         valid: held-out data, like `data`; the parameters kept are then those of the best value.
-        valid_every: steps between validations.
+        valid_every: steps between validations; None chooses.
         patience: stop after so many validations without a better value.
         compile: True, False, or "auto": when the run is long enough to earn it.
         repeats: updates per call of the compiled step; None chooses.
-        chunk: rows of a batch that go through the pair at once (a divisor of it); the gradient is
-            summed over the batch. None takes all, or what keeps particles times numbers of data
-            below 2^26.
+        chunk: most rows of a batch that go through the pair at once; the gradient is summed over
+            the batch. None takes all, or what keeps particles times numbers of data below 2^26.
         device: "auto" (CUDA where there is one), or a torch device.
         autocast: bfloat16 where autocast allows it.
         tf32: TensorFloat-32 matrix products on CUDA.
@@ -98,23 +91,32 @@ def fit(
         progress: show a progress bar (plain lines in a pipe).
         check: look at the pair first, and refuse one with errors (`inference.check`).
         callbacks: called with the run after each validation or log interval; one that returns
-            True stops the run.
-        resume: go on from this run.
+            True stops the run. What they draw does not change the run.
+        resume: go on from this run, which stays as it is, exactly as if it had never stopped. Its
+            options hold where none is given here.
 
     Returns:
-        A `Run`: the fitted pair, its parameters, its history in nats.
+        A `Run`: the fitted pair, its parameters, its history in nats. Ctrl-C ends it early, between
+        two steps.
 
     Raises:
         ValueError: the data or an option is out of range; the pair has an error; the loss is not
-            finite at the first step (with the site), or becomes so later.
+            finite at the first step (with the site), or becomes so later; `resume` is a run of
+            another pair, or of other data or with another optimiser.
     """
     pair = model if data is None else getattr(model, "__self__", None)
     if data is None:
         model, guide, data = halves(model, guide)
-    elbo = Trace() if elbo is None else elbo
-    optimiser = Adam(lr) if optimiser is None else optimiser
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}.")
+    given = {
+        "elbo": elbo, "steps": steps, "lr": lr, "batch_size": batch_size, "optimiser": optimiser,
+        "schedule": schedule, "clip": clip, "valid_every": valid_every, "patience": patience,
+        "chunk": chunk, "autocast": autocast, "tf32": tf32, "seed": seed,
+    }  # fmt: skip
+    options = chosen(DEFAULTS, given, resume)
+    estimator = options["elbo"] = options["elbo"] or Trace()
+    optimiser = options["optimiser"] = optimiser_of(options["optimiser"], options["lr"], given)
+    steps, seed = options["steps"], options["seed"]
+    check_ranges(steps, options["clip"], resume)
     where = pick_device(device)
     transform = batch_transform(data)
     args, held_out = arguments(model, data, valid)
@@ -122,49 +124,91 @@ def fit(
         with forked():
             validate(*transform(args))  # as a step will see them
     args = tuple(to(a, where) for a in args)
-    held_out = None if held_out is None else tuple(to(a, where) for a in held_out)
-    if hasattr(data, "train") and batch_size is None:
-        batch_size = min(BATCH, len(args[0]))
-    batches = Batches(args, batch_size, seed)
-
-    rows = chunk_rows(batches, elbo.particles, chunk)
+    if hasattr(data, "train") and options["batch_size"] is None:
+        options["batch_size"] = min(BATCH, len(args[0]))
+    batches = Batches(args, options["batch_size"], seed)
+    rows = chunk_rows(batches, estimator.particles, options["chunk"])
     first = batches.example(rows)
     with forked(seed):
-        if resume is None:
-            if check:
-                refuse_errors(
-                    model, guide, batches.example(), size=batches.size, elbo=elbo, device=where
-                )
-            run = start(model, guide, first, batches.size, elbo, where, seed)
-        else:
-            run = dataclasses.replace(resume, stopped=None)
-        foreign = None if isinstance(optimiser, Optimiser) else _foreign(optimiser)
+        if check and resume is None:
+            refuse_errors(
+                without_run(model), without_run(guide), batches.example(), size=batches.size,
+                elbo=estimator, device=where,
+            )  # fmt: skip
+        run = new_run(model, guide, first, batches.size, estimator, where, seed)
+        run.settings = options
+        ours = isinstance(optimiser, Optimiser)
         update = Update(
-            run.pair_, elbo, Adam(lr) if foreign else optimiser, run.divide, clip,
-            transform, run.kwargs, autocast,
-            schedule=schedule_of(schedule, steps), chunk=rows,
+            run.pair_, estimator, optimiser if ours else Adam(options["lr"]), run.divide,
+            options["clip"], transform, run.kwargs, options["autocast"],
+            schedule=schedule_of(options["schedule"], steps), chunk=rows,
         )  # fmt: skip
-        run.update = update
-        if resume is None:
-            run.variables = Variables.start(run.pair_, update.optimiser)
-        if run.random_state is not None:
-            torch.random.set_rng_state(run.random_state)
+        run.variables = Variables.start(run.pair_, update.optimiser)
+        if resume is not None:
+            if ours != (resume.optimiser_state is None):
+                raise ValueError(
+                    f"resume: {optimiser!r} cannot go on from the state of the run's optimiser. "
+                    "Leave optimiser= out, or begin anew: fit(run.model, run.guide, data)."
+                )
+            run.go_on_from(resume)
+        foreign = None
+        if not ours:
+            foreign = ForeignStep(update, run.variables, optimiser, run.optimiser_state)
+            run.eager_because = f"{optimiser!r} is not an optimiser of inference.optim"
         refuse_infinite(run, first)
-        bar = (
-            progress
-            if isinstance(progress, Progress)
-            else Progress(steps, run.unit, bool(progress))
-        )
+        loop = Loop(
+            run, [update], batches, steps, update.optimiser.lr, compile, repeats, progress,
+            callbacks, _validation(run, held_out, batches.batch_size), options["valid_every"],
+            options["patience"], foreign, run.unit, ADVICE,
+        )  # fmt: skip
         if foreign is not None and compile is not False:
-            run.eager_because = f"{foreign!r} is not an optimiser of inference.optim"
-            bar.note(f"eager steps: {run.eager_because}")
-        loop = Loop(run, update, batches, steps, compile, repeats, bar, callbacks, foreign)
-        loop.lr.fill_(update.optimiser.lr)
-        loop.validation(held_out, valid_every, patience)
-        with matmul_precision(tf32):
+            loop.bar.note(f"eager steps: {run.eager_because}")
+        with matmul_precision(options["tf32"]):
             loop.go()
-        run.random_state = torch.random.get_rng_state()
     return run.finish()
+
+
+ADVICE = (
+    "Lower lr, set clip=..., or look at run.history up to there; inference.check(model, guide, "
+    "...) names a site that overflows."
+)
+
+
+def _validation(run: Run, held_out: tuple | None, batch_size: int | None) -> Callable | None:
+    """The validation of a run on held-out arguments, where there are any."""
+    if held_out is None:
+        return None
+    args = tuple(to(a, run.device) for a in held_out)
+
+    def validate() -> tuple[Tensor, dict[str, float]]:
+        score, values = held_out_values(run, run.variables, args, batch_size)
+        return score, validation_row(score, values)
+
+    return validate
+
+
+def check_ranges(steps: int, clip: float | None, resume: Any) -> None:
+    """Raise ValueError unless there are steps to make, and clipping leaves a gradient."""
+    done = 0 if resume is None else resume.steps
+    if done and steps <= done:
+        raise ValueError(
+            f"steps: the run has made {done:,} of them; ask for more in all, as in "
+            f"steps={2 * done}."
+        )
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: expected a norm > 0, or None for no clipping, got {clip}.")
+
+
+def optimiser_of(optimiser: Any, lr: float, given: Mapping[str, Any]) -> Any:
+    """The optimiser, with the learning rate where one is given beside it to go on with."""
+    if optimiser is None:
+        return Adam(lr)
+    if isinstance(optimiser, Optimiser):
+        told = given["lr"] is not None and given["optimiser"] is None
+        return dataclasses.replace(optimiser, lr=lr) if told else optimiser
+    return _foreign(optimiser)
 
 
 def _foreign(optimiser: Any) -> Any:
@@ -175,19 +219,4 @@ def _foreign(optimiser: Any) -> Any:
         "optimiser: expected one of inference.optim (Adam, AdamW, ClippedAdam, SGD, RMSprop), a "
         "function params -> torch.optim.Optimizer, or a pyro.optim optimiser; got "
         f"{type(optimiser).__name__}."
-    )
-
-
-def schedule_of(schedule: Any, steps: int) -> Callable[[Tensor], Tensor] | None:
-    """A schedule as a function of the step count; None is constant."""
-    if callable(schedule):
-        return schedule
-    if schedule == "constant":
-        return None
-    if schedule == "linear":
-        return lambda count: (1 - count / steps).clamp(min=0.0)
-    if schedule == "cosine":
-        return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
-    raise ValueError(
-        f"schedule: expected constant, linear, cosine or a function, got {schedule!r}."
     )

@@ -1,25 +1,26 @@
-"""The loop around the step: which step, when to look at held-out data, when to stop."""
+"""The loop that all trainers share: steps, and everything that happens between two of them."""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..elbo import Estimator
 from ..graph import NotReplayable, TraceFailure
 from ..randomness import forked
-from ..weights import no_validation
 from .batches import Batches
 from .progress import Progress
-from .run import Run
-from .steps import UNROLL, CompiledStep, EagerStep, ForeignStep
-from .update import Update, at_step
+from .state import Training, random_state, set_random_state
+from .steps import UNROLL, CompiledStep, EagerStep
 
 WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
 LOOP = 64  # updates in one call, at most, where the step is replayed
@@ -28,103 +29,210 @@ ROOM = 2**20  # numbers in the batches of one call
 SMALL, WORTH_UNROLLING = 2_000, 50_000  # parameters, steps: several in one graph if it cannot loop
 
 
+class Round:
+    """Several moves, each an update on a batch of its own, as one step; the last one's values."""
+
+    repeats = 1
+
+    def __init__(self, moves: Sequence[Any]):
+        self.moves = moves
+        self.compiled = all(m.compiled for m in moves)
+        different = {id(m): m for m in moves}.values()
+        self.seconds = sum(getattr(m, "seconds", 0.0) for m in different)
+        self.nodes = sum(getattr(m, "nodes", 0) for m in different)
+
+    def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
+        """Make all moves; what the last one returns."""
+        for i, move in enumerate(self.moves):
+            values = move(
+                batch if shared else tuple(b[i] if torch.is_tensor(b) else b for b in batch)
+            )
+        return values
+
+
 @dataclass
 class Loop:
-    """Steps until the last one, a stop or an interrupt; what happened is written into the run."""
+    """Make steps until the last one, a stop or an interrupt, and keep the record in `run`.
 
-    run: Run
-    update: Update
+    Random numbers follow from torch's generators, which the caller has forked; those of a run that
+    goes on are put back first. Ctrl-C ends the loop between two steps; a second one raises.
+
+    Args:
+        run: what is trained: `variables` change in place, and `history` grows.
+        moves: the updates of one step, one batch each; one update, but for a critic's extra moves.
+        batches: where the batches come from.
+        steps: in all, those that the run has made already included.
+        lr: learning rate.
+        compile: True, False, or "auto": where the steps ahead take longer than compiling.
+        repeats: updates per call of a compiled step; None chooses.
+        progress: whether to show a bar, or a bar.
+        callbacks: called with the run after each row of the history; True stops the run.
+        validate: () -> (score, columns): higher is better; the best parameters are kept.
+        valid_every: steps between validations; patience: validations without gain before a stop.
+        foreign: a step with an optimiser of torch or Pyro, in place of our own.
+        unit, advice: of the loss, and what to do when it is no longer finite.
+
+    Raises:
+        ValueError: a loss is no longer finite.
+    """
+
+    run: Training
+    moves: Sequence[Any]
     batches: Batches
     steps: int
-    compile: bool | str
-    repeats: int | None
-    bar: Progress
-    callbacks: Sequence[Callable[[Run], Any]]
-    foreign: Any = None
-    held_out: tuple | None = None
-    valid_every: int = 0
+    lr: float
+    compile: bool | str = "auto"
+    repeats: int | None = None
+    progress: bool | Progress = True
+    callbacks: Sequence[Callable[[Any], Any]] = ()
+    validate: Callable[[], tuple[Tensor, dict[str, float]]] | None = None
+    valid_every: int | None = None
     patience: int | None = None
-    lr: Tensor = field(init=False)
+    foreign: Any = None
+    unit: str = "nats"
+    advice: str = "Lower lr, or set clip=..."
+    rate: Tensor = field(init=False)
+    bar: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lr = torch.tensor(1e-3, device=self.run.variables.count.device)
-        if self.run.batches is not None:
-            self.batches.restore(self.run.batches)
-
-    def validation(self, held_out: tuple | None, every: int | None, patience: int | None) -> None:
-        """Look at held-out data every so many steps; stop after `patience` looks without gain."""
-        self.held_out = held_out
-        self.valid_every = max(1, every or max(100, self.steps // 20)) if held_out else 0
-        self.patience = patience
+        self.rate = torch.tensor(float(self.lr), device=self.run.variables.count.device)
+        shown = isinstance(self.progress, Progress)
+        self.bar = self.progress if shown else Progress(self.steps, self.unit, bool(self.progress))  # type: ignore[assignment]
+        if self.validate is None:
+            if self.patience is not None:
+                raise ValueError("patience: there is no validation to wait for; give valid=...")
+            self.valid_every = None
+        elif self.valid_every is None:
+            self.valid_every = max(100, self.steps // 2_000 * 100)
 
     def go(self) -> None:
         """Make the steps."""
-        run = self.run
-        first = done = int(run.variables.count)
-        log_every = max(1, min(100, self.steps // 50))
-        begin, spent = time.perf_counter(), run.seconds
-        pending: list[Tensor] = []
-        at_log, bad = done, 0
-        step: EagerStep | CompiledStep | ForeignStep
-        eager: EagerStep | ForeignStep = EagerStep(self.update, run.variables, self.lr)
-        if self.foreign is not None:
-            eager = ForeignStep(self.update, run.variables, self.foreign)
+        run, steps = self.run, self.steps
+        if run.batches is not None:
+            self.batches.restore(run.batches)
+        if run.random_state is not None:
+            set_random_state(run.random_state, run.device)
+        first = done = run.steps
+        ahead = max(1, len(self.moves))
+        eager = self._eager()
         step, repeats = eager, 1
-        chosen = self.foreign is not None
-        warm = time.perf_counter()
-        with self.bar:
+        chosen = self.foreign is not None or self.compile is False
+        begin = warm = time.perf_counter()
+        spent, compiled_before, run.stopped = run.seconds, run.compile_seconds, None
+        every = max(1, min(100, steps // 50))
+        logged = done
+        pending: list[tuple[int, Tensor]] = []
+        if run.unlogged is not None:
+            pending.append((len(run.unlogged), run.unlogged.to(run.device)))
+            logged = done - len(run.unlogged)
+            run.unlog(len(run.unlogged))
+            run.unlogged = None
+        due = self._next_look(done)
+
+        def pause() -> None:
+            """Write down what a resume needs."""
+            run.batches = self.batches.state()
+            run.random_state = random_state(run.device)
+            if self.foreign is not None:
+                run.optimiser_state = self.foreign.state()
+            run.seconds = spent + time.perf_counter() - begin
+            run.compiled = step.compiled
+            run.compile_seconds = compiled_before + getattr(step, "seconds", 0.0)
+
+        with self.bar, interrupts() as pressed:
             try:
-                while done < self.steps:
+                while done < steps:
+                    if pressed:
+                        run.stopped = "interrupted"
+                        break
                     if done == first + 1:  # the first step pays for what is loaded and allocated
                         warm = time.perf_counter()
                     if not chosen and (self.compile is True or done == first + 1 + TIMED):
                         each = (time.perf_counter() - warm) / TIMED
-                        step, repeats = self._choose(each, self.steps - done)
+                        step, repeats = self._choose(each, eager)
                         chosen = True
-                    use, n = (step, repeats) if done + repeats <= self.steps else (eager, 1)
-                    batch, shared = self.batches.next(n)
-                    losses = use(batch, shared)
-                    pending.append(losses)
+                    use, n = (step, repeats) if done + repeats <= due else (eager, 1)
+                    batch, shared = self.batches.next(n * ahead)
+                    pending.append((n, use(batch, shared)))
                     done += n
-                    if done - at_log >= log_every or done >= self.steps:
-                        loss = float(torch.cat([p.reshape(-1) for p in pending]).mean())
-                        run.losses.extend(torch.cat([p.reshape(-1) for p in pending]).tolist())
-                        pending.clear()
-                        run.seconds = spent + time.perf_counter() - begin
-                        row: dict[str, float] = {"step": done, "loss": loss, "seconds": run.seconds}
-                        if not math.isfinite(loss):
-                            raise ValueError(_lost(run, done))
-                        crossed = self.valid_every and (
-                            done // self.valid_every > at_log // self.valid_every
-                            or done >= self.steps
-                        )
-                        if crossed:
-                            row |= self._validate()
-                            bad = 0 if run.best_step == done else bad + 1
-                        run.history.add(row)
-                        at_log = done
-                        self.bar.update(done, loss, row.get("valid_elbo"))
-                        asked = [c(run) for c in self.callbacks]  # every one is called
+                    if done < due and done // every == logged // every:
+                        continue
+                    row = self._logged(done, pending)
+                    row["seconds"] = spent + time.perf_counter() - begin
+                    look = done == due and self.valid_every is not None
+                    if look:
+                        row |= self._validate(done)
+                    if done == due:
+                        due = self._next_look(done)
+                    run.history.add(row)
+                    logged = done
+                    pause()
+                    self.bar.update(done, row[self._shown], row.get("valid_elbo"))
+                    if self.callbacks:
+                        with forked():
+                            asked = [c(run) for c in self.callbacks]  # every one is called
                         if any(asked):
                             run.stopped = "a callback asked for it"
                             break
-                        if self.patience is not None and crossed and bad >= self.patience:
-                            run.stopped = f"no better validation in {bad} rounds"
-                            break
+                    if look and self.patience is not None and run.since_best >= self.patience:
+                        run.stopped = f"no better validation in {run.since_best} rounds"
+                        break
             except KeyboardInterrupt:
+                if pressed:  # the second: whoever presses twice wants out
+                    raise
                 run.stopped = "interrupted"
-                for p in pending:
-                    run.losses.extend(p.reshape(-1).tolist())
-        run.batches = self.batches.state()
-        run.seconds = spent + time.perf_counter() - begin
-        run.compiled = bool(step.compiled)
-        run.compile_seconds = getattr(step, "seconds", 0.0)
+        if pending:
+            run.unlogged = _values(pending).cpu()
+            run.log(run.unlogged, self.moves[-1].columns, self.moves[-1].shown)
+        pause()
 
-    def _choose(self, each: float, left: int) -> tuple[EagerStep | CompiledStep, int]:
-        """The step to use, given an eager step's seconds and how many are left."""
-        run = self.run
-        eager = EagerStep(self.update, run.variables, self.lr)
-        if self.compile is False or (self.compile == "auto" and each * left < WORTH_COMPILING):
+    def _next_look(self, done: int) -> int:
+        """The next step after which there is something to do: validation, or the end."""
+        if self.valid_every is None:
+            return self.steps
+        return min(self.steps, (done // self.valid_every + 1) * self.valid_every)
+
+    @property
+    def _shown(self) -> str:
+        return self.moves[-1].columns[self.moves[-1].shown]
+
+    def _logged(self, done: int, pending: list[tuple[int, Tensor]]) -> dict[str, float]:
+        """A row of means since the last one; `pending` is emptied."""
+        values = _values(pending)
+        pending.clear()
+        means = self.run.log(values, self.moves[-1].columns, self.moves[-1].shown)
+        lost = [c for c, v in means.items() if not math.isfinite(v)]
+        if lost:
+            raise ValueError(
+                f"{lost[0].replace('_', ' ')}: no longer finite before step {done}. {self.advice}"
+            )
+        return {"step": float(done), **means}
+
+    def _validate(self, done: int) -> dict[str, float]:
+        """Look at held-out data; nothing is changed, not even the random state."""
+        assert self.validate is not None
+        with forked(self.run.seed + 1):
+            score, row = self.validate()
+        if bool(score.isnan().any()):
+            which = "" if score.dim() == 0 else f" of {int(score.isnan().sum())} fits"
+            warnings.warn(
+                f"step {done}: the held-out value{which} is NaN, so its parameters are not kept.",
+                stacklevel=2,
+            )
+        self.run.keep_best(score.double())
+        return row
+
+    def _eager(self) -> Any:
+        if self.foreign is not None:
+            return self.foreign
+        variables = self.run.variables
+        steps = {id(u): EagerStep(u, variables, self.rate) for u in self.moves}
+        return _together([steps[id(u)] for u in self.moves])
+
+    def _choose(self, each: float, eager: Any) -> tuple[Any, int]:
+        """The step to use, given an eager one's seconds: the one rule for compiling."""
+        run, left = self.run, self.steps - self.run.steps
+        if self.compile == "auto" and each * left < WORTH_COMPILING:
             return eager, 1
         self.bar.note("compiling the step")
         try:
@@ -133,94 +241,79 @@ class Loop:
             run.eager_because = str(failure)
             self.bar.note(f"eager steps: {failure}")
             return eager, 1
+        run.eager_because = None
         self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations)")
         return step, step.repeats
 
-    def _compiled(self, left: int) -> CompiledStep:
+    def _compiled(self, left: int) -> Any:
         """The compiled step of as many updates as suit the pair, tried and proved."""
-        variables, choices = self.run.variables, [self.repeats or 1]
-        if self.repeats is None:
-            loop = min(LOOP, max(1, left // 50))
-            if not self.batches.whole:
-                size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
-                loop = max(1, min(loop, ROOM // size))
-            numbers = sum(p.numel() for p in variables.params.values())
-            unrolled = UNROLL if numbers < SMALL and left > WORTH_UNROLLING else 1
-            choices = [loop, unrolled] if loop > 1 else [1]
-        for repeats in choices:
-            step = CompiledStep(self.update, variables, self.lr, repeats)
+        variables = self.run.variables
+        for repeats in self._repeats(left):
+            steps = {id(u): CompiledStep(u, variables, self.rate, repeats) for u in self.moves}
             order = self.batches.state()
-            batch, shared = self.batches.next(repeats)
+            batch, shared = self.batches.next(repeats * len(self.moves))
             self.batches.restore(order)
             try:
                 with forked():
                     kept = variables.clone()
-                    step(batch, shared)
+                    _together([steps[id(u)] for u in self.moves])(batch, shared)
                     with torch.no_grad():
                         variables.assign(kept)
-                break
+                return _together([steps[id(u)] for u in self.moves])
             except NotReplayable:
                 continue
-        return step
+        raise TraceFailure("no number of updates per call can be compiled")
 
-    def _validate(self) -> dict[str, float]:
-        """The held-out value and the un-tempered ELBO, in the unit of the history."""
-        run, update = self.run, self.update
-        assert self.held_out is not None
-        values = held_out_values(run, update.estimator, self.held_out, self.batches.batch_size)
-        score = values["bound"]
-        if run.best is None or score > run.best:
-            run.best, run.best_step = score, int(run.variables.count)
-            run.best_params = {k: v.clone() for k, v in run.variables.params.items()}
-        return {
-            "valid_elbo": values["elbo"],
-            **({"valid_bound": score} if score != values["elbo"] else {}),
-            **{k: v for k, v in values.items() if k.startswith("kl_")},
-        }
+    def _repeats(self, left: int) -> list[int]:
+        """Numbers of updates per call to try, the fastest first; they divide the validations."""
+        if len(self.moves) > 1:
+            return [1]
+        if self.repeats is not None:
+            return [_divisor(self.repeats, self.valid_every)]
+        loop = min(LOOP, max(1, left // 50))
+        if not self.batches.whole:
+            size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
+            loop = max(1, min(loop, ROOM // size))
+        loop = _divisor(loop, self.valid_every)
+        numbers = sum(p.numel() for p in self.run.variables.params.values())
+        unrolled = UNROLL if numbers < SMALL and left > WORTH_UNROLLING else 1
+        return [loop, _divisor(unrolled, self.valid_every)] if loop > 1 else [1]
 
 
-def held_out_values(
-    run: Run, estimator: Estimator, args: tuple, batch_size: int | None
-) -> dict[str, float]:
-    """The estimator's bound, the ELBO, and the divergence per latent, on held-out rows.
+def _divisor(most: int, of: int | None) -> int:
+    """The largest divisor of `of` up to `most`; `most` itself where there is no `of`."""
+    return most if of is None else max(n for n in range(1, most + 1) if of % n == 0)
 
-    All in the unit of the run's history; nothing is changed, not even the random state. An annealed
-    estimator is taken at the end of its schedule, so that values of different steps compare.
+
+def _together(steps: list[Any]) -> Any:
+    return steps[0] if len(steps) == 1 else Round(steps)
+
+
+def _values(pending: list[tuple[int, Tensor]]) -> Tensor:
+    """What so many updates returned: (n, columns), or (n, fits)."""
+    return torch.cat([values.reshape(n, -1) for n, values in pending])
+
+
+@contextmanager
+def interrupts() -> Iterator[list]:
+    """Yield a list that the first Ctrl-C inside the block fills; the second one raises.
+
+    Outside the main thread, and where Ctrl-C is ignored, nothing is changed.
     """
-    from ..elbo import kl_by_site
+    pressed: list[int] = []
 
-    rows = len(args[0])
-    chunk = max(batch_size or rows, 1)
-    sums: dict[str, float] = {}
-    pair, v = run.pair_, run.variables
-    kwargs = dict.fromkeys(run.kwargs, rows)
-    annealed = torch.tensor(1e9, device=v.count.device)  # a schedule's value at its end
-    with (
-        forked(run.seed + 1),
-        torch.no_grad(),
-        no_validation(),
-        at_step(estimator, annealed),
-        pair.bind(v.params, {k: b.clone() for k, b in v.buffers.items()}),
-    ):
-        if run.divide == 1.0:
-            chunk = rows
-        for i in range(0, rows, chunk):
-            part = tuple(
-                a[i : i + chunk] if torch.is_tensor(a) and a.dim() and len(a) == rows else a
-                for a in args
-            )
-            weights = estimator.draw(pair.model, pair.guide, *part, nesting=pair.nesting, **kwargs)
-            own = weights.scale or 1.0
-            values = {"bound": estimator.bound(weights), "elbo": weights.elbo().mean()}
-            values |= {f"kl_{n}": kl for n, kl in kl_by_site(weights).items()}
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + float(value) / own
-    per = rows if run.divide != 1.0 else 1
-    return {k: s / per for k, s in sums.items()}
+    def note(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
 
-
-def _lost(run: Run, step: int) -> str:
-    return (
-        f"the loss became NaN or infinite before step {step}. Lower lr, set clip=..., or look at "
-        "run.history up to there; inference.check(model, guide, ...) names a site that overflows."
-    )
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    if before in (None, signal.SIG_IGN):
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

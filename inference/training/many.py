@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,57 +12,83 @@ import torch
 from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace
-from ..graph import TraceFailure
-from ..optim import Adam, Optimiser
+from ..optim import Optimiser
 from ..randomness import forked
-from .fitting import Batches, arguments, halves, pick_device, schedule_of
+from .batches import Batches, arguments, halves, pick_device, to
+from .fitting import ADVICE, check_ranges, optimiser_of
+from .loop import Loop
 from .progress import Progress
-from .run import History, Run
-from .start import start
-from .steps import CompiledStep, EagerStep
-from .update import Update, Variables
+from .run import Run
+from .start import new_run
+from .state import History, Training, chosen
+from .update import Update, Variables, schedule_of
+from .validation import held_out_values, validation_row
+
+DEFAULTS: dict[str, Any] = {
+    "elbo": None, "steps": 2_000, "lr": 1e-2, "batch_size": None, "optimiser": None,
+    "schedule": "constant", "clip": None, "valid_every": None, "patience": None, "jitter": 0.1,
+    "seed": 0, "fits": None, "stacked": (),
+}  # fmt: skip
 
 
-@dataclass(repr=False)
-class Many:
-    """R fits of one pair.
+@dataclass(kw_only=True, repr=False)
+class Runs(Training):
+    """R fits of one pair, made together; `runs[i]` is a `Run` of its own.
+
+    `variables` have a leading axis of R; a row of the history holds the median fit's loss.
 
     Attributes:
-        params: name -> (R, ...), unconstrained.
-        losses: (logged, R), the mean loss of each interval.
-        seconds: of the loop, compiling included.
-        compiled: whether the compiled step was used; `eager_because` says why not.
-
-    `many[i]` is a `Run` of its own, and iterating gives all of them.
+        first: the run that all share: pair, estimator, unit.
+        data: the arguments; `vary` says which have a leading axis of R.
+        losses: (R,) for each log interval, the mean losses in it.
+        logged_steps: the steps at which these intervals end.
+        best: (R,), the best held-out values.
     """
 
     first: Run
-    params: dict[str, Tensor]
-    buffers: dict[str, Tensor]
     data: tuple
     vary: tuple[int | None, ...]
-    losses: np.ndarray
-    steps: int
-    seconds: float = 0.0
-    compile_seconds: float = 0.0
-    compiled: bool = False
-    eager_because: str | None = None
-    history_steps: list[int] = field(default_factory=list)
+    logged_steps: list[int] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(next(iter(self.params.values())))
+        return len(next(iter(self.variables.params.values())))
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The unconstrained parameters that are kept: name -> (R, ...)."""
+        return self.variables.params if self.best_params is None else self.best_params
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """name -> (R, ...)."""
+        return self.variables.buffers
 
     @property
     def elbo(self) -> np.ndarray:
-        """Minus the recent mean loss of every fit, (R,), in the run's unit."""
+        """The bound of every fit, (R,): the best held-out value, else minus the recent loss."""
+        if self.best is not None:
+            return self.best.cpu().numpy()
         recent = max(1, len(self.losses) // 10)
-        return -self.losses[-recent:].mean(0)
+        return -np.mean(self.losses[-recent:], 0)
+
+    def log(self, values: Tensor, columns: Sequence[str], shown: int) -> dict[str, float]:
+        """Mean losses of an interval (n, R): one row of `losses`, and the median over fits."""
+        means = values.double().mean(0)
+        self.losses.append(means.cpu().numpy())
+        before = self.logged_steps[-1] if self.logged_steps else 0
+        self.logged_steps.append(before + len(values))
+        return {"loss": float(means.nanmedian())}
+
+    def unlog(self, n: int) -> None:
+        """Take the losses of the last interval back."""
+        self.losses.pop()
+        self.logged_steps.pop()
 
     def __repr__(self) -> str:
         kind = "compiled" if self.compiled else "eager"
         low, middle, high = np.quantile(self.elbo, (0.0, 0.5, 1.0))
         return (
-            f"Many({len(self):,} fits, {self.steps:,} steps, {kind}, {self.seconds:.1f} s, "
+            f"Runs({len(self):,} fits, {self.steps:,} steps, {kind}, {self.seconds:.1f} s, "
             f"{self.first.estimator!r}: {low:.3f} to {high:.3f}, median {middle:.3f} "
             f"{self.first.unit})"
         )
@@ -75,22 +100,24 @@ class Many:
     def __getitem__(self, i: int) -> Run:
         if not -len(self) <= i < len(self):
             raise IndexError(f"fit {i}: there are {len(self)}.")
-        v = self.first.variables
-        history = History(
-            [{"step": s, "loss": float(row[i])} for s, row in zip(self.history_steps, self.losses)]
-        )
+        v = self.variables
+        losses = [float(row[i]) for row in self.losses]
+        kept = None if self.best_params is None else {k: p[i] for k, p in self.best_params.items()}
         return dataclasses.replace(
             self.first,
             variables=Variables(
-                {k: p[i].clone() for k, p in self.params.items()},
-                {k: b[i].clone() for k, b in self.buffers.items()},
-                v.optim,
+                {k: p[i].clone() for k, p in v.params.items()},
+                {k: b[i].clone() for k, b in v.buffers.items()},
+                {k: s if k == "count" else [t[i] for t in s] for k, s in v.optim.items()},
                 v.count,
             ),
-            history=history,
-            losses=[float(x) for x in self.losses[:, i]],
-            example=self.arguments(i),
-        )
+            history=History(
+                [{"step": s, "loss": x} for s, x in zip(self.logged_steps, losses)]
+            ),
+            losses=losses, example=self.arguments(i), best_params=kept, best_step=self.best_step,
+            best=None if self.best is None else float(self.best[i]), stopped=self.stopped,
+            seconds=self.seconds, compiled=self.compiled, eager_because=self.eager_because,
+        )  # fmt: skip
 
     def __iter__(self) -> Iterator[Run]:
         return (self[i] for i in range(len(self)))
@@ -102,20 +129,26 @@ def fit_many(
     data: Any = None,
     *,
     fits: int | None = None,
-    stacked: Sequence[int] = (),
+    stacked: Sequence[int] | None = None,
     elbo: Estimator | None = None,
-    steps: int = 2_000,
-    lr: float = 1e-2,
+    steps: int | None = None,
+    lr: float | None = None,
     batch_size: int | None = None,
     optimiser: Optimiser | None = None,
-    schedule: str | Callable[[Tensor], Tensor] = "constant",
+    schedule: str | Callable[[Tensor], Tensor] | None = None,
     clip: float | None = None,
-    jitter: float = 0.1,
+    valid: Any = None,
+    valid_every: int | None = None,
+    patience: int | None = None,
+    jitter: float | None = None,
     compile: bool | str = "auto",
+    repeats: int | None = None,
     device: str | torch.device = "auto",
-    seed: int = 0,
-    progress: bool = False,
-) -> Many:
+    seed: int | None = None,
+    progress: bool | Progress = False,
+    callbacks: Sequence[Callable[[Runs], Any]] = (),
+    resume: Runs | None = None,
+) -> Runs:
     """Fit one pair R times at once, under `torch.vmap`: every update is one batched step.
 
     Args:
@@ -123,13 +156,17 @@ def fit_many(
         fits: R; may be left out when arguments are stacked.
         stacked: which of the arguments have a leading axis of R data sets; the others, and all
             of them when this is empty, are shared (restarts).
+        steps, lr: by default 2,000 and 1e-2.
         jitter: standard deviation of the noise added to the unconstrained starting values, so
-            that restarts start apart.
-        elbo, steps, lr, batch_size, optimiser, schedule, clip, compile, device, seed, progress:
-            as for `fit`. Mini-batches are shared by restarts, and refused for stacked data.
+            that restarts start apart; by default 0.1.
+        valid: held-out data, stacked like `data`; each fit keeps the parameters of its own best
+            value, and `patience` counts validations in which no fit got better.
+        elbo, batch_size, optimiser, schedule, clip, valid_every, patience, compile, repeats,
+            device, seed, progress, callbacks, resume: as for `fit`, optimisers of `inference.optim`
+            only. Mini-batches are shared by restarts, and refused for stacked data.
 
     Returns:
-        A `Many` of R runs.
+        `Runs`: R runs. Ctrl-C ends the fits early, between two steps.
 
     Raises:
         ValueError: R < 1, stacked arguments of different lengths, or a pair that `vmap` cannot
@@ -137,93 +174,70 @@ def fit_many(
     """
     if data is None:
         model, guide, data = halves(model, guide)
-    elbo = Trace() if elbo is None else elbo
+    given = {
+        "elbo": elbo, "steps": steps, "lr": lr, "batch_size": batch_size, "optimiser": optimiser,
+        "schedule": schedule, "clip": clip, "valid_every": valid_every, "patience": patience,
+        "jitter": jitter, "seed": seed, "fits": fits, "stacked": stacked,
+    }  # fmt: skip
+    options = chosen(DEFAULTS, given, resume)
+    options["elbo"] = elbo = options["elbo"] or Trace()
+    options["optimiser"] = optimiser = optimiser_of(options["optimiser"], options["lr"], given)
+    if not isinstance(optimiser, Optimiser):
+        raise TypeError("optimiser: many fits at once need one of inference.optim.")
+    steps, seed, stacked = options["steps"], options["seed"], options["stacked"]
+    check_ranges(steps, options["clip"], resume)
     where = pick_device(device)
-    args, _ = arguments(model, data, None)
-    args = tuple(a.to(where) if torch.is_tensor(a) else a for a in args)
+    args, held_out = (
+        None if part is None else tuple(to(a, where) for a in part)
+        for part in arguments(model, data, valid)
+    )
     vary: tuple[int | None, ...] = tuple(0 if i in stacked else None for i in range(len(args)))
-    lengths = {len(a) for a, v in zip(args, vary) if v == 0} | ({fits} if fits else set())
+    lengths = {len(a) for a, v in zip(args, vary) if v == 0}
+    lengths |= {options["fits"]} if options["fits"] else set()
     if len(lengths) != 1 or min(lengths) < 1:
         raise ValueError(
             f"fits: expected one number of fits >= 1, from fits=R or the stacked arguments; got "
             f"{sorted(lengths)}."
         )
-    r = lengths.pop()
-    if stacked and batch_size is not None:
-        raise ValueError("batch_size: stacked data sets are fitted whole; leave it None.")
-    shared_args = tuple(a for a, v in zip(args, vary) if v is None)
-    batches = Batches(args if not stacked else shared_args, batch_size, seed)
-    example = tuple(a[0] if v == 0 else a for a, v in zip(args, vary))
-    if not stacked:
-        example = batches.example()
+    r = options["fits"] = lengths.pop()
+    if stacked and options["batch_size"] is not None:
+        raise ValueError("batch_size: every fit takes all of its own data when data is stacked.")
+    batches = Batches(args, options["batch_size"], seed)
+    example = tuple(a[0] if v == 0 else a for a, v in zip(batches.example(), vary))
     with forked(seed):
-        size = batches.size if batch_size is not None else None
-        run = start(model, guide, example, size, elbo, where, seed)
+        size = None if options["batch_size"] is None else batches.size
+        run = new_run(model, guide, example, size, elbo, where, seed)
         update = Update(
-            run.pair_, elbo, optimiser or Adam(lr), run.divide, clip,
-            kwargs=run.kwargs, vary=vary, schedule=schedule_of(schedule, steps),
+            run.pair_, elbo, optimiser, run.divide, options["clip"], kwargs=run.kwargs, vary=vary,
+            schedule=schedule_of(options["schedule"], steps),
         )  # fmt: skip
-        run.update = update
-        begin = run.pair_.params
-        params = {
-            k: p.expand(r, *p.shape)
-            + jitter * torch.randn(r, *p.shape, device=where, dtype=p.dtype)
-            for k, p in begin.items()
-        }
-        variables = Variables(
-            params,
-            {k: b.expand(r, *b.shape).clone() for k, b in run.pair_.buffers.items()},
-            update.optimiser.init(list(params.values())),
-            torch.zeros((), device=where, dtype=torch.int64),
+        run.settings = options
+        run.variables = alone = Variables.start(run.pair_, optimiser)
+        params, buffers = (
+            {k: t.expand(r, *t.shape).clone() for k, t in tensors.items()}
+            for tensors in (alone.params, alone.buffers)
         )
-        run.variables = Variables.start(run.pair_, update.optimiser)
-        many = Many(run, params, variables.buffers, args, vary, np.empty((0, r)), steps)
-        rate = torch.tensor(float(update.optimiser.lr), device=where)
-        step: EagerStep | CompiledStep = EagerStep(update, variables, rate)
-        clock = time.perf_counter()
-        means: list[Tensor] = []
-        interval = max(1, steps // 100)
-        total: Tensor | float = 0.0
-        since = 0
-        with Progress(steps, run.unit, progress) as bar:
-            for done in range(steps):
-                if compile is True and done == 0:
-                    step = _compiled(many, update, variables, rate, batches, args, stacked)
-                elif compile == "auto" and done == 3:
-                    ahead = (time.perf_counter() - clock) / 3 * (steps - 3)
-                    if ahead > 30.0:
-                        step = _compiled(many, update, variables, rate, batches, args, stacked)
-                batch = args if stacked else batches.next()[0]
-                total = total + step(batch)
-                since += 1
-                if since == interval or done == steps - 1:
-                    means.append(total / since)
-                    many.history_steps.append(done + 1)
-                    bar.update(done + 1, float(means[-1].mean()))
-                    total, since = 0.0, 0
-    many.losses = torch.stack(means).double().cpu().numpy()
-    many.seconds = time.perf_counter() - clock
-    many.compiled = bool(step.compiled)
-    many.compile_seconds = getattr(step, "seconds", 0.0)
-    run.variables.count.fill_(steps)
-    return many
+        for p in params.values():
+            p.add_(options["jitter"] * torch.randn_like(p))
+        variables = Variables(
+            params, buffers, optimiser.init(list(params.values())), alone.count.clone()
+        )
+        runs = Runs(
+            first=run, variables=variables, data=args, vary=vary, device=where, seed=seed,
+            settings=options,
+        )  # fmt: skip
+        if resume is not None:
+            runs.go_on_from(resume)
+            runs.logged_steps = list(resume.logged_steps)
 
+        def validate() -> tuple[Tensor, dict[str, float]]:
+            score, values = held_out_values(run, variables, held_out, batches.batch_size, vary)
+            return score, validation_row(score, values)
 
-def _compiled(
-    many: Many, update: Update, variables: Variables, rate: Tensor, batches: Batches, args: tuple,
-    stacked: Sequence[int],
-) -> EagerStep | CompiledStep:  # fmt: skip
-    step = CompiledStep(update, variables, rate)
-    try:
-        order = batches.state()
-        batch = args if stacked else batches.next()[0]
-        batches.restore(order)
-        kept = variables.clone()
-        with forked():
-            step(batch)
-        with torch.no_grad():
-            variables.assign(kept)
-    except TraceFailure as failure:
-        many.eager_because = str(failure)
-        return EagerStep(update, variables, rate)
-    return step
+        Loop(
+            runs, [update], batches, steps, optimiser.lr, compile, repeats, progress, callbacks,
+            None if held_out is None else validate, options["valid_every"], options["patience"],
+            unit=run.unit, advice=ADVICE,
+        ).go()  # fmt: skip
+    run.variables.count.fill_(runs.steps)
+    return runs

@@ -2,91 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..elbo import Estimator
 from ..pairs.pair import Pair, modules_of
-from .update import Update, Variables
+from .state import Training
 
 
-@dataclass
-class History:
-    """One row per log interval: step, mean loss since the last row, seconds, held-out values.
-
-    `history["loss"]` is a numpy array, NaN where a row lacks the column.
-    """
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def add(self, row: dict[str, float]) -> None:
-        """Append a row."""
-        self.rows.append(row)
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns, in the order they first came."""
-        return list(dict.fromkeys(k for r in self.rows for k in r))
-
-    def __getitem__(self, column: str) -> np.ndarray:
-        return np.array([r.get(column, np.nan) for r in self.rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to_csv(self) -> str:
-        """The table as comma-separated text."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return out.getvalue()
-
-
-@dataclass
-class Run:
-    """A fitted pair.
+@dataclass(kw_only=True, repr=False)
+class Run(Training):
+    """A fitted pair; `Training` says how it went.
 
     Attributes:
-        history: rows of step, loss, seconds, and held-out values, in `unit`.
-        losses: every step's loss, in `unit`.
+        estimator: whose bound was raised.
         unit: "nats per datum" where every site lies in the data plate, else "nats".
-        seconds: of the loop, compiling included.
-        compiled: whether the compiled step was used; `eager_because` says why not.
-        stopped: why the run ended before its last step, or None.
-        best_step: the step of the parameters kept, where there was validation.
+        divide: the loss is -bound / divide.
+        kwargs: what the pair is called with beside its arguments, of which `example` is a batch.
     """
 
     pair_: Pair
     kwargs: dict[str, Any]
     estimator: Estimator
-    device: torch.device
-    seed: int
     divide: float
     unit: str
     example: tuple
-    variables: Variables
-    history: History
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    compiled: bool = False
-    compile_seconds: float = 0.0
-    eager_because: str | None = None
-    stopped: str | None = None
-    best: float | None = None
-    best_step: int | None = None
-    best_params: dict[str, Tensor] | None = None
-    random_state: Tensor | None = None
-    batches: dict[str, Tensor] | None = None
-    update: Update | None = None
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -131,6 +76,7 @@ class Run:
                 return function(*args, **kwargs)
 
         bound.__wrapped__ = function  # type: ignore[attr-defined]
+        bound.run = self  # type: ignore[attr-defined]  # whoever fits it starts from its parameters
         return bound
 
     def bind(self) -> Any:
@@ -145,6 +91,6 @@ class Run:
     def __repr__(self) -> str:
         kind = "compiled" if self.compiled else "eager"
         return (
-            f"Run({int(self.variables.count)} steps, {kind}, {self.seconds:.1f} s, "
+            f"Run({self.steps} steps, {kind}, {self.seconds:.1f} s, "
             f"{self.estimator!r}: {self.elbo:.3f} {self.unit})"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 
 from ..elbo import Estimator
@@ -12,15 +13,25 @@ from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
 from ..weights import log_weights, no_validation
 from .batches import signature
-from .run import History, Run
+from .run import Run
 
 
-def start(
+def new_run(
     model: Callable, guide: Callable, example: tuple, size: int | None, elbo: Estimator,
     device: torch.device, seed: int,
 ) -> Run:  # fmt: skip
-    """A run before its first step: its own copy of the pair, and what its plates are told."""
-    model, guide = own_copy(model, guide)
+    """A run before its first step: its own copy of the pair, and what its plates are told.
+
+    `run.model` and `run.guide` of an earlier run start from that run's parameters.
+
+    Args:
+        example: a batch of arguments; `size`: the rows of all data.
+
+    Raises:
+        ValueError: the loss of a batch cannot be scaled to all data.
+    """
+    earlier = [getattr(f, "run", None) for f in (model, guide)]
+    model, guide = own_copy(without_run(model), without_run(guide))
     for function in (model, guide):
         for module in modules_of(function):
             module.to(device)
@@ -29,6 +40,9 @@ def start(
     if size is not None and all("size" in signature(f) for f in (model, guide)):
         kwargs["size"] = size
     pair = Pair(model, guide, example, kwargs)
+    for half, run in zip(("model", "guide"), earlier):
+        if run is not None:
+            _take_over(pair, half, run)
     with (
         forked(), torch.no_grad(), no_validation(),
         pair.bind(pair.params, pair.buffers),
@@ -53,9 +67,23 @@ def start(
     return Run(
         pair_=pair, kwargs=kwargs, estimator=elbo, device=device, seed=seed,
         divide=float(size) if per_datum and size else 1.0,
-        unit="nats per datum" if per_datum else "nats",
-        example=example, variables=None, history=History(),  # type: ignore[arg-type]
+        unit="nats per datum" if per_datum else "nats", example=example,
     )  # fmt: skip
+
+
+def without_run(function: Callable) -> Callable:
+    """The model or guide itself, where it is `run.model` or `run.guide` of an earlier run."""
+    return function.__wrapped__ if hasattr(function, "run") else function  # type: ignore[attr-defined]
+
+
+def _take_over(pair: Pair, half: str, run: Run) -> None:
+    """Start one half of a pair from a run's values of `pyro.param`; modules have theirs already."""
+    with forked(), torch.no_grad(), run.bind():
+        trace = pyro.poutine.trace(getattr(run.pair_, half)).get_trace(*run.example, **run.kwargs)
+    for name in trace.param_nodes:
+        ours = run.pair_._stored.get(name, (name,))[0]
+        if ours in pair.params and run.state[ours].shape == pair.params[ours].shape:
+            pair.params[ours] = run.state[ours].detach().clone()
 
 
 def refuse_infinite(run: Run, example: tuple) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pyro.optim
 import torch
 from torch import Tensor
 
@@ -52,34 +51,6 @@ class EagerStep:
             for i in range(self.repeats)
         ]
         return torch.stack([self.update(self.variables, self.lr, row) for row in rows])
-
-
-class ForeignStep:
-    """The same signature with an optimiser of `torch.optim` or `pyro.optim`; eager only.
-
-    Args:
-        make: `params -> torch.optim.Optimizer`, or a `pyro.optim.PyroOptim`. Its state is its own:
-            a checkpoint does not hold it.
-    """
-
-    compiled = False
-
-    def __init__(self, update: Update, variables: Variables, make: Any):
-        self.update, self.variables = update, variables
-        params = list(variables.params.values())
-        if isinstance(make, pyro.optim.PyroOptim):
-            self._apply: Callable[[], Any] = lambda: make(params)
-        else:
-            self._apply = make(params).step
-
-    def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
-        """One update; its loss, ()."""
-        loss, grads = self.update.gradients(self.variables, batch)
-        for p, g in zip(self.variables.params.values(), grads):
-            p.grad = g
-        self._apply()
-        self.variables.count.add_(1)
-        return loss
 
 
 def on_cuda(t: Tensor) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,17 @@ from ..elbo import Estimator
 from ..optim import Optimiser, State
 from ..pairs.pair import Pair
 from ..weights import no_validation
+
+
+def even_parts(rows: int, most: int) -> list[slice]:
+    """As few parts as have at most so many rows each, of sizes that differ by one at most."""
+    parts = -(-rows // max(1, most))
+    return [slice(i * rows // parts, (i + 1) * rows // parts) for i in range(parts)]
+
+
+def take(args: tuple, part: slice, rows: int) -> tuple:
+    """Some rows of every tensor that has so many of them."""
+    return tuple(a[part] if torch.is_tensor(a) and a.dim() and len(a) == rows else a for a in args)
 
 
 @dataclass
@@ -76,7 +88,7 @@ class Update:
         autocast: run the pair in bfloat16 where autocast allows it.
         vary: which batch arguments have a leading axis of fits; None means one single fit.
         schedule: step count (a float) -> factor of the learning rate, both tensors.
-        chunk: rows that go through the pair at once, a divisor of the batch's; None is all.
+        chunk: most rows that go through the pair at once; None is all.
     """
 
     pair: Pair
@@ -90,6 +102,8 @@ class Update:
     vary: tuple[int | None, ...] | None = None
     schedule: Callable[[Tensor], Tensor] | None = None
     chunk: int | None = None
+    columns: ClassVar[tuple[str, ...]] = ("loss",)  # what a call returns
+    shown: ClassVar[int] = 0  # which of them is the loss
 
     def loss(self, params: dict, buffers: dict, count: Tensor, batch: tuple) -> tuple:
         """(loss, surrogate loss), both scalars."""
@@ -110,27 +124,18 @@ class Update:
 
     def gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
         """The loss, () or (R,) for R fits at once, and its clipped gradient per parameter."""
-        parts = self._parts(batch)
-        loss, grads = self._gradients(variables, parts[0])
-        for part in parts[1:]:
-            more, add = self._gradients(variables, part)
-            loss, grads = loss + more, [g + a for g, a in zip(grads, add)]
-        if len(parts) > 1:
-            loss, grads = loss / len(parts), [g / len(parts) for g in grads]
-        return loss, grads if self.clip is None else self._clipped(grads)
-
-    def _parts(self, batch: tuple) -> list[tuple]:
-        """The batch in slices of `chunk` rows: each estimates the same gradient."""
         rows = next((len(b) for b in batch if torch.is_tensor(b) and b.dim()), 0)
         if self.chunk is None or self.chunk >= rows:
-            return [batch]
-        return [
-            tuple(
-                b[i : i + self.chunk] if torch.is_tensor(b) and b.dim() and len(b) == rows else b
-                for b in batch
-            )
-            for i in range(0, rows, self.chunk)
-        ]
+            loss, grads = self._gradients(variables, batch)
+        else:  # each part estimates the whole gradient: weighted by their rows, they sum to it
+            loss, grads = 0.0, [torch.zeros_like(p) for p in variables.params.values()]
+            for part in even_parts(rows, self.chunk):
+                share = (part.stop - part.start) / rows
+                more, add = self._gradients(variables, take(batch, part, rows))
+                loss, grads = loss + share * more, [g + share * a for g, a in zip(grads, add)]
+        if self.clip is not None:
+            grads = clipped(grads, self.clip, 0 if self.vary is None else 1)
+        return loss, grads
 
     def _gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
@@ -168,17 +173,31 @@ class Update:
             variables.count.add_(1)
         return loss
 
-    def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
-        lead = 0 if self.vary is None else 1  # each of many fits has its own norm
-        squares = [g.flatten(lead).square().sum(-1) if g.dim() else g.square() for g in grads]
-        norm = torch.stack(squares).sum(0).sqrt()
-        assert self.clip is not None
-        factor = (self.clip / (norm + 1e-12)).clamp(max=1.0)
-        return [g * factor.reshape(factor.shape + (1,) * (g.dim() - factor.dim())) for g in grads]
+
+def clipped(grads: list[Tensor], norm: float, lead: int = 0) -> list[Tensor]:
+    """A gradient cut to a norm; with `lead` = 1, that of each of many fits to its own."""
+    squares = [g.reshape(*g.shape[:lead], -1).square().sum(-1) for g in grads]
+    factor = (norm / (torch.stack(squares).sum(0).sqrt() + 1e-12)).clamp(max=1.0)
+    return [g * factor.reshape(factor.shape + (1,) * (g.dim() - factor.dim())) for g in grads]
+
+
+def schedule_of(schedule: Any, steps: int) -> Callable[[Tensor], Tensor] | None:
+    """A schedule as a function of the step count; None is constant."""
+    if callable(schedule):
+        return schedule
+    if schedule == "constant":
+        return None
+    if schedule == "linear":
+        return lambda count: (1 - count / steps).clamp(min=0.0)
+    if schedule == "cosine":
+        return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
+    raise ValueError(
+        f"schedule: expected constant, linear, cosine or a function, got {schedule!r}."
+    )
 
 
 class DrawnAnew(TorchFunctionMode):
-    """What `vmap` refuses, said otherwise: random numbers as new tensors, not filled in place."""
+    """Rewrite in-place random numbers out of place, as `vmap` requires."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

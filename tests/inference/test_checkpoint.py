@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inference import elbo, fit
-from inference.training import start
 from inference.training.checkpoint import config, load, save, whole_folder
+from inference.training.start import new_run
 
 X = torch.randn(30, generator=torch.Generator().manual_seed(0))
 
@@ -22,7 +22,7 @@ def guide(x, size=None):
 
 
 def unfitted(width=None):
-    return start(model, guide, (X[:10],), 30, elbo.Trace(), torch.device("cpu"), 0)
+    return new_run(model, guide, (X[:10],), 30, elbo.Trace(), torch.device("cpu"), 0)
 
 
 def test_round_trip_and_resume(tmp_path):
@@ -84,4 +84,4 @@ def test_another_pair_is_refused(tmp_path):
 
     folder = save(fit(model, guide, X, steps=3, compile=False, progress=False), tmp_path / "run")
     with pytest.raises(ValueError, match="do not fit the pair"):
-        load(folder, lambda: start(other, guide, (X,), 30, elbo.Trace(), torch.device("cpu"), 0))
+        load(folder, lambda: new_run(other, guide, (X,), 30, elbo.Trace(), torch.device("cpu"), 0))

@@ -34,8 +34,8 @@ def test_restarts_start_apart_and_share_the_data():
     x = torch.randn(8)
     many = fit_many(model, AutoNormal(model), (x,), fits=5, steps=3, compile=False)
     assert len({round(float(v), 6) for v in many.params["guide.locs.mu_unconstrained"]}) == 5
-    assert many.losses.shape[1] == 5 and np.isfinite(many.losses).all()
-    assert repr(many).startswith("Many(5 fits, 3 steps, eager") and len(repr(many)) < 150
+    assert np.shape(many.losses) == (3, 5) and np.isfinite(many.losses).all()
+    assert repr(many).startswith("Runs(5 fits, 3 steps, eager") and len(repr(many)) < 150
 
 
 def test_noise_differs_between_fits():

@@ -11,7 +11,7 @@ import torch
 
 from inference import fit
 from inference.judging.evaluation import Evaluation, evaluate
-from inference.training.run import History
+from inference.training.state import History
 from zoo.report import (
     Metric,
     Report,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from inference.randomness import forked
 from inference.training import checkpoint
-from inference.training.fitting import Batches, pick_device
+from inference.training.batches import Batches, pick_device
 from inference.training.run import Run
-from inference.training.start import start
+from inference.training.start import new_run
 from zoo.cards import Card
 from zoo.data import DataSet
 
@@ -61,7 +61,7 @@ def restored(folder: Any, model: Any, data: DataSet, settings: Mapping[str, Any]
     batches = Batches(tuple(a.to(device) for a in args), settings["batch_size"], seed)
     return checkpoint.load(
         folder,
-        lambda: start(
+        lambda: new_run(
             model.model, model.guide, batches.example(), batches.size,
             estimator(settings.get("elbo", "trace")), device, seed,
         ),

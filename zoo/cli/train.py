@@ -13,7 +13,8 @@ from torch import Tensor
 from inference import fit
 from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
-from inference.training.run import History, Run
+from inference.training.run import Run
+from inference.training.state import History
 from zoo.cards import Card
 from zoo.data import DataSet
 

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from inference.judging.evaluation import Evaluation
 from inference.randomness import forked
-from inference.training.run import History
+from inference.training.state import History
 from inference.weights import no_validation
 from inference.weights.simulate import simulate
 

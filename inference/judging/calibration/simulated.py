@@ -107,6 +107,8 @@ def posteriors(
             chain.model, chain.guide, sets.args, stacked=sets.stacked, jitter=0.0, seed=seed,
             **fitting,
         )  # fmt: skip
+        if many.stopped == "interrupted":
+            raise KeyboardInterrupt
         pair, params, buffers, stacked = many.first.pair_, many.params, many.buffers, 0
     else:
         pair, buffers, stacked = chain.pair, chain.buffers, None

@@ -20,7 +20,10 @@ from ...optim import Adam
 from ...pairs.gate import CheckedPair
 from ...pairs.pair import Pair
 from ...randomness import forked
-from ...training.update import DrawnAnew, Update
+from ...training.batches import Batches
+from ...training.loop import Loop
+from ...training.state import Training
+from ...training.update import DrawnAnew, Update, Variables, schedule_of
 from ...weights import log_weights, no_validation
 
 
@@ -119,36 +122,30 @@ def amortization_gap(
     local = copy.copy(pair)  # the same places, but only the guide's parameters are learned
     local.params = {k: params[k] for k in own}
     local.buffers = fixed
-    start = {k: params[k].detach().expand(len(rows), *params[k].shape).clone() for k in own}
+    r = len(rows)
+    start = {k: params[k].detach().expand(r, *params[k].shape).clone() for k in own}
 
-    with forked(seed):
-        update = Update(local, Trace(particles), Adam(lr), kwargs=kwargs, vary=vary)
-        best = _refitted(update, start, fixed, batch, steps)
+    with forked(seed), _batched():
+        update = Update(
+            local, Trace(particles), Adam(lr), kwargs=kwargs, vary=vary,
+            schedule=schedule_of("cosine", steps),
+        )  # fmt: skip
+        variables = Variables(
+            {k: p.clone() for k, p in start.items()},
+            {k: t.expand(r, *t.shape) for k, t in fixed.items()},
+            update.optimiser.init(list(start.values())),
+            torch.zeros((), device=chain.device, dtype=torch.int64),
+        )
+        refit = Training(variables=variables, device=chain.device, seed=seed)
+        Loop(refit, [update], Batches(batch, None, seed), steps, lr, progress=False).go()
+        if refit.stopped:
+            raise KeyboardInterrupt
+        best = variables.params
         with forked():  # the same draws for both: less noise in the difference
             before = _log_weights(local, start, fixed, batch, vary, kwargs, draws)
         after = _log_weights(local, best, fixed, batch, vary, kwargs, draws)
     log_px = torch.logsumexp(after, 0) - math.log(draws)
     return Gaps(rows, log_px, after.mean(0), before.mean(0), khat(before), khat(after))
-
-
-def _refitted(
-    update: Update, start: dict[str, Tensor], fixed: dict[str, Tensor], batch: tuple, steps: int
-) -> dict[str, Tensor]:
-    """The parameters of R guides after `steps` updates, each on a datum of its own."""
-    names, params = list(start), list(start.values())
-    state = update.optimiser.init(params)
-    count = torch.zeros((), device=params[0].device)
-    for step in range(steps):
-        lr = torch.tensor(update.optimiser.lr * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        with torch.enable_grad(), _batched():
-            leaves = [p.detach().requires_grad_() for p in params]
-            _, surrogate = torch.vmap(
-                update.loss, in_dims=(0, None, None, update.vary), randomness="different"
-            )(dict(zip(names, leaves)), fixed, count, batch)
-            grads = torch.autograd.grad(surrogate.sum(), leaves, materialize_grads=True)
-        with torch.no_grad():
-            params, state = update.optimiser.update(params, grads, state, lr.to(count.device))
-    return dict(zip(names, params))
 
 
 def _log_weights(
@@ -164,7 +161,7 @@ def _log_weights(
         return weights.log_weight().reshape(chunk)
 
     parts: list[Tensor] = []
-    with torch.no_grad(), no_validation(), _batched():
+    with torch.no_grad(), no_validation():
         for chunk in [100] * (draws // 100) + [draws % 100] * (draws % 100 > 0):
             draw = torch.vmap(
                 functools.partial(one, chunk), in_dims=(0, vary), randomness="different"

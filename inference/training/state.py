@@ -1,0 +1,194 @@
+"""How a training went, and everything it needs to go on from where it stands."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .update import Variables
+
+
+@dataclass
+class History:
+    """One row per log interval: step, mean loss since the last row, seconds, held-out values.
+
+    `history["loss"]` is a numpy array, NaN where a row lacks the column.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Append a row."""
+        self.rows.append(row)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in the order they first came."""
+        return list(dict.fromkeys(k for r in self.rows for k in r))
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return np.array([r.get(column, np.nan) for r in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_csv(self) -> str:
+        """The table as comma-separated text, every digit kept."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return out.getvalue()
+
+    @staticmethod
+    def from_csv(text: str) -> History:
+        """Read back what `to_csv` wrote."""
+        rows = csv.DictReader(io.StringIO(text))
+        return History([{k: float(v) for k, v in row.items() if v != ""} for row in rows])
+
+
+@dataclass(kw_only=True)
+class Training:
+    """The part that all trainers' results share: how it went, and the state to go on from.
+
+    Attributes:
+        device, seed: where it ran, and what everything random in it follows from.
+        settings: the trainer's options, which a resumed run takes over.
+        variables: parameters, buffers, optimiser state and the number of steps made.
+        history: a row per log interval and validation: step, losses, seconds, held-out values.
+        losses: every step's loss.
+        seconds: of the loop, compiling included; `compile_seconds` of them on compiling.
+        compiled: whether the compiled step was used; `eager_because` says why not.
+        stopped: why the training ended before its last step, or None.
+        best, best_step: the best held-out score and its step, None without validation.
+        best_params: the tensors kept from that step.
+        since_best: validations since then.
+        batches, random_state, optimiser_state: of the order of the batches, of torch's random
+            numbers, and of an optimiser of torch or Pyro.
+        unlogged: values of the steps since the last row of the history.
+    """
+
+    device: torch.device
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    variables: Variables = None  # type: ignore[assignment]
+    history: History = field(default_factory=History)
+    losses: list = field(default_factory=list)
+    seconds: float = 0.0
+    compiled: bool = False
+    compile_seconds: float = 0.0
+    eager_because: str | None = None
+    stopped: str | None = None
+    best: Any = None
+    best_step: int | None = None
+    best_params: dict[str, Tensor] | None = None
+    since_best: int = 0
+    batches: dict[str, Tensor] | None = None
+    random_state: dict[str, Tensor] | None = None
+    optimiser_state: dict[str, Any] | None = None
+    unlogged: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps were made."""
+        return int(self.variables.count)
+
+    def log(self, values: Tensor, columns: Sequence[str], shown: int) -> dict[str, float]:
+        """Means of the values of some steps (n, columns), and their losses added to `losses`."""
+        self.losses.extend(values[:, shown].tolist())
+        return dict(zip(columns, values.mean(0).tolist()))
+
+    def unlog(self, n: int) -> None:
+        """Take the losses of the last n steps back."""
+        del self.losses[len(self.losses) - n :]
+
+    def kept(self) -> dict[str, Tensor]:
+        """The tensors that a validation judges, and of which the best are kept."""
+        return self.variables.params
+
+    def keep_best(self, score: Tensor) -> None:
+        """Keep the present parameters where their score, () or one per fit, is the best so far."""
+        before = torch.as_tensor(-math.inf if self.best is None else self.best).to(score)
+        better = score > before  # never where the score is NaN
+        self.since_best += 1
+        if not bool(better.any()):
+            return
+        now = self.kept()
+        kept = now if self.best_params is None else self.best_params
+        self.best_params = {
+            k: torch.where(better.reshape(better.shape + (1,) * (p.dim() - better.dim())), p, q)
+            for (k, p), q in zip(now.items(), kept.values())
+        }
+        best = torch.where(better, score, before)
+        self.best = best if best.dim() else float(best)
+        self.best_step, self.since_best = self.steps, 0
+
+    def go_on_from(self, other: Training) -> None:
+        """Take over another training's state, a copy of it.
+
+        Raises:
+            ValueError: its variables are others than those here (names, shapes, optimiser).
+        """
+        refuse_others(other.variables, self.variables, "resume: the run")
+        self.variables.assign(other.variables)
+        self.history = History([dict(row) for row in other.history.rows])
+        for f in dataclasses.fields(Training):
+            if f.name not in ("device", "settings", "variables", "history"):
+                setattr(self, f.name, copy.deepcopy(getattr(other, f.name)))
+
+
+def refuse_others(found: Variables, expected: Variables, who: str) -> None:
+    """Raise ValueError unless two sets of variables have the same names and shapes."""
+    for kind in ("params", "buffers"):
+        got, want = (
+            {k: tuple(t.shape) for k, t in getattr(v, kind).items()} for v in (found, expected)
+        )
+        wrong = sorted(k for k in {*got, *want} if got.get(k) != want.get(k))
+        if wrong:
+            raise ValueError(
+                f"{who}: {len(wrong)} {'parameters' if kind == 'params' else 'buffers'} do not fit "
+                f"the pair, first {wrong[0]!r}: expected {want.get(wrong[0], 'none')}, found "
+                f"{got.get(wrong[0], 'none')}. Give the pair that was fitted, with its options."
+            )
+    if {k: len(v) for k, v in found.optim.items()} != {
+        k: len(v) for k, v in expected.optim.items()
+    }:
+        raise ValueError(
+            f"{who}: the state of its optimiser ({', '.join(sorted(found.optim))}) is of no use to "
+            f"the one given ({', '.join(sorted(expected.optim))}). Leave optimiser= out, or begin "
+            "anew from its parameters: fit(run.model, run.guide, data, optimiser=...)."
+        )
+
+
+def chosen(
+    defaults: Mapping[str, Any], given: Mapping[str, Any], resume: Training | None
+) -> dict[str, Any]:
+    """A trainer's options: what is given (not None), else the resumed run's, else the default."""
+    before = {} if resume is None else resume.settings
+    return {
+        k: given[k] if given.get(k) is not None else before.get(k, default)
+        for k, default in defaults.items()
+    }
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators, of the CPU and of a CUDA device."""
+    state = {"cpu": torch.random.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put torch's generators back to where `random_state` saw them."""
+    torch.random.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
