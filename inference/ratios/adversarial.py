@@ -6,8 +6,7 @@ lowers it. The two losses are pure functions of (critic, samples); `fit_adversar
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,33 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ..optim import Adam
+from ..pairs.options import one_of
 from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
-from ..training.fitting import Batches, batch_transform, pick_device
-from ..training.game import AVERAGE, GameUpdate, Played, as_function, named, play, under
-from .critics import Critic
+from ..training.batches import Batches, batch_transform, pick_device
+from ..training.game import (
+    AVERAGE,
+    GameUpdate,
+    as_function,
+    load_modules,
+    module_tensors,
+    named,
+    under,
+)
+from ..training.loop import Loop, check_ranges
+from ..training.progress import Progress
+from ..training.state import Training, chosen
+from ..training.update import schedule_of
+from .critics import Critic, spread
 from .divergences import DIVERGENCES, gradient_penalty
 
+DEFAULTS: dict[str, Any] = {
+    "objective": "non-saturating", "steps": 5_000, "lr": 1e-3, "betas": (0.5, 0.99),
+    "batch_size": None, "critic_steps": None, "penalty": None, "schedule": "cosine",
+    "clip": None, "average": 0.999, "valid_every": None, "patience": None, "seed": 0,
+}  # fmt: skip
+HELD_OUT = 2_000  # rows, at most, of which all pairs are compared
+ADVICE = "Lower lr, raise the penalty, or choose another objective."
 OBJECTIVES = ("non-saturating", "minimax", "wasserstein", *DIVERGENCES)
 
 
@@ -78,47 +97,57 @@ def generator_loss(critic: Callable, x_fake: Tensor, objective: str) -> Tensor:
     return -row.penalty(row.link(v)).mean()
 
 
-@dataclass
-class AdversarialRun:
-    """A fitted generator and its critic.
+def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    """2 E|x − y| − E|x − x'| − E|y − y'| of two samples: (), units of x; 0 for one distribution.
+
+    Source: Székely & Rizzo 2013, "Energy statistics", eq. 5, without the pairs of a point with
+    itself, so that it is unbiased.
+    """
+    n, m = len(x), len(y)
+    within = torch.cdist(x, x).sum() / (n * (n - 1)) + torch.cdist(y, y).sum() / (m * (m - 1))
+    return 2 * torch.cdist(x, y).mean() - within
+
+
+@dataclass(kw_only=True, repr=False)
+class AdversarialRun(Training):
+    """A fitted generator and its critic; `Training` says how it went.
+
+    The history has `critic_loss`, `generator_loss` and `divergence`, means over an interval; the
+    losses are the generator's.
 
     Attributes:
         generator: the trained copy of the module given, or the function with its parameters.
         critic: the trained critic; its output is the log ratio of data to generator, nats
             (`"pearson"`: through its link; `"wasserstein"`: a potential).
         objective: one of `OBJECTIVES`.
-        record: history, seconds, whether it was interrupted or compiled (`Played`).
-        seed: of everything random in the run.
         is_bound: False. A critic's divergence says nothing of log p(x).
     """
 
-    generator: Any
+    generator: Any = None
     critic: nn.Module
     objective: str
-    record: Played
-    seed: int
-    _draw: Callable[[int], Tensor]
     is_bound: bool = False
+    _pair: Pair
+
+    def kept(self) -> dict[str, Tensor]:
+        """All parameters, and the running mean of the generator's."""
+        means = {k: b for k, b in self.variables.buffers.items() if k.startswith(AVERAGE)}
+        return {**self.variables.params, **means}
+
+    def generator_state(self, best: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The generator's parameters that are kept (their running mean, if any) and buffers."""
+        kept = self.best_params if best and self.best_params is not None else self.kept()
+        params = under(f"{AVERAGE}generator.", kept) or under("generator.", kept)
+        return (
+            {k: v.detach().requires_grad_() for k, v in params.items()},  # else Pyro warns
+            under("generator.", self.variables.buffers),
+        )
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """`n` draws from the generator: (n, D)."""
-        return self._draw(n)
-
-    @property
-    def history(self) -> Any:
-        """Rows of `step`, `critic_loss`, `generator_loss`, `divergence`, `seconds`."""
-        return self.record.history
-
-    @property
-    def seconds(self) -> float:
-        """Of the loop, compiling included."""
-        return self.record.seconds
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the run ended early, or None."""
-        return self.record.stopped
+    def sample(self, n: int, best: bool = True) -> Tensor:
+        """`n` draws from the generator: (n, D); with `best` false, from its latest parameters."""
+        with self._pair.bind(*self.generator_state(best)):
+            return self._pair.model(n).detach()
 
     def plot(self) -> Figure:
         """Both losses and the critic's divergence against the step."""
@@ -140,19 +169,26 @@ def fit_adversarial(
     data: Any,
     *,
     critic: nn.Module | None = None,
-    objective: str = "non-saturating",
-    steps: int = 5_000,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.5, 0.99),
+    objective: str | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    betas: tuple[float, float] | None = None,
     batch_size: int | None = None,
     critic_steps: int | None = None,
     penalty: float | None = None,
-    schedule: str = "cosine",
-    average: float = 0.999,
+    schedule: str | Callable[[Tensor], Tensor] | None = None,
+    clip: float | None = None,
+    average: float | None = None,
+    valid: Tensor | None = None,
+    valid_every: int | None = None,
+    patience: int | None = None,
     compile: bool | str = "auto",
+    repeats: int | None = None,
     device: str | torch.device = "auto",
-    seed: int = 0,
-    progress: bool = True,
+    seed: int | None = None,
+    progress: bool | Progress = True,
+    callbacks: Sequence[Callable[[AdversarialRun], Any]] = (),
+    resume: AdversarialRun | None = None,
 ) -> AdversarialRun:
     """Fit a generator by lowering the divergence that a critic raises.
 
@@ -163,46 +199,59 @@ def fit_adversarial(
             may be anything whose draw is differentiable; it needs no density. It is copied.
         data: x (N, D), or a data set with `train`; dynamic pixels are drawn at every step.
         critic: a module (..., D) -> (...), copied; None takes a network of three layers of 128.
-        objective: one of `OBJECTIVES`.
-        steps: moves of the generator.
-        lr, betas: of Adam, for both players.
+        objective: one of `OBJECTIVES`, by default "non-saturating".
+        steps: moves of the generator, those of `resume` included; by default 5,000.
+        lr, betas: of Adam, for both players; by default 1e-3 and (0.5, 0.99).
         batch_size: rows of data and draws of the generator in a step; None takes 256, or all.
         critic_steps: moves of the critic for one of the generator; None: 5 for "wasserstein", 1
             for the others.
         penalty: weight of the critic's gradient penalty (`critic_loss`): λ in the units of x for
             "wasserstein" (None: 10), else γ in units in which the data's mean variance is 1
             (None: 0.5).
-        schedule: "cosine" (to zero) or "constant".
-        average: decay of the running mean of the generator's weights that is kept; 0 keeps the
-            last weights.
-        compile: True, False, or "auto": where the run is long enough to earn it.
+        schedule: "cosine" (to zero, the default), "linear", "constant", or a function, as in `fit`.
+        clip: largest norm of each player's gradient; None leaves it.
+        average: decay of the running mean of the generator's weights that is kept, by default
+            0.999; 0 keeps the last weights.
+        valid: held-out rows; the generator kept is then the one whose draws have the smallest
+            energy distance to them, which needs no critic.
+        valid_every, patience, compile, repeats, callbacks, resume: as in `fit`.
         device: "auto" (CUDA where there is one), or a torch device.
-        seed: of the batches, the noise and the default critic's weights.
+        seed: of the batches, the noise and the default critic's weights; by default 0.
         progress: show a progress bar with the generator's loss.
 
     Returns:
-        An `AdversarialRun`. Ctrl-C ends the training early and still returns it.
+        An `AdversarialRun`. Ctrl-C ends the training early, between two steps.
 
     Raises:
         ValueError: no such objective (the nearest is named); the data is not (N, D), holds NaN,
-            or is smaller than a batch; the generator returns no x, or one of another dimension.
+            or is smaller than a batch; the generator returns no x, or one of another dimension;
+            `resume` is a run of another generator or of other data.
     """
-    check_name("objective", objective, OBJECTIVES)
-    check_name("schedule", schedule, ("cosine", "constant"))
-    x = check_rows(getattr(data, "train", data)).to(where := pick_device(device))
-    drawn = batch_transform(data)
-    batches = Batches((x,), min(256, len(x)) if batch_size is None else batch_size, seed)
-    n, dim = len(batches.example()[0]), x.shape[1]
+    given = {
+        "objective": objective, "steps": steps, "lr": lr, "betas": betas, "batch_size": batch_size,
+        "critic_steps": critic_steps, "penalty": penalty, "schedule": schedule, "clip": clip,
+        "average": average, "valid_every": valid_every, "patience": patience, "seed": seed,
+    }  # fmt: skip
+    options = chosen(DEFAULTS, given, resume)
+    objective, steps, seed = options["objective"], options["steps"], options["seed"]
+    one_of("objective", objective, OBJECTIVES)
     wasserstein = objective == "wasserstein"
-    critic_steps = (5 if wasserstein else 1) if critic_steps is None else critic_steps
-    penalty = (10.0 if wasserstein else 0.5) if penalty is None else penalty
-    for name, value, least in (
-        ("steps", steps, 1), ("critic_steps", critic_steps, 1), ("penalty", penalty, 0)
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}.")
-    if not wasserstein:
-        penalty = penalty * float(x.var(0).mean())
+    if options["critic_steps"] is None:
+        options["critic_steps"] = 5 if wasserstein else 1
+    if options["penalty"] is None:
+        options["penalty"] = 10.0 if wasserstein else 0.5
+    for name, least in (("critic_steps", 1), ("penalty", 0)):
+        if options[name] < least:
+            raise ValueError(f"{name}: expected at least {least}, got {options[name]}.")
+    check_ranges(steps, options["clip"], resume)
+    factor = schedule_of(options["schedule"], steps)
+    x = check_rows(getattr(data, "train", data)).to(where := pick_device(device))
+    held_out = None if valid is None else check_rows(valid).to(x)[:HELD_OUT]
+    drawn = batch_transform(data)
+    batch_size = min(256, len(x)) if options["batch_size"] is None else options["batch_size"]
+    batches = Batches((x,), batch_size, seed)
+    n, dim = len(batches.example()[0]), x.shape[1]
+    weight = options["penalty"] * (1.0 if wasserstein else float(x.var(0).mean()))
 
     with forked(seed):
         model, _ = own_copy(getattr(generator, "model", generator), _no_guide)
@@ -222,62 +271,51 @@ def fit_adversarial(
             v = as_function(own, "critic.", params, buffers)
             still = x_fake.detach()
             return {
-                "critic_loss": critic_loss(v, x_real, still, objective, penalty),
+                "critic_loss": critic_loss(v, x_real, still, objective, weight),
                 "generator_loss": generator_loss(v, x_fake, objective),
                 "divergence": critic_divergence(v, x_real, still, objective),
             }
 
         players = ("critic", "generator")
         update = GameUpdate(
-            losses, players, players, Adam(lr, betas),
-            steps=steps if schedule == "cosine" else None, decay=average,
+            losses, players, players, Adam(options["lr"], tuple(options["betas"])), factor,
+            options["average"], options["clip"],
         )  # fmt: skip
-        params = {
-            **named("critic.", dict(own.named_parameters())),
-            **named("generator.", pair.params),
-        }
-        buffers = {
-            **named("critic.", dict(own.named_buffers())),
-            **named("generator.", pair.buffers),
-        }
-        if average:
+        params, buffers = module_tensors({"critic": own})
+        params = {**params, **named("generator.", pair.params)}
+        buffers = {**buffers, **named("generator.", pair.buffers)}
+        if options["average"]:
             buffers |= named(AVERAGE, named("generator.", pair.params))
-        variables = update.start(params, buffers)
-        record = play(
-            update, variables, batches, steps=steps, critic_steps=critic_steps, lr=lr,
-            compile=compile, progress=progress,
+        run = AdversarialRun(
+            critic=own, objective=objective, _pair=pair, device=where, seed=seed, settings=options,
+            variables=update.start(params, buffers),
         )  # fmt: skip
+        if resume is not None:
+            run.go_on_from(resume)
 
-    kept = under(f"{AVERAGE}generator." if average else "generator.",
-                  variables.buffers if average else variables.params)  # fmt: skip
-    kept = {k: v.requires_grad_() for k, v in kept.items()}  # Pyro warns of frozen parameters
-    state = under("generator.", variables.buffers)
-    pair.write_back(kept, state)
-    own.load_state_dict(
-        {**under("critic.", variables.params), **under("critic.", variables.buffers)}
-    )
+        def validate() -> tuple[Tensor, dict[str, float]]:
+            distance = energy_distance(held_out, run.sample(len(held_out), best=False))
+            return -distance, {"valid_energy_distance": float(distance)}
 
-    def draw(n: int) -> Tensor:
-        with pair.bind(kept, state):
-            return pair.model(n)
+        Loop(
+            run, update.moves(options["critic_steps"]), batches, steps, options["lr"], compile,
+            repeats, progress, callbacks, None if held_out is None else validate,
+            options["valid_every"], options["patience"], advice=ADVICE,
+            unit="units of x" if wasserstein else "nats",
+        ).go()  # fmt: skip
 
-    modules = modules_of(pair.model)
-    return AdversarialRun(modules[0] if modules else draw, own, objective, record, seed, draw)
+    pair.write_back(*run.generator_state())
+    kept = run.variables.params if run.best_params is None else run.best_params
+    load_modules({"critic": own}, kept, run.variables.buffers)
+    run.generator = (modules_of(pair.model) or [run.sample])[0]
+    return run
 
 
 def default_critic(x: Tensor) -> Critic:
     """A network of three layers of 128 on standardised data."""
-    sd = x.std(0)
-    sd = torch.where(sd > 0, sd, torch.ones_like(sd))
-    return Critic(x.shape[1], quadratic="none", hidden=(128, 128, 128), mean=x.mean(0), sd=sd).to(x)
-
-
-def check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError unless `name` is known; the nearest is suggested."""
-    if name not in known:
-        near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{argument}: expected one of {list(known)}, got {name!r}.{hint}")
+    return Critic(
+        x.shape[1], quadratic="none", hidden=(128, 128, 128), mean=x.mean(0), sd=spread(x)
+    ).to(x)
 
 
 def check_critic(critic: nn.Module, x: Tensor) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+LIMIT = 10.0  # standard deviations
 
 
 class Critic(nn.Module):
@@ -20,6 +23,7 @@ class Critic(nn.Module):
         quadratic: `"full"` (all s_i s_j), `"diagonal"` (s_i²) or `"none"`.
         hidden: widths of the network's layers; `()` leaves it out.
         mean, sd: what x is standardised with, (D,).
+        limit: s is cut to ±limit, so that a rare value of an all but constant column stays finite.
     """
 
     mean: Tensor
@@ -33,11 +37,12 @@ class Critic(nn.Module):
         hidden: Sequence[int] = (64, 64, 64),
         mean: Tensor | None = None,
         sd: Tensor | None = None,
+        limit: float = math.inf,
     ):
         super().__init__()
         if quadratic not in ("full", "diagonal", "none"):
             raise ValueError(f"quadratic: expected full, diagonal or none, got {quadratic!r}.")
-        self.quadratic = quadratic
+        self.quadratic, self.limit = quadratic, limit
         self.register_buffer("mean", torch.zeros(data_dim) if mean is None else mean)
         self.register_buffer("sd", torch.ones(data_dim) if sd is None else sd)
         self.linear = nn.Linear(n_features(data_dim, quadratic), 1)
@@ -54,6 +59,11 @@ class Critic(nn.Module):
             layers.append(last)
         self.network = nn.Sequential(*layers)
 
+    def standardised(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        s = (x - self.mean) / self.sd
+        return s.clamp(-self.limit, self.limit) if self.limit < math.inf else s
+
     def features(self, s: Tensor) -> Tensor:
         """φ(s): (..., D) -> (..., features)."""
         if self.quadratic == "none":
@@ -65,9 +75,20 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (...)."""
-        s = (x - self.mean) / self.sd
+        s = self.standardised(x)
         ell = self.linear(self.features(s))
         return (ell + self.network(s) if len(self.network) else ell).squeeze(-1)
+
+
+def spread(x: Tensor) -> Tensor:
+    """What each column is divided by, (D,): its standard deviation; 1 where it is constant.
+
+    Never less than 1e-4 of the median column's: a smaller one is rounding, which would be blown up.
+    """
+    sd = x.std(0)
+    varying = sd > 0
+    floor = 1e-4 * float(sd[varying].median()) if bool(varying.any()) else 1.0
+    return torch.where(varying, sd.clamp(min=floor), torch.ones_like(sd))
 
 
 def n_features(data_dim: int, quadratic: str) -> int:
@@ -85,12 +106,8 @@ def logistic_critic(x_p: Tensor, x_q: Tensor) -> Critic:
     both = torch.cat([x_p, x_q])
     fewest, dim = min(len(x_p), len(x_q)), x_p.shape[1]
     terms = [t for t in ("full", "diagonal") if 20 * n_features(dim, t) <= fewest]
-    sd = both.std(0)
     critic = Critic(
-        dim,
-        quadratic=(*terms, "none")[0],
-        mean=both.mean(0),
-        sd=torch.where(sd > 0, sd, torch.ones_like(sd)),
+        dim, quadratic=(*terms, "none")[0], mean=both.mean(0), sd=spread(both), limit=LIMIT
     ).to(both)
 
     def derivatives(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +115,7 @@ def logistic_critic(x_p: Tensor, x_q: Tensor) -> Critic:
         gradient, curvature = w / fewest, ridge
         for x, sign in ((x_p, 1.0), (x_q, -1.0)):
             for piece in x.split(65_536):  # bounds the memory
-                phi = critic.features((piece - critic.mean) / critic.sd).to(w)
+                phi = critic.features(critic.standardised(piece)).to(w)
                 phi = torch.cat([phi, torch.ones_like(phi[:, :1])], 1)
                 ell = sign * (phi @ w)
                 wrong = (-ell).sigmoid()

@@ -16,9 +16,9 @@ matched to moments of a network of a special form.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +28,23 @@ from ..estimate import Estimate
 from ..optim import Adam
 from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
-from ..training.fitting import Batches, arguments, batch_transform, halves, pick_device
-from ..training.game import GameUpdate, Played, as_function, named, play, under
-from ..weights import LogWeights, log_weights
-from .adversarial import check_critic, critic_loss
-from .critics import Critic
+from ..training.batches import Batches, arguments, batch_transform, halves, pick_device, to
+from ..training.game import GameUpdate, as_function, load_modules, module_tensors, named, under
+from ..training.loop import Loop, check_ranges
+from ..training.progress import Progress
+from ..training.start import without_run
+from ..training.state import Training, chosen
+from ..training.update import schedule_of
+from ..weights import LogWeights, log_weights, no_validation
+from .adversarial import ADVICE, check_critic, critic_loss
+from .critics import Critic, spread
+
+PLAYERS = ("critic", "contrast", "pair")
+DEFAULTS: dict[str, Any] = {
+    "steps": 5_000, "settle": None, "lr": 1e-3, "betas": (0.9, 0.99), "batch_size": None,
+    "critic_steps": 2, "schedule": "cosine", "clip": None, "valid_every": None, "patience": None,
+    "seed": 0,
+}  # fmt: skip
 
 
 class Contrast(nn.Module):
@@ -55,8 +67,7 @@ class Contrast(nn.Module):
     def __init__(self, x: Tensor, z: Tensor):
         super().__init__()
         width, self.latent_dim = x.shape[1], z.shape[1]
-        mean, sd = x.mean(0), x.std(0)
-        sd = torch.where(sd > 0, sd, torch.ones_like(sd))
+        mean, sd = x.mean(0), spread(x)
         s = (x - mean) / sd
         unit = torch.eye(width).to(s)  # a standard normal prior on the slopes
         slope = torch.linalg.solve(s.T @ s + unit, s.T @ (z - z.mean(0)))
@@ -108,43 +119,54 @@ class ImplicitEvaluation(NamedTuple):
     kl: Estimate
 
 
-@dataclass
-class ImplicitRun:
+@dataclass(kw_only=True, repr=False)
+class ImplicitRun(Training):
     """A pair with an implicit guide, fitted, and the critic that stands for its density.
 
+    `Training` says how it went. The history has `critic_loss`, `contrast_loss`, `pair_loss`, `elbo`
+    and `kl`, means over an interval; the losses are the pair's.
+
     Attributes:
-        model, guide: with the run's parameters.
         pair: the trained module, where model and guide are methods of one; else None.
         critic: T(x, z̃) = log q/r at the whitened latent; its input is x and z̃ side by side.
         contrast: the Gaussian r(z | x).
-        record: history, seconds, whether it was interrupted or compiled (`Played`).
-        seed: of everything random in the run.
         is_bound: False. The ELBO is estimated by a critic that need not be optimal.
+        settle_from: the step from which the pair was held fixed, or None.
     """
 
-    model: Callable
-    guide: Callable
-    pair: nn.Module | None
     critic: nn.Module
     contrast: Contrast
-    record: Played
-    seed: int
     is_bound: bool = False
+    settle_from: int | None = None
+    _pair: Pair
 
     @property
-    def history(self) -> Any:
-        """Rows of `step`, `critic_loss`, `contrast_loss`, `pair_loss`, `elbo`, `kl`, `seconds`."""
-        return self.record.history
+    def pair(self) -> nn.Module | None:
+        """The trained module, where model and guide are methods of one; else None."""
+        return next(iter(modules_of(self._pair.model) or modules_of(self._pair.guide)), None)
 
     @property
-    def seconds(self) -> float:
-        """Of the loop, compiling included."""
-        return self.record.seconds
+    def model(self) -> Callable:
+        """The model with the run's parameters."""
+        return self._bound(self._pair.model)
 
     @property
-    def stopped(self) -> str | None:
-        """Why the run ended early, or None."""
-        return self.record.stopped
+    def guide(self) -> Callable:
+        """The guide with the run's parameters."""
+        return self._bound(self._pair.guide)
+
+    def _bound(self, function: Callable) -> Callable:
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            with self._pair.bind(*self.pair_state()):
+                return function(*args, **kwargs)
+
+        return bound
+
+    def pair_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The pair's parameters that are kept, and its buffers."""
+        kept = self.variables.params if self.best_params is None else self.best_params
+        params = {k: v.detach().requires_grad_() for k, v in under("pair.", kept).items()}
+        return params, under("pair.", self.variables.buffers)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, draws: int = 100) -> ImplicitEvaluation:
@@ -178,15 +200,24 @@ def fit_implicit(
     data: Any = None,
     *,
     critic: nn.Module | None = None,
-    steps: int = 5_000,
+    steps: int | None = None,
     settle: int | None = None,
-    lr: float = 1e-3,
+    lr: float | None = None,
+    betas: tuple[float, float] | None = None,
     batch_size: int | None = None,
-    critic_steps: int = 2,
+    critic_steps: int | None = None,
+    schedule: str | Callable[[Tensor], Tensor] | None = None,
+    clip: float | None = None,
+    valid: Any = None,
+    valid_every: int | None = None,
+    patience: int | None = None,
     compile: bool | str = "auto",
+    repeats: int | None = None,
     device: str | torch.device = "auto",
-    seed: int = 0,
-    progress: bool = True,
+    seed: int | None = None,
+    progress: bool | Progress = True,
+    callbacks: Sequence[Callable[[ImplicitRun], Any]] = (),
+    resume: ImplicitRun | None = None,
 ) -> ImplicitRun:
     """Fit a pair whose guide has no density.
 
@@ -197,48 +228,64 @@ def fit_implicit(
         data: a tensor, a tuple of arguments, or a data set with `train`; dynamic pixels are drawn
             at every step.
         critic: a module (..., D + L) -> (...), copied; None takes a network of three layers of 128.
-        steps: moves of the pair.
+        steps: moves of the pair, those of `resume` included; by default 5,000.
         settle: moves of critic and contrast alone after that, with the pair held fixed, so that
             the estimates are those of the final guide; None takes a fifth of `steps`.
-        lr: of Adam, for all; it falls to zero along a cosine, for the moves of the pair and again
-            for the moves after.
+        lr, betas: of Adam, for all; by default 1e-3 and (0.9, 0.99).
         batch_size: rows of a step; None takes 256, or all.
-        critic_steps: moves of critic and contrast for one of the pair; more where the posterior
-            is far from Gaussian.
-        compile: True, False, or "auto": where the run is long enough to earn it.
+        critic_steps: moves of critic and contrast for one of the pair, by default 2; more where the
+            posterior is far from Gaussian.
+        schedule: "cosine" (to zero, the default), "linear", "constant" or a function, as in `fit`;
+            for the moves of the pair, and again for the moves after.
+        clip: largest norm of each player's gradient; None leaves it.
+        valid: held-out data, like `data`; what is kept, while the pair moves, is what has the
+            highest ELBO on it, as the critic of the moment estimates it.
+        valid_every, patience, compile, repeats, callbacks, resume: as in `fit`.
         device: "auto" (CUDA where there is one), or a torch device.
-        seed: of everything random in the run.
+        seed: of everything random in the run; by default 0.
         progress: show a progress bar.
 
     Returns:
-        An `ImplicitRun`. Ctrl-C ends the training early and still returns it.
+        An `ImplicitRun`. Ctrl-C ends the training early, between two steps.
 
     Raises:
         ValueError: the data holds NaN or is smaller than a batch; a latent is discrete, lies
-            outside the data plate, or cannot be differentiated; a loss is no longer finite.
+            outside the data plate, or cannot be differentiated; a loss is no longer finite;
+            `resume` is a run of another pair or of other data.
     """
     if data is None:
         model, guide, data = halves(model, guide)
-    for name, value in (("steps", steps), ("critic_steps", critic_steps)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
+    given = {
+        "steps": steps, "settle": settle, "lr": lr, "betas": betas, "batch_size": batch_size,
+        "critic_steps": critic_steps, "schedule": schedule, "clip": clip,
+        "valid_every": valid_every, "patience": patience, "seed": seed,
+    }  # fmt: skip
+    options = chosen(DEFAULTS, given, resume)
+    steps, seed = options["steps"], options["seed"]
+    more = options["settle"] = steps // 5 if options["settle"] is None else options["settle"]
+    if options["critic_steps"] < 1:
+        raise ValueError(f"critic_steps: expected at least 1, got {options['critic_steps']}.")
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}.")
+    check_ranges(steps + more, options["clip"], resume)
     where = pick_device(device)
-    args = tuple(a.to(where) if torch.is_tensor(a) else a for a in arguments(model, data, None)[0])
+    args, held_out = arguments(model, data, valid)
+    args = tuple(to(a, where) for a in args)
+    held_out = None if valid is None or held_out is None else tuple(to(a, where) for a in held_out)
     rows = len(args[0])
     if rows < 2:
         raise ValueError(f"data: expected at least 2 rows, got {rows}.")
     drawn = batch_transform(data)
-    batches = Batches(args, min(256, rows) if batch_size is None else batch_size, seed)
-    example = batches.example()
+    batch_size = min(256, rows) if options["batch_size"] is None else options["batch_size"]
+    batches = Batches(args, batch_size, seed)
 
     with forked(seed):
-        model, guide = own_copy(model, guide)
+        model, guide = own_copy(without_run(model), without_run(guide))
         for module in (*modules_of(model), *modules_of(guide)):
             module.to(where)
-        pair = Pair(model, guide, example)
+        pair = Pair(model, guide, batches.example())
         leaves = {k: v.requires_grad_() for k, v in pair.params.items()}
-        some = tuple(a[:4096] if torch.is_tensor(a) and len(a) == rows else a for a in args)
-        some = drawn(some)
+        some = drawn(batches.example(min(rows, 4_096)))
         with pair.bind(leaves, pair.buffers):
             first = _parts(log_weights(pair.model, pair.guide, *some, nesting=pair.nesting))
         flat = _flat(some)
@@ -264,50 +311,66 @@ def fit_implicit(
                 "kl": kl.mean(),
             }
 
-        params = {
-            **named("critic.", dict(critic.named_parameters())),
-            **named("contrast.", dict(contrast.named_parameters())),
-            **named("pair.", pair.params),
-        }
-        buffers = {
-            **named("critic.", dict(critic.named_buffers())),
-            **named("contrast.", dict(contrast.named_buffers())),
-            **named("pair.", pair.buffers),
-        }
-        both, all_three = ("critic", "contrast"), ("critic", "contrast", "pair")
-        update = GameUpdate(losses, all_three, all_three, Adam(lr, (0.9, 0.99)), steps)
-        variables = update.start(params, buffers)
-        options: dict[str, Any] = {"lr": lr, "compile": compile, "progress": progress}
-        record = play(update, variables, batches, steps=steps, critic_steps=critic_steps, **options)
-        more = steps // 5 if settle is None else settle
-        if more and record.stopped is None:
-            update = GameUpdate(losses, both, both, Adam(lr, (0.9, 0.99)), more)
-            variables = update.start(variables.params, variables.buffers)
-            record = record.then(
-                play(update, variables, batches, steps=more, critic_steps=1, **options)
-            )
+        modules = {"critic": critic, "contrast": contrast}
+        params, buffers = module_tensors(modules)
+        optimiser = Adam(options["lr"], tuple(options["betas"]))
+        update = GameUpdate(
+            losses, PLAYERS, PLAYERS, optimiser, schedule_of(options["schedule"], steps),
+            clip=options["clip"],
+        )  # fmt: skip
+        run = ImplicitRun(
+            critic=critic, contrast=contrast, _pair=pair, device=where, seed=seed,
+            settings=options,
+            variables=update.start(
+                {**params, **named("pair.", pair.params)},
+                {**buffers, **named("pair.", pair.buffers)},
+            ),
+        )  # fmt: skip
+        if resume is not None:
+            run.go_on_from(resume)
+            run.settle_from = resume.settle_from
 
-    for module, prefix in ((critic, "critic."), (contrast, "contrast.")):
-        module.load_state_dict(
-            {**under(prefix, variables.params), **under(prefix, variables.buffers)}
-        )
-    kept = {k: v.requires_grad_() for k, v in under("pair.", variables.params).items()}
-    state = under("pair.", variables.buffers)
-    pair.write_back(kept, state)
+        def validate() -> tuple[Tensor, dict[str, float]]:
+            v = run.variables
+            with torch.no_grad(), no_validation():
+                found = losses(v.params, {k: b.clone() for k, b in v.buffers.items()}, held_out)
+            return found["elbo"], {f"valid_{k}": float(found[k]) for k in ("elbo", "kl")}
 
-    def bound(function: Callable) -> Callable:
-        def run(*a: Any, **k: Any) -> Any:
-            with pair.bind(kept, state):
-                return function(*a, **k)
+        def loop(update: GameUpdate, moves: int, until: int, **more: Any) -> None:
+            Loop(
+                run, update.moves(moves), batches, until, options["lr"], compile, repeats,
+                progress, callbacks, advice=ADVICE, unit="nats per datum", **more,
+            ).go()  # fmt: skip
 
-        return run
+        if run.steps < steps:
+            run.settle_from = None
+            loop(
+                update, options["critic_steps"], steps,
+                validate=None if held_out is None else validate,
+                valid_every=options["valid_every"], patience=options["patience"],
+            )  # fmt: skip
+        if more and (run.stopped is None or run.stopped.startswith("no better")):
+            if run.settle_from is None:  # the pair stays as it is kept; all else begins anew
+                run.settle_from = run.steps
+                for name, p in (run.best_params or {}).items():
+                    run.variables.params[name].copy_(p)
+                for slots in run.variables.optim.values():
+                    for slot in slots:
+                        slot.zero_()
+            begin, factor = run.settle_from, schedule_of(options["schedule"], more)
+            alone = replace(
+                update, movers=PLAYERS[:-1],
+                schedule=factor and (lambda count: factor(count - begin)),
+            )  # fmt: skip
+            loop(alone, 1, begin + more)
 
-    whole = next(iter(modules_of(pair.model) or modules_of(pair.guide)), None)
-    return ImplicitRun(bound(pair.model), bound(pair.guide), whole, critic, contrast, record, seed)
+    pair.write_back(*run.pair_state())
+    load_modules(modules, run.variables.params, run.variables.buffers)
+    return run
 
 
 class _Parts(NamedTuple):
-    """What one run of the pair says of each particle and datum."""
+    """One run of the pair: latents and log densities of each particle and datum."""
 
     z: Tensor  # (K, B, L), all latents side by side
     log_prior: Tensor  # (K, B)

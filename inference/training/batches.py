@@ -89,8 +89,8 @@ class Batches:
         """
         if (rows := int(state["rows"])) != (self.size or 0):
             raise ValueError(
-                f"resume: the run was fitted to {rows:,} rows, the data has {self.size or 0:,}. Give "
-                "the same data, or begin anew from its parameters: fit(run.model, run.guide, data)."
+                f"resume: the run was fitted to {rows:,} rows, the data has {self.size or 0:,}. "
+                "Give the same data, or begin anew: fit(run.model, run.guide, data)."
             )
         self._order.set_state(state["order"])
         self._queue = state["queue"].to(self._where)

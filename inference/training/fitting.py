@@ -16,7 +16,7 @@ from ..pairs.inspection import refuse_errors
 from ..randomness import forked
 from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device, to
 from .foreign import ForeignStep
-from .loop import Loop
+from .loop import Loop, check_ranges
 from .progress import Progress
 from .run import Run
 from .start import new_run, refuse_infinite, without_run
@@ -185,20 +185,6 @@ def _validation(run: Run, held_out: tuple | None, batch_size: int | None) -> Cal
         return score, validation_row(score, values)
 
     return validate
-
-
-def check_ranges(steps: int, clip: float | None, resume: Any) -> None:
-    """Raise ValueError unless there are steps to make, and clipping leaves a gradient."""
-    done = 0 if resume is None else resume.steps
-    if done and steps <= done:
-        raise ValueError(
-            f"steps: the run has made {done:,} of them; ask for more in all, as in "
-            f"steps={2 * done}."
-        )
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected a norm > 0, or None for no clipping, got {clip}.")
 
 
 def optimiser_of(optimiser: Any, lr: float, given: Mapping[str, Any]) -> Any:

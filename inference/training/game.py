@@ -119,6 +119,18 @@ class GameUpdate:
         return torch.stack([v.detach() for v in values.values()])
 
 
+def module_tensors(modules: Mapping[str, nn.Module]) -> tuple[Tensors, Tensors]:
+    """Parameters and buffers of several modules, each under its name and a dot."""
+    params = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters()}
+    return params, {f"{n}.{k}": b for n, m in modules.items() for k, b in m.named_buffers()}
+
+
+def load_modules(modules: Mapping[str, nn.Module], params: Tensors, buffers: Tensors) -> None:
+    """Write tensors named as `module_tensors` names them back into the modules."""
+    for n, module in modules.items():
+        module.load_state_dict({**under(f"{n}.", params), **under(f"{n}.", buffers)})
+
+
 def as_function(module: nn.Module, prefix: str, params: Tensors, buffers: Tensors) -> Callable:
     """The module as a function, its tensors taken from those whose names begin with `prefix`."""
     tensors = {**under(prefix, params), **under(prefix, buffers)}

@@ -280,6 +280,20 @@ class Loop:
         return [loop, _divisor(unrolled, self.valid_every)] if loop > 1 else [1]
 
 
+def check_ranges(steps: int, clip: float | None, resume: Any) -> None:
+    """Raise ValueError unless there are steps to make, and clipping leaves a gradient."""
+    done = 0 if resume is None else resume.steps
+    if done and steps <= done:
+        raise ValueError(
+            f"steps: the run has made {done:,} of them; ask for more in all, as in "
+            f"steps={2 * done}."
+        )
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: expected a norm > 0, or None for no clipping, got {clip}.")
+
+
 def _divisor(most: int, of: int | None) -> int:
     """The largest divisor of `of` up to `most`; `most` itself where there is no `of`."""
     return most if of is None else max(n for n in range(1, most + 1) if of % n == 0)

@@ -15,8 +15,8 @@ from ..elbo import Estimator, Trace
 from ..optim import Optimiser
 from ..randomness import forked
 from .batches import Batches, arguments, halves, pick_device, to
-from .fitting import ADVICE, check_ranges, optimiser_of
-from .loop import Loop
+from .fitting import ADVICE, optimiser_of
+from .loop import Loop, check_ranges
 from .progress import Progress
 from .run import Run
 from .start import new_run

@@ -235,7 +235,7 @@ def test_compiled_steps_are_the_eager_ones():
     vae = ImplicitVAE(6, hidden=(16,), likelihood="gaussian")
     x = torch.randn(200, 6)
     eager, compiled = (quick(vae, x, compile=c) for c in (False, True))
-    assert compiled.record.compiled, compiled.record.eager_because
+    assert compiled.compiled, compiled.eager_because
     torch.testing.assert_close(
         eager.pair.decoder[0].weight, compiled.pair.decoder[0].weight, rtol=1e-3, atol=1e-4
     )

@@ -100,8 +100,8 @@ def by_elbo(
         schedule=lr_schedule, clip=clip, patience=patience, compile=_compile(compile),
         device=device, seed=task.seed, resume=task.resume,
     )  # fmt: skip
-    done = int(run.variables.count)
-    if not run.history.rows:
+    done = run.steps
+    if not run.steps:
         raise KeyboardInterrupt
     return dataclasses.replace(
         of_run(run), seconds=time.perf_counter() - begin, done=done, steps=steps, notes=_eager(run)
@@ -110,7 +110,7 @@ def by_elbo(
 
 def of_run(run: Run) -> Fitted:
     """Turn a run into a trainer's result."""
-    done = int(run.variables.count)
+    done = run.steps
     return Fitted(
         run.pair, run.history, run.unit, run.seconds, done, done, run.stopped,
         compiled=run.compiled, run=run,
@@ -219,13 +219,13 @@ def by_critic(
         critic_steps=critic_steps, penalty=penalty, schedule=lr_schedule,
         compile=_compile(compile), device=device, seed=task.seed,
     )  # fmt: skip
-    if not run.history.rows:
+    if not run.steps:
         raise KeyboardInterrupt
-    done = int(run.history["step"][-1])
+    done = run.steps
     unit = "units of x" if objective == "wasserstein" else "nats"
     return Fitted(
         run.generator, run.history, unit, run.seconds, done, steps, run.stopped,
-        notes=_eager(run.record), compiled=run.record.compiled,
+        notes=_eager(run), compiled=run.compiled,
     )  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def by_implicit(
         task.model, task.data, steps=steps, batch_size=batch_size, lr=lr,
         critic_steps=critic_steps, compile=_compile(compile), device=device, seed=task.seed,
     )  # fmt: skip
-    if not run.history.rows:
+    if not run.steps:
         raise KeyboardInterrupt
     test = task.data.test.to(next(run.critic.parameters()).device)
     values = []
@@ -261,10 +261,10 @@ def by_implicit(
         key = label.split()[0].lower()
         note = f"by a critic, no bound; error of the draws alone, {len(test):,} test data"
         values.append(Metric(key, label, part.value, "nats per datum", part.se, note))
-    done = int(run.history["step"][-1])
+    done = run.steps
     return Fitted(
         run.pair, run.history, "nats per datum", run.seconds, done, max(steps, done), run.stopped,
-        values, _eager(run.record), run.record.compiled,
+        values, _eager(run), run.compiled,
     )  # fmt: skip
 
 
