@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,24 +98,37 @@ def n_features(data_dim: int, quadratic: str) -> int:
 
 
 def logistic_critic(x_p: Tensor, x_q: Tensor) -> Critic:
-    """The default critic, its linear and quadratic terms solved for by Newton's method.
-
-    min_w  mean_P softplus(−w · φ) + mean_Q softplus(w · φ) + |w|² / 2n,    convex; the last term, a
-    standard normal prior, keeps w finite where the samples can be separated.
-    """
+    """The default critic, its linear and quadratic terms a logistic regression."""
     both = torch.cat([x_p, x_q])
     fewest, dim = min(len(x_p), len(x_q)), x_p.shape[1]
     terms = [t for t in ("full", "diagonal") if 20 * n_features(dim, t) <= fewest]
     critic = Critic(
         dim, quadratic=(*terms, "none")[0], mean=both.mean(0), sd=spread(both), limit=LIMIT
     ).to(both)
+    w = logistic_weights(x_p, x_q, lambda x: critic.features(critic.standardised(x)))
+    with torch.no_grad():
+        critic.linear.weight.copy_(w[:-1])
+        critic.linear.bias.copy_(w[-1])
+    return critic
+
+
+@torch.no_grad()
+def logistic_weights(
+    x_p: Tensor, x_q: Tensor, features: Callable[[Tensor], Tensor] = lambda x: x
+) -> Tensor:
+    """Logistic regression by Newton's method: weights of the features φ(x), and last of 1.
+
+    min_w  mean_P softplus(−w · φ) + mean_Q softplus(w · φ) + |w|² / 2n,    convex; the last term, a
+    standard normal prior, keeps w finite where the samples can be separated.
+    """
+    fewest = min(len(x_p), len(x_q))
 
     def derivatives(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss, ridge = 0.5 * w @ w / fewest, torch.eye(len(w)).to(w) / fewest
         gradient, curvature = w / fewest, ridge
         for x, sign in ((x_p, 1.0), (x_q, -1.0)):
             for piece in x.split(65_536):  # bounds the memory
-                phi = critic.features(critic.standardised(piece)).to(w)
+                phi = features(piece).to(w)
                 phi = torch.cat([phi, torch.ones_like(phi[:, :1])], 1)
                 ell = sign * (phi @ w)
                 wrong = (-ell).sigmoid()
@@ -124,7 +137,7 @@ def logistic_critic(x_p: Tensor, x_q: Tensor) -> Critic:
                 curvature = curvature + (phi.T * (wrong * (1 - wrong))) @ phi / len(x)
         return loss, gradient, curvature
 
-    w = both.new_zeros(n_features(dim, critic.quadratic) + 1, dtype=torch.float64)
+    w = x_p.new_zeros(features(x_p[:1]).shape[1] + 1, dtype=torch.float64)
     loss, gradient, curvature = derivatives(w)
     for _ in range(50):
         step = torch.linalg.solve(curvature, gradient)
@@ -133,7 +146,4 @@ def logistic_critic(x_p: Tensor, x_q: Tensor) -> Critic:
         while (new := derivatives(w - step))[0] > loss:
             step = step / 2
         w, (loss, gradient, curvature) = w - step, new
-    with torch.no_grad():
-        critic.linear.weight.copy_(w[:-1])
-        critic.linear.bias.copy_(w[-1])
-    return critic
+    return w

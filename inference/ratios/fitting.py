@@ -1,18 +1,28 @@
-"""A critic fitted to two samples."""
+"""Critics fitted to two samples, each judged on the points that it has not seen."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.func import functional_call, stack_module_state
 
+from ..estimate import Estimate
+from ..optim import Adam
 from ..randomness import forked
-from .critics import logistic_critic
+from ..training.game import AVERAGE, GameUpdate, named, under
+from ..training.loop import Loop
+from ..training.progress import Progress
+from ..training.update import even_parts, schedule_of
+from .adversarial import check_critic
+from .critics import logistic_critic, logistic_weights
 from .divergences import DIVERGENCES
-from .result import DensityRatio, Estimate
+from .result import DensityRatio, Folded
+
+PIECE = 2**22  # numbers that go through a critic at once
 
 
 def density_ratio(
@@ -24,85 +34,218 @@ def density_ratio(
     lr: float = 5e-3,
     batch_size: int | None = None,
     held_out: float = 0.25,
+    schedule: str | Callable[[Tensor], Tensor] = "cosine",
+    clip: float | None = None,
+    valid_every: int | None = None,
+    patience: int | None = None,
+    compile: bool | str = "auto",
+    repeats: int | None = None,
     seed: int = 0,
+    progress: bool | Progress = False,
+    callbacks: Sequence[Callable[[DensityRatio], Any]] = (),
+    resume: DensityRatio | None = None,
 ) -> DensityRatio:
-    """Fit a critic to two samples: ℓ(x) -> log p(x)/q(x).
+    """Fit critics to two samples: ℓ(x) -> log p(x)/q(x).
 
         max_ℓ  ½ E_P[log 2 sigmoid(ℓ)] + ½ E_Q[log 2 sigmoid(−ℓ)] = JS(P, Q) <= log 2 nats
 
-    The default critic begins as a logistic regression on linear and quadratic terms, solved
-    exactly; then the whole critic is trained by Adam. Weights are averaged, and the average that
-    does best on one half of the held-out points is kept if it gains more than three standard errors
-    on where it started; the other half is for the estimates of the result.
+    Cross-fitting: the points are dealt into folds, and for each fold a critic is fitted to the
+    others, all critics in one batched step. A default critic begins as a logistic regression on
+    linear and quadratic terms, solved exactly; then the whole critic is trained by Adam, its
+    weights averaged, and those kept that do best on a sixth of its points, which do not train it.
+    Every point is then judged by the critic that has not seen its fold; how much of the start and
+    of the network to believe, and with what slope, is a logistic regression on the other folds.
 
     Args:
         x_p, x_q: samples of P (N_p, D) and of Q (N_q, D).
         critic: a module (..., D) -> (...), copied; None takes `Critic` with as many quadratic terms
             as leave at least twenty training points of each sample a term.
-        steps: Adam updates of the whole critic; 0 keeps the start.
-        lr: the largest learning rate; it falls to zero along a cosine.
+        steps: Adam updates of the whole critics; 0 keeps the start.
+        lr: the largest learning rate; `schedule` as in `fit`, by default a cosine to zero.
         batch_size: points of each sample a step; None takes 512, or all where there are fewer.
-        held_out: the share of each sample that is kept from training.
-        seed: of the split, the batches and the default critic's weights.
+        held_out: the share of each sample that a critic does not see: one over the folds' number.
+        clip, valid_every, patience, compile, repeats, progress, callbacks: as in `fit`.
+        seed: of the folds, the batches and the default critic's weights.
+        resume: go on from this result of the same samples, options and seed.
 
     Returns:
-        A `DensityRatio`. Ctrl-C ends the training early and still returns it.
+        A `DensityRatio`. Ctrl-C ends the training early, between two steps.
 
     Raises:
         ValueError: a sample is not (N, D), too small, not finite or of another dimension; an
             argument is out of range.
 
     Source: Sugiyama, Suzuki & Kanamori 2012, "Density ratio estimation in machine learning", ch. 4;
-    the bound is Nowozin et al. 2016 (arXiv:1606.00709), eq. 4.
+    the bound is Nowozin et al. 2016 (arXiv:1606.00709), eq. 4; cross-fitting is Chernozhukov et al.
+    2018 (arXiv:1608.00060), definition 3.1.
     """
     _check_samples(x_p, x_q)
     if not 0 < held_out < 1:
         raise ValueError(f"held_out: expected a share between 0 and 1, got {held_out}.")
     if steps < 0:
         raise ValueError(f"steps: expected 0 or more, got {steps}.")
-    begun = time.perf_counter()
+    folds = max(2, round(1 / held_out))
     with forked(seed):
-        train_p, valid_p, test_p = _split(x_p, held_out)
-        train_q, valid_q, test_q = _split(x_q, held_out)
-        fewest = min(len(train_p), len(train_q))
+        sides = [_Sides(x, folds) for x in (x_p, x_q)]
+        fewest = min(s.train.shape[1] for s in sides)
         batch = min(512, fewest) if batch_size is None else batch_size
         if not 1 <= batch <= fewest:
             raise ValueError(
-                f"batch_size: expected 1 to {fewest}, the training points of the smaller sample "
-                f"({1 - held_out:.0%} of it), got {batch}. Give more samples or a smaller batch."
+                f"batch_size: expected 1 to {fewest}, the training points of the smaller sample, "
+                f"got {batch}. Give more samples or a smaller batch."
             )
-        critic = logistic_critic(train_p, train_q) if critic is None else deepcopy(critic).to(x_p)
-        _check_critic(critic, valid_p)
+        starts = [
+            logistic_critic(x_p[p], x_q[q]) if critic is None else deepcopy(critic).to(x_p)
+            for p, q in zip(sides[0].train, sides[1].train)
+        ]
+        check_critic(starts[0], x_p[:2])
+        network = starts[0]
+        params, buffers = ({k: t.detach().clone() for k, t in tensors.items()}
+                           for tensors in stack_module_state(starts))  # fmt: skip
 
-        average = AveragedModel(critic, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-        optimizer = torch.optim.Adam(critic.parameters(), lr=lr, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-        best, kept = deepcopy(critic), 0
-        start = lowest = _losses(critic, valid_p, valid_q)
-        history: dict[str, list[float]] = {"step": [0], "valid": [float(_mean(start))]}
-        interrupted = False
-        try:
-            for step in range(1, steps + 1):
-                real = train_p[torch.randint(len(train_p), (batch,), device=x_p.device)]
-                fake = train_q[torch.randint(len(train_q), (batch,), device=x_p.device)]
-                loss = -DIVERGENCES["js"].bound(critic(real), critic(fake))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                average.update_parameters(critic)
-                if step % max(1, steps // 20) == 0 or step == steps:
-                    now = _losses(average.module, valid_p, valid_q)
-                    history["step"].append(step)
-                    history["valid"].append(float(_mean(now)))
-                    if _mean(now) < _mean(lowest) and _clearly_lower(now, start):
-                        best, kept, lowest = deepcopy(average.module), step, now
-        except KeyboardInterrupt:
-            interrupted = True
-    best.eval().requires_grad_(False)
-    log_p, log_q = best(test_p), best(test_q)
-    seconds = time.perf_counter() - begun
-    return DensityRatio(best, log_p, log_q, history, kept, seed, seconds, interrupted)
+        def one(params: dict, buffers: dict, x: Tensor) -> Tensor:
+            return functional_call(network, {**params, **buffers}, (x,))
+
+        each = torch.vmap(one, randomness="different")
+
+        def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
+            mine, fixed = under("critic.", params), under("critic.", buffers)
+            ell = [each(mine, fixed, x) for x in batch]  # (folds, B)
+            return {"critic_loss": -folds * DIVERGENCES["js"].bound(*ell)}  # the folds' sum
+
+        update = GameUpdate(
+            losses, ("critic",), ("critic",), Adam(lr), schedule_of(schedule, max(steps, 1)),
+            decay=0.99, clip=clip,
+        )  # fmt: skip
+        params, buffers = named("critic.", params), named("critic.", buffers)
+        means = named(AVERAGE, params)
+        variables = update.start(params, {**buffers, **means})
+        ratio = DensityRatio(variables=variables, device=x_p.device, seed=seed)
+        if resume is not None:
+            ratio.go_on_from(resume)
+
+        @torch.no_grad()
+        def at(tensors: dict, fold: int, x: Tensor, rows: Tensor) -> Tensor:
+            """One fold's critic at some rows."""
+            params = {k: t[fold] for k, t in under(f"{AVERAGE}critic.", tensors).items()}
+            fixed = {k: t[fold] for k, t in under("critic.", variables.buffers).items()}
+            pieces = even_parts(len(rows), max(1, PIECE // max(128, x.shape[1])))
+            return torch.cat([one(params, fixed, x[rows[piece]]) for piece in pieces])
+
+        def validate() -> tuple[Tensor, dict[str, float]]:
+            found = torch.stack([
+                DIVERGENCES["js"].bound(*(
+                    at(ratio.kept(), k, s.x, s.choose[k]) for s in sides
+                ))
+                for k in range(folds)
+            ])  # fmt: skip
+            return found, {"valid": -float(found.mean())}
+
+        if resume is None:
+            score, row = validate()
+            ratio.history.add({"step": 0.0, **row})
+            ratio.keep_best(score.double())
+        Loop(
+            ratio, [update], _Pairs(sides, batch, seed), steps, lr, compile, repeats, progress,
+            callbacks, validate, valid_every or max(1, steps // 20), patience,
+        ).go()  # fmt: skip
+
+        kept = [ratio.kept() if ratio.best_params is None else ratio.best_params]
+        if critic is None and steps:  # what the start says, beside the trained critic
+            kept.insert(0, means)
+        values = [torch.stack([
+            torch.stack([at(tensors, k, s.x, torch.arange(len(s.x))) for tensors in kept], -1)
+            for k in range(folds)
+        ]) for s in sides]  # fmt: skip  # (folds, N, critics), each
+        _judge(ratio, values, sides)
+        fixed = under("critic.", variables.buffers)
+        ratio.critic = Folded([
+            [_module(network, under(f"{AVERAGE}critic.", tensors), fixed, k) for tensors in kept]
+            for k in range(folds)
+        ], ratio.weights)  # fmt: skip
+    return ratio
+
+
+def _judge(ratio: DensityRatio, values: list[Tensor], sides: list[_Sides]) -> None:
+    """Weigh the critics by logistic regression, and write down every point's log ratio.
+
+    A point's weights are those of the other folds' points, each judged by its own fold's critic.
+    """
+    folds = len(values[0])
+    outside = [v[s.fold, torch.arange(len(s.x))] for v, s in zip(values, sides)]  # (N, critics)
+    ratio.weights = logistic_weights(*outside)
+    without = torch.stack([
+        logistic_weights(*(o[s.fold != k] for o, s in zip(outside, sides))) for k in range(folds)
+    ])  # fmt: skip
+    found = []
+    for v, s in zip(values, sides):
+        for of in (
+            s.fold,
+            (s.fold + 1) % folds,
+        ):  # a critic that has not seen the point; one that has
+            w = without[of]
+            ell = v[of, torch.arange(len(s.x))].to(w)
+            found.append((ell * w[:, :-1]).sum(-1) + w[:, -1])
+        found.append(s.fold)
+    ratio.log_p, ratio.seen_p, ratio.fold_p, ratio.log_q, ratio.seen_q, ratio.fold_q = found
+
+
+def _module(network: nn.Module, params: dict, buffers: dict, fold: int) -> nn.Module:
+    """One fold's critic as a module of its own."""
+    module = deepcopy(network)
+    module.load_state_dict({k: t[fold] for k, t in {**params, **buffers}.items()})
+    return module.eval().requires_grad_(False)
+
+
+class _Sides:
+    """One sample, dealt into folds: for each critic the rows that train, choose and judge it."""
+
+    def __init__(self, x: Tensor, folds: int):
+        self.x, n = x, len(x)
+        order = torch.randperm(n).to(x.device)
+        self.fold = torch.empty(n, dtype=torch.long, device=x.device)
+        self.fold[order] = torch.arange(n, device=x.device) % folds
+        rest = [order[self.fold[order] != k] for k in range(folds)]
+        few = min(map(len, rest))  # folds differ by one point at most
+        cut = max(2, round(few / 6))
+        self.choose = torch.stack([r[:cut] for r in rest])  # (folds, n)
+        self.train = torch.stack([r[cut:few] for r in rest])
+
+
+class _Pairs:
+    """Batches of both samples for every critic, (folds, B, D) each: rows drawn with replacement."""
+
+    whole = False
+
+    def __init__(self, sides: Sequence[_Sides], batch_size: int, seed: int):
+        self.sides, self.batch_size = sides, batch_size
+        self._order = torch.Generator().manual_seed(seed)
+
+    def next(self, repeats: int = 1) -> tuple[tuple, bool]:
+        """As `Batches.next`."""
+        lead = (repeats,) if repeats > 1 else ()
+        out = []
+        for s in self.sides:
+            folds, n = s.train.shape
+            pick = torch.randint(n, (*lead, folds, self.batch_size), generator=self._order)
+            rows = s.train.expand(*lead, folds, n).gather(-1, pick.to(s.train.device))
+            out.append(s.x[rows])
+        return tuple(out), repeats == 1
+
+    def example(self) -> tuple:
+        """A batch; the order stays as it is."""
+        state = self.state()
+        batch, _ = self.next()
+        self.restore(state)
+        return batch
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs to go on with the same order."""
+        return {"order": self._order.get_state().clone()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        self._order.set_state(state["order"])
 
 
 def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0, **options: object) -> Estimate:
@@ -152,40 +295,3 @@ def _check_samples(x_p: Tensor, x_q: Tensor) -> None:
             f"D = {x_p.shape[1]}, {x_p.dtype}, {x_p.device} and "
             f"D = {x_q.shape[1]}, {x_q.dtype}, {x_q.device}."
         )
-
-
-def _check_critic(critic: nn.Module, x: Tensor) -> None:
-    got = critic(x).shape
-    if got != x.shape[:1]:
-        raise ValueError(
-            f"critic: expected one number a sample, shape {tuple(x.shape[:1])}, got {tuple(got)}. "
-            "Squeeze its last axis."
-        )
-
-
-def _split(x: Tensor, held_out: float) -> list[Tensor]:
-    """Training, choosing and reporting points, shuffled."""
-    n = max(2, round(held_out * len(x) / 2))
-    shuffled = x[torch.randperm(len(x), device=x.device)]
-    return list(shuffled.split([len(x) - 2 * n, n, n]))
-
-
-@torch.no_grad()
-def _losses(critic: nn.Module, x_p: Tensor, x_q: Tensor) -> tuple[Tensor, Tensor]:
-    """−JS split into what each sample adds."""
-    js = DIVERGENCES["js"]
-    return -js.activation(critic(x_p)), js.penalty(critic(x_q))
-
-
-def _mean(losses: tuple[Tensor, Tensor]) -> Tensor:
-    return losses[0].mean() + losses[1].mean()
-
-
-def _clearly_lower(new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> bool:
-    """Whether the loss fell by more than three standard errors of the paired difference.
-
-    Some twenty checkpoints are tried: at one error, chance alone would pass one of them often.
-    """
-    gain = [a - b for a, b in zip(old, new)]
-    se = sum(g.var() / len(g) for g in gain) ** 0.5
-    return bool(sum(g.mean() for g in gain) > 3 * se)

@@ -156,9 +156,9 @@ def config(folder: str | Path) -> dict[str, Any]:
         meta = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}. Fit again, or restore the file.") from error
-    if meta.get("format", 0) != FORMAT:
+    if meta.get("format", FORMAT) != FORMAT:  # what was trained without a loop has none
         raise ValueError(
-            f"{path} has format {meta.get('format')}, this version reads {FORMAT}. Fit again, or "
+            f"{path} has format {meta['format']}, this version reads {FORMAT}. Fit again, or "
             "use the version of the library that wrote it."
         )
     return meta

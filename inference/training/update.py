@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -191,9 +192,10 @@ def schedule_of(schedule: Any, steps: int) -> Callable[[Tensor], Tensor] | None:
         return lambda count: (1 - count / steps).clamp(min=0.0)
     if schedule == "cosine":
         return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
-    raise ValueError(
-        f"schedule: expected constant, linear, cosine or a function, got {schedule!r}."
-    )
+    known = ["constant", "linear", "cosine"]
+    near = difflib.get_close_matches(str(schedule).lower(), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"schedule: expected one of {known} or a function, got {schedule!r}.{hint}")
 
 
 class DrawnAnew(TorchFunctionMode):
