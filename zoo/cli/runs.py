@@ -22,6 +22,7 @@ from inference.ratios import density_ratio
 from inference.training import checkpoint
 from inference.training.checkpoint import whole_folder
 from inference.training.run import Run
+from inference.training.state import History
 from zoo.cards import TRAINERS, Card, card
 from zoo.data import DataSet, load
 
@@ -190,7 +191,7 @@ def read(folder: str | Path) -> tuple[Plan, DataSet, Fitted]:
     else:
         fitted = Fitted(
             _filled(model, folder / "params.safetensors"),
-            checkpoint._history((folder / "history.csv").read_text()),
+            History.from_csv((folder / "history.csv").read_text()),
             config["unit"], config["seconds"], config["steps"], config["steps"],
             config["stopped"],
         )  # fmt: skip
