@@ -10,17 +10,17 @@ from .critics import Critic
 from .divergences import DIVERGENCES, FDivergence, divergence, gradient_penalty
 from .fitting import density_ratio, mutual_information
 from .implicit import ImplicitRun, fit_implicit
-from .result import Calibration, DensityRatio
+from .result import DensityRatio, Reliability
 
 __all__ = [
     "DIVERGENCES",
     "AdversarialRun",
-    "Calibration",
     "Critic",
     "DensityRatio",
     "Estimate",
     "FDivergence",
     "ImplicitRun",
+    "Reliability",
     "density_ratio",
     "divergence",
     "fit_adversarial",

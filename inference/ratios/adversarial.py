@@ -30,9 +30,9 @@ from ..training.game import (
     named,
     under,
 )
-from ..training.loop import Loop, check_ranges
+from ..training.loop import Loop
 from ..training.progress import Progress
-from ..training.state import Training, chosen
+from ..training.state import Training, chosen, refuse_done
 from ..training.update import schedule_of
 from .critics import Critic, spread
 from .divergences import DIVERGENCES, gradient_penalty
@@ -240,10 +240,7 @@ def fit_adversarial(
         options["critic_steps"] = 5 if wasserstein else 1
     if options["penalty"] is None:
         options["penalty"] = 10.0 if wasserstein else 0.5
-    for name, least in (("critic_steps", 1), ("penalty", 0)):
-        if options[name] < least:
-            raise ValueError(f"{name}: expected at least {least}, got {options[name]}.")
-    check_ranges(steps, options["clip"], resume)
+    refuse_done(steps, resume)
     factor = schedule_of(options["schedule"], steps)
     x = check_rows(getattr(data, "train", data)).to(where := pick_device(device))
     held_out = None if valid is None else check_rows(valid).to(x)[:HELD_OUT]

@@ -12,6 +12,7 @@ from torch.func import functional_call, stack_module_state
 
 from ..estimate import Estimate
 from ..optim import Adam
+from ..pairs.options import check_options
 from ..randomness import forked
 from ..training.game import AVERAGE, GameUpdate, named, under
 from ..training.loop import Loop
@@ -20,7 +21,7 @@ from ..training.update import even_parts, schedule_of
 from .adversarial import check_critic
 from .critics import logistic_critic, logistic_weights
 from .divergences import DIVERGENCES
-from .result import DensityRatio, Folded
+from .result import CrossFitted, DensityRatio
 
 PIECE = 2**22  # numbers that go through a critic at once
 
@@ -80,10 +81,10 @@ def density_ratio(
     2018 (arXiv:1608.00060), definition 3.1.
     """
     _check_samples(x_p, x_q)
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out: expected a share between 0 and 1, got {held_out}.")
-    if steps < 0:
-        raise ValueError(f"steps: expected 0 or more, got {steps}.")
+    check_options(
+        {"steps": 0}, steps=steps, lr=lr, batch_size=batch_size, held_out=held_out,
+        schedule=schedule, clip=clip, valid_every=valid_every, patience=patience, seed=seed,
+    )  # fmt: skip
     folds = max(2, round(1 / held_out))
     with forked(seed):
         sides = [_Sides(x, folds) for x in (x_p, x_q)]
@@ -159,7 +160,7 @@ def density_ratio(
         ]) for s in sides]  # fmt: skip  # (folds, N, critics), each
         _judge(ratio, values, sides)
         fixed = under("critic.", variables.buffers)
-        ratio.critic = Folded([
+        ratio.critic = CrossFitted([
             [_module(network, under(f"{AVERAGE}critic.", tensors), fixed, k) for tensors in kept]
             for k in range(folds)
         ], ratio.weights)  # fmt: skip

@@ -30,10 +30,10 @@ from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
 from ..training.batches import Batches, arguments, batch_transform, halves, pick_device, to
 from ..training.game import GameUpdate, as_function, load_modules, module_tensors, named, under
-from ..training.loop import Loop, check_ranges
+from ..training.loop import Loop
 from ..training.progress import Progress
 from ..training.start import without_run
-from ..training.state import Training, chosen
+from ..training.state import Training, chosen, refuse_done
 from ..training.update import schedule_of
 from ..weights import LogWeights, log_weights, no_validation
 from .adversarial import ADVICE, check_critic, critic_loss
@@ -263,11 +263,7 @@ def fit_implicit(
     options = chosen(DEFAULTS, given, resume)
     steps, seed = options["steps"], options["seed"]
     more = options["settle"] = steps // 5 if options["settle"] is None else options["settle"]
-    if options["critic_steps"] < 1:
-        raise ValueError(f"critic_steps: expected at least 1, got {options['critic_steps']}.")
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}.")
-    check_ranges(steps + more, options["clip"], resume)
+    refuse_done(steps + more, resume)
     where = pick_device(device)
     args, held_out = arguments(model, data, valid)
     args = tuple(to(a, where) for a in args)

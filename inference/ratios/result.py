@@ -16,7 +16,7 @@ from ..training.state import Training
 from .divergences import LOG_2, divergence
 
 
-class Calibration(NamedTuple):
+class Reliability(NamedTuple):
     """Reliability of the critic's probability that a point comes from P, a bin each.
 
     predicted, observed: mean probability and share of P (each sample counts one half in all), `se`
@@ -29,7 +29,7 @@ class Calibration(NamedTuple):
     error: float
 
 
-class Folded(nn.Module):
+class CrossFitted(nn.Module):
     """The weighted sum of several critics' log ratios, averaged over folds: (..., D) -> (...).
 
     Args:
@@ -127,7 +127,7 @@ class DensityRatio(Training):
         js = self.js_divergence
         return Estimate(2 * js.value - 2 * LOG_2, 2 * js.se)
 
-    def calibration(self, bins: int = 10) -> Calibration:
+    def calibration(self, bins: int = 10) -> Reliability:
         """Reliability of D(x) = sigmoid(ℓ(x)) in bins of equal numbers of held-out points."""
         n_p, n_q = len(self.log_p), len(self.log_q)
         d = torch.cat([self.log_p, self.log_q]).sigmoid().double().cpu()
@@ -142,7 +142,7 @@ class DensityRatio(Training):
             )
             error += float(w[i].sum() * (observed - predicted).abs())
         predicted, observed, se = torch.stack(rows, 1)
-        return Calibration(predicted, observed, se, error)
+        return Reliability(predicted, observed, se, error)
 
     def plot(self) -> Figure:
         """Held-out log ratios under P and under Q, and the reliability of the critic."""

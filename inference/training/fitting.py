@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import pyro.optim
 import torch
 from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace
 from ..optim import Adam, Optimiser
 from ..pairs.inspection import refuse_errors
+from ..pairs.options import optimiser_of
 from ..randomness import forked
 from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device, to
 from .foreign import ForeignStep
-from .loop import Loop, check_ranges
+from .loop import Loop
 from .progress import Progress
 from .run import Run
 from .start import new_run, refuse_infinite, without_run
-from .state import chosen
+from .state import chosen, refuse_done
 from .update import Update, Variables, matmul_precision, schedule_of
 from .validation import held_out_values, validation_row
 
@@ -81,7 +81,7 @@ def fit(
         valid_every: steps between validations; None chooses.
         patience: stop after so many validations without a better value.
         compile: True, False, or "auto": when the run is long enough to earn it.
-        repeats: updates per call of the compiled step; None chooses.
+        repeats: most updates per call of the compiled step; None chooses.
         chunk: most rows of a batch that go through the pair at once; the gradient is summed over
             the batch. None takes all, or what keeps particles times numbers of data below 2^26.
         device: "auto" (CUDA where there is one), or a torch device.
@@ -114,9 +114,9 @@ def fit(
     }  # fmt: skip
     options = chosen(DEFAULTS, given, resume)
     estimator = options["elbo"] = options["elbo"] or Trace()
-    optimiser = options["optimiser"] = optimiser_of(options["optimiser"], options["lr"], given)
+    optimiser = options["optimiser"] = chosen_optimiser(options, given)
     steps, seed = options["steps"], options["seed"]
-    check_ranges(steps, options["clip"], resume)
+    refuse_done(steps, resume)
     where = pick_device(device)
     transform = batch_transform(data)
     args, held_out = arguments(model, data, valid)
@@ -137,7 +137,7 @@ def fit(
             )  # fmt: skip
         run = new_run(model, guide, first, batches.size, estimator, where, seed)
         run.settings = options
-        ours = isinstance(optimiser, Optimiser)
+        ours = _ours(optimiser)
         update = Update(
             run.pair_, estimator, optimiser if ours else Adam(options["lr"]), run.divide,
             options["clip"], transform, run.kwargs, options["autocast"],
@@ -187,22 +187,12 @@ def _validation(run: Run, held_out: tuple | None, batch_size: int | None) -> Cal
     return validate
 
 
-def optimiser_of(optimiser: Any, lr: float, given: Mapping[str, Any]) -> Any:
-    """The optimiser, with the learning rate where one is given beside it to go on with."""
-    if optimiser is None:
-        return Adam(lr)
-    if isinstance(optimiser, Optimiser):
-        told = given["lr"] is not None and given["optimiser"] is None
-        return dataclasses.replace(optimiser, lr=lr) if told else optimiser
-    return _foreign(optimiser)
+def chosen_optimiser(options: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """The optimiser of a run; one that goes on takes a learning rate that is given anew."""
+    optimiser = optimiser_of(options["optimiser"], options["lr"])
+    anew = given["lr"] is not None and given["optimiser"] is None
+    return replace(optimiser, lr=options["lr"]) if anew and _ours(optimiser) else optimiser
 
 
-def _foreign(optimiser: Any) -> Any:
-    """The optimiser, when it is one of torch or Pyro."""
-    if isinstance(optimiser, pyro.optim.PyroOptim) or callable(optimiser):
-        return optimiser
-    raise TypeError(
-        "optimiser: expected one of inference.optim (Adam, AdamW, ClippedAdam, SGD, RMSprop), a "
-        "function params -> torch.optim.Optimizer, or a pyro.optim optimiser; got "
-        f"{type(optimiser).__name__}."
-    )
+def _ours(optimiser: Any) -> bool:
+    return isinstance(optimiser, Optimiser)

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import NotReplayable, TraceFailure
+from ..graph import TraceFailure
+from ..pairs.options import check_options
 from ..randomness import forked
 from .batches import Batches
 from .progress import Progress
 from .state import Training, random_state, set_random_state
-from .steps import UNROLL, CompiledStep, EagerStep
+from .steps import CompiledStep, EagerStep
 
 WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
 LOOP = 64  # updates in one call, at most, where the step is replayed
 TIMED = 5  # eager steps that are timed to decide
 ROOM = 2**20  # numbers in the batches of one call
-SMALL, WORTH_UNROLLING = 2_000, 50_000  # parameters, steps: several in one graph if it cannot loop
 
 
 class Round:
@@ -40,6 +40,7 @@ class Round:
         different = {id(m): m for m in moves}.values()
         self.seconds = sum(getattr(m, "seconds", 0.0) for m in different)
         self.nodes = sum(getattr(m, "nodes", 0) for m in different)
+        self.not_replayed = next(filter(None, (getattr(m, "not_replayed", 0) for m in moves)), None)
 
     def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
         """Make all moves; what the last one returns."""
@@ -64,7 +65,7 @@ class Loop:
         steps: in all, those that the run has made already included.
         lr: learning rate.
         compile: True, False, or "auto": where the steps ahead take longer than compiling.
-        repeats: updates per call of a compiled step; None chooses.
+        repeats: most updates per call of a compiled step; None chooses.
         progress: whether to show a bar, or a bar.
         callbacks: called with the run after each row of the history; True stops the run.
         validate: () -> (score, columns): higher is better; the best parameters are kept.
@@ -95,6 +96,7 @@ class Loop:
     bar: Progress = field(init=False)
 
     def __post_init__(self) -> None:
+        check_options(compile=self.compile, repeats=self.repeats, callbacks=self.callbacks)
         self.rate = torch.tensor(float(self.lr), device=self.run.variables.count.device)
         shown = isinstance(self.progress, Progress)
         self.bar = self.progress if shown else Progress(self.steps, self.unit, bool(self.progress))  # type: ignore[assignment]
@@ -103,7 +105,7 @@ class Loop:
                 raise ValueError("patience: there is no validation to wait for; give valid=...")
             self.valid_every = None
         elif self.valid_every is None:
-            self.valid_every = max(100, self.steps // 2_000 * 100)
+            self.valid_every = max(100, self.steps // 20)
 
     def go(self) -> None:
         """Make the steps."""
@@ -151,9 +153,10 @@ class Loop:
                         each = (time.perf_counter() - warm) / TIMED
                         step, repeats = self._choose(each, eager)
                         chosen = True
-                    use, n = (step, repeats) if done + repeats <= due else (eager, 1)
+                    if (n := min(repeats, due - done)) != step.repeats:
+                        step.repeats = n
                     batch, shared = self.batches.next(n * ahead)
-                    pending.append((n, use(batch, shared)))
+                    pending.append((n, step(batch, shared)))
                     done += n
                     if done < due and done // every == logged // every:
                         continue
@@ -242,61 +245,35 @@ class Loop:
             self.bar.note(f"eager steps: {failure}")
             return eager, 1
         run.eager_because = None
-        self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations)")
+        why = f"; not replayed: {step.not_replayed}" if step.not_replayed else ""
+        self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations){why}")
         return step, step.repeats
 
     def _compiled(self, left: int) -> Any:
         """The compiled step of as many updates as suit the pair, tried and proved."""
-        variables = self.run.variables
-        for repeats in self._repeats(left):
-            steps = {id(u): CompiledStep(u, variables, self.rate, repeats) for u in self.moves}
-            order = self.batches.state()
-            batch, shared = self.batches.next(repeats * len(self.moves))
-            self.batches.restore(order)
-            try:
-                with forked():
-                    kept = variables.clone()
-                    _together([steps[id(u)] for u in self.moves])(batch, shared)
-                    with torch.no_grad():
-                        variables.assign(kept)
-                return _together([steps[id(u)] for u in self.moves])
-            except NotReplayable:
-                continue
-        raise TraceFailure("no number of updates per call can be compiled")
+        variables, n = self.run.variables, self._updates(left)
+        steps = {id(u): CompiledStep(u, variables, self.rate, n) for u in self.moves}
+        order = self.batches.state()
+        batch, shared = self.batches.next(n * len(self.moves))
+        self.batches.restore(order)
+        kept = variables.clone()
+        with forked():
+            _together([steps[id(u)] for u in self.moves])(batch, shared)
+        with torch.no_grad():
+            variables.assign(kept)
+        return _together([steps[id(u)] for u in self.moves])
 
-    def _repeats(self, left: int) -> list[int]:
-        """Numbers of updates per call to try, the fastest first; they divide the validations."""
+    def _updates(self, left: int) -> int:
+        """How many updates a call of the compiled step is to make, where they are replayed."""
         if len(self.moves) > 1:
-            return [1]
+            return 1
         if self.repeats is not None:
-            return [_divisor(self.repeats, self.valid_every)]
-        loop = min(LOOP, max(1, left // 50))
+            return self.repeats
+        most = min(LOOP, max(1, left // 50), self.valid_every or LOOP)
         if not self.batches.whole:
             size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
-            loop = max(1, min(loop, ROOM // size))
-        loop = _divisor(loop, self.valid_every)
-        numbers = sum(p.numel() for p in self.run.variables.params.values())
-        unrolled = UNROLL if numbers < SMALL and left > WORTH_UNROLLING else 1
-        return [loop, _divisor(unrolled, self.valid_every)] if loop > 1 else [1]
-
-
-def check_ranges(steps: int, clip: float | None, resume: Any) -> None:
-    """Raise ValueError unless there are steps to make, and clipping leaves a gradient."""
-    done = 0 if resume is None else resume.steps
-    if done and steps <= done:
-        raise ValueError(
-            f"steps: the run has made {done:,} of them; ask for more in all, as in "
-            f"steps={2 * done}."
-        )
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected a norm > 0, or None for no clipping, got {clip}.")
-
-
-def _divisor(most: int, of: int | None) -> int:
-    """The largest divisor of `of` up to `most`; `most` itself where there is no `of`."""
-    return most if of is None else max(n for n in range(1, most + 1) if of % n == 0)
+            most = max(1, min(most, ROOM // size))
+        return most
 
 
 def _together(steps: list[Any]) -> Any:

@@ -15,12 +15,12 @@ from ..elbo import Estimator, Trace
 from ..optim import Optimiser
 from ..randomness import forked
 from .batches import Batches, arguments, halves, pick_device, to
-from .fitting import ADVICE, optimiser_of
-from .loop import Loop, check_ranges
+from .fitting import ADVICE, chosen_optimiser
+from .loop import Loop
 from .progress import Progress
 from .run import Run
 from .start import new_run
-from .state import History, Training, chosen
+from .state import History, Training, chosen, refuse_done
 from .update import Update, Variables, schedule_of
 from .validation import held_out_values, validation_row
 
@@ -181,11 +181,11 @@ def fit_many(
     }  # fmt: skip
     options = chosen(DEFAULTS, given, resume)
     options["elbo"] = elbo = options["elbo"] or Trace()
-    options["optimiser"] = optimiser = optimiser_of(options["optimiser"], options["lr"], given)
+    options["optimiser"] = optimiser = chosen_optimiser(options, given)
     if not isinstance(optimiser, Optimiser):
         raise TypeError("optimiser: many fits at once need one of inference.optim.")
     steps, seed, stacked = options["steps"], options["seed"], options["stacked"]
-    check_ranges(steps, options["clip"], resume)
+    refuse_done(steps, resume)
     where = pick_device(device)
     args, held_out = (
         None if part is None else tuple(to(a, where) for a in part)

@@ -78,9 +78,10 @@ def without_run(function: Callable) -> Callable:
 
 def _take_over(pair: Pair, half: str, run: Run) -> None:
     """Start one half of a pair from a run's values of `pyro.param`; modules have theirs already."""
-    with forked(), torch.no_grad(), run.bind():
-        trace = pyro.poutine.trace(getattr(run.pair_, half)).get_trace(*run.example, **run.kwargs)
-    for name in trace.param_nodes:
+    used: Any = {"params": {}, "constraints": {}}  # what this half asks of an empty store
+    with forked(), torch.no_grad(), no_validation(), pyro.get_param_store().scope(used):
+        getattr(run.pair_, half)(*run.example, **run.kwargs)
+    for name in used["params"]:
         ours = run.pair_._stored.get(name, (name,))[0]
         if ours in pair.params and run.state[ours].shape == pair.params[ours].shape:
             pair.params[ours] = run.state[ours].detach().clone()

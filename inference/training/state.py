@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pairs.options import check_options
 from .update import Variables
 
 
@@ -173,12 +174,26 @@ def refuse_others(found: Variables, expected: Variables, who: str) -> None:
 def chosen(
     defaults: Mapping[str, Any], given: Mapping[str, Any], resume: Training | None
 ) -> dict[str, Any]:
-    """A trainer's options: what is given (not None), else the resumed run's, else the default."""
+    """A trainer's options: what is given (not None), else the resumed run's, else the default.
+
+    Raises:
+        ValueError: the type or range of one is wrong.
+    """
     before = {} if resume is None else resume.settings
-    return {
+    options = {
         k: given[k] if given.get(k) is not None else before.get(k, default)
         for k, default in defaults.items()
     }
+    return check_options(**options)
+
+
+def refuse_done(steps: int, resume: Training | None) -> None:
+    """Raise ValueError where a run that is to go on has made its steps already."""
+    if resume is not None and steps <= resume.steps:
+        raise ValueError(
+            f"steps: the run has made {resume.steps:,} of them; ask for more in all, as in "
+            f"steps={2 * resume.steps}."
+        )
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

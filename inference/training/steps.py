@@ -26,7 +26,6 @@ from ..pairs.pair import Pair, own_copy
 from .proof import PROVED, Proof
 from .update import Update, Variables
 
-UNROLL = 8  # no longer used here
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
 
 

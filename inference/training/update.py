@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..elbo import Estimator
 from ..optim import Optimiser, State
+from ..pairs.options import one_of
 from ..pairs.pair import Pair
 from ..weights import no_validation
 
@@ -190,12 +190,8 @@ def schedule_of(schedule: Any, steps: int) -> Callable[[Tensor], Tensor] | None:
         return None
     if schedule == "linear":
         return lambda count: (1 - count / steps).clamp(min=0.0)
-    if schedule == "cosine":
+    if one_of("schedule", schedule, ("constant", "linear", "cosine")) == "cosine":
         return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
-    known = ["constant", "linear", "cosine"]
-    near = difflib.get_close_matches(str(schedule).lower(), known, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"schedule: expected one of {known} or a function, got {schedule!r}.{hint}")
 
 
 class DrawnAnew(TorchFunctionMode):

@@ -120,7 +120,7 @@ def test_clipping_bounds_the_gradient():
         (dict(steps=0), "steps"),
         (dict(device="cuda:9"), "not on this machine"),
         (dict(schedule="cosin"), "schedule"),
-        (dict(lr=-1.0), "positive learning rate"),
+        (dict(lr=-1.0), "lr: expected a number > 0"),
     ],
 )
 def test_bad_options(kwargs, message):
