@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..pairs.options import number, one_of, whole
 from ..weights import LogWeights, Term
+from ..weights.sites import is_discrete
 from .base import Estimator
 from .pieces import analytic_kl, kl_by_site, latent_of, less_the_others, reach, score_function
 
@@ -262,7 +263,7 @@ class Enum(Trace):
 
 def _enumerate(site: Any) -> Any:
     fn = site["fn"]
-    if site["is_observed"] or not getattr(fn, "has_enumerate_support", False):
+    if not is_discrete(site):
         return {}
     if fn.event_dim and getattr(fn, "reinterpreted_batch_ndims", 0):
         raise ValueError(

@@ -17,6 +17,7 @@ from pyro.infer.autoguide import (
 )
 
 from ..pairs.options import nearest
+from ..weights.sites import is_discrete
 from .packed import FlowGuide, LaplaceGuide, MixtureGuide
 from .plates import FAMILIES, PlateGuide
 
@@ -88,11 +89,4 @@ def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any
         raise TypeError(
             f"guide: {kind!r} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}."
         )
-    return make(poutine.block(model, hide_fn=_discrete), **options)
-
-
-def _discrete(site: Any) -> bool:
-    """Tell whether a site is a latent that takes one of several values."""
-    if site["type"] != "sample" or site["is_observed"]:
-        return False
-    return bool(getattr(site["fn"], "has_enumerate_support", False))
+    return make(poutine.block(model, hide_fn=is_discrete), **options)

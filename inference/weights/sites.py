@@ -52,6 +52,12 @@ def is_enumerated(site: Site) -> bool:
     return site["infer"].get("_enumerate_dim") is not None
 
 
+def is_discrete(site: Site) -> bool:
+    """Tell whether a site is a latent that takes one of several values."""
+    latent = site["type"] == "sample" and not site["is_observed"]
+    return latent and bool(getattr(site["fn"], "has_enumerate_support", False))
+
+
 def latents_only(guide: Callable) -> Callable:
     """The guide, without what one of Pyro's messenger guides observes as it runs the model."""
     if not isinstance(poutine.unwrap(guide), GuideMessenger):
@@ -84,14 +90,8 @@ def at(fn: Callable, values: Mapping[str, Tensor]) -> Callable:
 
 def enumerate_unguided(guided: set[str], site: Any) -> Any:
     """Mark a discrete latent that the guide does not draw: it is summed out."""
-    if (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and site["name"] not in guided
-        and getattr(site["fn"], "has_enumerate_support", False)
-    ):
-        return {"enumerate": "parallel"}
-    return {}
+    unguided = site["name"] not in guided and is_discrete(site)
+    return {"enumerate": "parallel"} if unguided else {}
 
 
 def refuse_unmatched(model_trace: Any, guide_trace: Any) -> None:

@@ -337,6 +337,27 @@ def test_an_iaf_guide_closes_the_gap_that_a_mean_field_leaves():
     assert weights.mean().item() > evidence - gap / 10
 
 
+@pytest.mark.parametrize(
+    ("make", "moved"),
+    [
+        (lambda: Autoregressive(1, RationalQuadratic(), act="tanh", context_dim=2), 1),
+        (lambda: Autoregressive(4, Affine(), act="tanh", context_dim=2), 4),
+        (lambda: Autoregressive(6, Affine(), hidden=(3,), act="tanh", context_dim=2), 6),
+        (lambda: Coupling(4, Affine(), act="tanh", context_dim=2), 2),
+    ],
+)
+def test_a_context_reaches_every_variable_that_moves(make, moved):
+    t = far_from_identity(make())
+    x, context = torch.randn(3, 6, dtype=torch.float64)[:, :4], torch.randn(3, 2).double()
+    x = rows_for(t, 3) if isinstance(t, Autoregressive) else x
+    y, ladj = t.call_and_ladj(x, context)
+    back, again = t.inv_and_ladj(y, context)
+    assert torch.allclose(back, x, atol=1e-10) and torch.allclose(again, ladj, atol=1e-10)
+    by_context = vmap(jacrev(lambda c, v: t.call_and_ladj(v, c)[0]))(context, x)
+    reached = (by_context != 0).all(0).all(-1)
+    assert reached.sum() == moved
+
+
 def test_context_is_broadcast_over_particles():
     iaf = far_from_identity(IAF(3, context_dim=2))
     context = torch.randn(5, 2, dtype=torch.float64)
