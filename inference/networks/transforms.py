@@ -5,7 +5,8 @@ be traced and compiled. Event dimension 1; all batch dimensions broadcast.
 
 Why not a library's: in a compiled step (D = 8, B = 256, one thread; `python -m benchmarks spline`
 has the case) three spline layers with the bins picked by 0/1 weights take 1/3 of the time of the
-same with gathered bins, and 0.6 of the time of zuko 1.6's layers in the same compiled step.
+same with gathered bins, and 0.6 of the time of zuko 1.6's layers in the same compiled step; four
+affine autoregressive layers take 0.7 of zuko's.
 """
 
 from __future__ import annotations
