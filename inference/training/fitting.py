@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..elbo import Estimator, Trace
+from ..elbo import Estimator, Trace, estimator_of
 from ..optim import Adam, Optimiser
 from ..pairs.inspection import refuse_errors
-from ..pairs.options import optimiser_of
+from ..pairs.options import check_options, optimiser_of
 from ..randomness import forked
 from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device, to
 from .foreign import ForeignStep
@@ -113,10 +113,11 @@ def fit(
         "chunk": chunk, "autocast": autocast, "tf32": tf32, "seed": seed,
     }  # fmt: skip
     options = chosen(DEFAULTS, given, resume)
-    estimator = options["elbo"] = options["elbo"] or Trace()
+    estimator = options["elbo"] = estimator_of(options["elbo"], Trace)
     optimiser = options["optimiser"] = chosen_optimiser(options, given)
     steps, seed = options["steps"], options["seed"]
     refuse_done(steps, resume)
+    check_options(check=check, compile=compile, repeats=repeats, callbacks=callbacks)
     where = pick_device(device)
     transform = batch_transform(data)
     args, held_out = arguments(model, data, valid)

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..elbo import Estimator, Trace
+from ..elbo import Estimator, Trace, estimator_of
 from ..optim import Optimiser
+from ..pairs.inspection import refuse_errors
 from ..randomness import forked
 from .batches import Batches, arguments, halves, pick_device, to
 from .fitting import ADVICE, chosen_optimiser
 from .loop import Loop
 from .progress import Progress
 from .run import Run
-from .start import new_run
+from .start import new_run, without_run
 from .state import History, Training, chosen, refuse_done
 from .update import Update, Variables, schedule_of
 from .validation import held_out_values, validation_row
@@ -146,6 +147,7 @@ def fit_many(
     device: str | torch.device = "auto",
     seed: int | None = None,
     progress: bool | Progress = False,
+    check: bool = True,
     callbacks: Sequence[Callable[[Runs], Any]] = (),
     resume: Runs | None = None,
 ) -> Runs:
@@ -162,8 +164,9 @@ def fit_many(
         valid: held-out data, stacked like `data`; each fit keeps the parameters of its own best
             value, and `patience` counts validations in which no fit got better.
         elbo, batch_size, optimiser, schedule, clip, valid_every, patience, compile, repeats,
-            device, seed, progress, callbacks, resume: as for `fit`, optimisers of `inference.optim`
-            only. Mini-batches are shared by restarts, and refused for stacked data.
+            device, seed, progress, check, callbacks, resume: as for `fit`, optimisers of
+            `inference.optim` only.
+            Mini-batches are shared by restarts, and refused for stacked data.
 
     Returns:
         `Runs`: R runs. Ctrl-C ends the fits early, between two steps.
@@ -180,7 +183,7 @@ def fit_many(
         "jitter": jitter, "seed": seed, "fits": fits, "stacked": stacked,
     }  # fmt: skip
     options = chosen(DEFAULTS, given, resume)
-    options["elbo"] = elbo = options["elbo"] or Trace()
+    options["elbo"] = elbo = estimator_of(options["elbo"], Trace)
     options["optimiser"] = optimiser = chosen_optimiser(options, given)
     if not isinstance(optimiser, Optimiser):
         raise TypeError("optimiser: many fits at once need one of inference.optim.")
@@ -206,6 +209,10 @@ def fit_many(
     example = tuple(a[0] if v == 0 else a for a, v in zip(batches.example(), vary))
     with forked(seed):
         size = None if options["batch_size"] is None else batches.size
+        if check and resume is None:
+            refuse_errors(
+                without_run(model), without_run(guide), example, size=size, elbo=elbo, device=where
+            )
         run = new_run(model, guide, example, size, elbo, where, seed)
         update = Update(
             run.pair_, elbo, optimiser, run.divide, options["clip"], kwargs=run.kwargs, vary=vary,

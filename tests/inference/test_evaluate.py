@@ -96,7 +96,7 @@ def test_global_latents_are_judged_jointly():
 
 @pytest.mark.parametrize("particles", [0, -3])
 def test_particles_must_be_positive(particles):
-    with pytest.raises(ValueError, match="K >= 1"):
+    with pytest.raises(ValueError, match="particles: expected a whole number"):
         evaluate(LinearGaussian(), X, particles=particles)
 
 

@@ -273,10 +273,10 @@ X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     [
         (lambda: quick(global_model, global_guide, X[:, 0]), "'z'.*must lie in the one data plate"),
         (lambda: quick(discrete_model, discrete_guide, X[:, 0]), "'z'.*no gradient"),
-        (lambda: quick(global_model, lambda x: None, X[:, 0]), "a latent that model and guide"),
+        (lambda: quick(global_model, lambda x: None, X[:, 0]), "forgets a latent of the model"),
         (lambda: quick(LinearGaussian(), X / 0 * 0), "NaN"),
         (lambda: quick(LinearGaussian(), X, batch_size=64), "batch_size: expected 1 .. 40"),
-        (lambda: quick(LinearGaussian(), X[:0]), "data: expected at least 2 rows"),
+        (lambda: quick(LinearGaussian(), X[:0]), "expected at least one row"),
         (lambda: quick(LinearGaussian(), X, steps=0), "steps"),
         (lambda: quick(LinearGaussian(), X, critic_steps=0), "critic_steps"),
         (lambda: quick(LinearGaussian(), X, critic=nn.Linear(5, 1)), "one number a row"),

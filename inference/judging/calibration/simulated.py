@@ -105,7 +105,7 @@ def posteriors(
     if fitting is not None:
         many = fit_many(
             chain.model, chain.guide, sets.args, stacked=sets.stacked, jitter=0.0, seed=seed,
-            **fitting,
+            check=False, **fitting,
         )  # fmt: skip
         if many.stopped == "interrupted":
             raise KeyboardInterrupt

@@ -51,10 +51,10 @@ def evaluate(
     (the gap); Hoffman & Johnson 2016, ELBO surgery, eq. 4; Vehtari et al. 2024, arXiv:1507.02646
     (k-hat).
     """
-    chain = admit(run, *data, who="evaluate")
+    chain = admit(
+        run, *data, who="evaluate", particles=particles, seed=seed, rows=rows, surgery=surgery
+    )
     model, guide, args = chain.model, chain.guide, chain.args
-    if particles < 1:
-        raise ValueError(f"particles: expected K >= 1, got {particles}.")
     n = len(args[0])
     with chain.ready(seed):
         kwargs, nesting = dict(chain.kwargs), chain.nesting

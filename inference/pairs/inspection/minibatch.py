@@ -21,7 +21,7 @@ FIRST, SECOND = 4.0, 6.0  # |z| that asks for a second look, and that counts
 
 
 @dataclass
-class Measured:
+class BoundsCompared:
     """Mean bounds over draws, nats, and their standard errors."""
 
     full: float
@@ -120,14 +120,16 @@ def _size_to_tell(
     return {data[0].name: n} if data else None
 
 
-def _measure(pair: Pair, whole: tuple, kwargs: dict, n: int, plates: dict) -> Measured:
+def _measure(pair: Pair, whole: tuple, kwargs: dict, n: int, plates: dict) -> BoundsCompared:
     measured = _bounds(pair, whole, kwargs, n, plates, DRAWS)
     if abs(measured.z) > FIRST:
         measured = _bounds(pair, whole, kwargs, n, plates, 8 * DRAWS)
     return measured
 
 
-def _bounds(pair: Pair, whole: tuple, kwargs: dict, n: int, plates: dict, draws: int) -> Measured:
+def _bounds(
+    pair: Pair, whole: tuple, kwargs: dict, n: int, plates: dict, draws: int
+) -> BoundsCompared:
     def elbo(part: tuple) -> Tensor:
         try:
             weights = _draw(pair, part, kwargs, plates, draws, True)
@@ -138,7 +140,7 @@ def _bounds(pair: Pair, whole: tuple, kwargs: dict, n: int, plates: dict, draws:
     full = elbo(whole)
     first, second = (elbo(take_rows(whole, slice(i, i + n // 2))) for i in (0, n // 2))
     se = [float(e.std() / math.sqrt(draws)) for e in (full, first, second)]
-    return Measured(
+    return BoundsCompared(
         float(full.mean()), se[0],
         float((first.mean() + second.mean()) / 2), math.hypot(se[1], se[2]) / 2,
     )  # fmt: skip
