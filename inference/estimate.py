@@ -1,24 +1,73 @@
-"""A Monte Carlo estimate: a mean with its standard error."""
+"""A Monte Carlo estimate: a mean with its standard error, or the reason why there is none."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
 
-class Estimate(NamedTuple):
-    """A Monte Carlo estimate and its standard error, nats."""
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo estimate and its standard error, nats; unpacks as `value, se`.
 
-    value: float
-    se: float
+    Attributes:
+        value: the estimate, or None where there is none.
+        se: its standard error, 0 for an exact number, None where it is not known.
+        because: why there is no estimate, in words.
+    """
+
+    value: float | None
+    se: float | None = None
+    because: str = ""
 
     @classmethod
     def of(cls, values: Tensor) -> Estimate:
-        """The mean of independent values (N,); its error is NaN where there is only one."""
-        se = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        """The mean of independent values (N,); no standard error where there is only one."""
+        if not len(values):
+            return cls.none("there are no values")
+        if not bool(values.isfinite().all()):
+            return cls.none("some of its values are infinite or undefined")
+        se = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
         return cls(float(values.mean()), se)
 
+    @classmethod
+    def none(cls, because: str) -> Estimate:
+        """No estimate, and why."""
+        return cls(None, None, because)
+
+    def __iter__(self) -> Iterator[float | None]:
+        return iter((self.value, self.se))
+
+    def __bool__(self) -> bool:
+        return self.value is not None
+
+    def known(self) -> float:
+        """The value.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.value is None:
+            raise ValueError(f"no estimate, because {self.because}.")
+        return self.value
+
+    def number(self, digits: int | None = None, sign: str = "") -> str:
+        """The value with its standard error, without a unit.
+
+        Args:
+            digits: decimals of both; by default four significant ones, and two of the error.
+            sign: "+" to write the sign of positive values too.
+        """
+        if self.value is None:
+            return f"no estimate, because {self.because}"
+        value = f"{self.value:{sign}.{digits}f}" if digits is not None else f"{self.value:{sign}.4g}"
+        if self.se is None:
+            return f"{value} (one draw, no error)"
+        se = f"{self.se:.{digits}f}" if digits is not None else f"{self.se:.2g}"
+        return f"{value} ± {se}"
+
     def __str__(self) -> str:
-        return f"{self.value:.4g} ± {self.se:.2g} nats"
+        return f"{self.number()} nats" if self else self.number()

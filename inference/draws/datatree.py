@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ import xarray as xr
 from arviz_base import dict_to_dataset
 
 from ..pairs.gate import CheckedPair, admit_all
-from .psis import ess, khat
-from .sampler import GROUPS, Block, Variable, block, observations
-
-NUMBERS = 2**22  # values that one chunk of draws may hold, when no chunk is given
-TAIL = 25  # draws below which importance weights have no tail to look at
+from .arrays import GROUPS, Tree, Variable, gathered, named_arrays, observations, stacked
+from .psis import LEAST, ess, khat
+from .sampler import NUMBERS, Chunk, sample
 
 Names = Mapping[str, Sequence] | None
 
@@ -127,19 +125,6 @@ def write_datatree(
     return path
 
 
-def gathered(parts: Iterable[tuple[int, Block]], draws: int) -> Block:
-    """Chunks (first draw, variables with axes (chain, draw, ...)) as one."""
-    whole: Block = {}
-    for start, part in parts:
-        for group, variables in part.items():
-            for name, v in variables.items():
-                if start == 0:
-                    empty = np.empty((len(v.array), draws, *v.array.shape[2:]), v.array.dtype)
-                    whole.setdefault(group, {})[name] = Variable(empty, v.dims)
-                whole[group][name].array[:, start : start + v.array.shape[1]] = v.array
-    return whole
-
-
 def _append_netcdf(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
     """Write groups, or more draws of them."""
     if start == 0:
@@ -173,42 +158,27 @@ def _append_zarr(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> No
 
 def _chunks(
     sources: Sequence[CheckedPair], draws: int, groups: Sequence[str], chunk: int | None, seed: int
-) -> Iterator[tuple[int, Block]]:
-    """(first draw, variables with axes (chain, draw, ...)), until all draws are made."""
+) -> Iterator[tuple[int, Tree]]:
+    """(first draw, tree with axes (chain, draw, ...)), until all draws are made."""
     if draws < 1:
         raise ValueError(f"draws: expected at least 1, got {draws}.")
     unknown = [g for g in groups if g not in GROUPS]
     if unknown:
         raise ValueError(f"groups: expected some of {', '.join(GROUPS)}; got {unknown}.")
-    if chunk is None:
-        with sources[0].ready(seed):
-            one = block(sources[0], 1, groups)
-        numbers = sum(v.array.size for g in one.values() for v in g.values())
-        chunk = NUMBERS // (numbers * len(sources))
-    chunk = max(1, min(chunk, draws))
-    for start in range(0, draws, chunk):
-        parts = []
-        for i, source in enumerate(sources):
-            with source.ready(int(np.random.SeedSequence([seed, i, start]).generate_state(1)[0])):
-                parts.append(block(source, min(chunk, draws - start), groups))
-        yield start, stacked(parts)
+
+    def tree(part: Chunk) -> tuple[int, Tree]:
+        return part.draws.start, named_arrays(part, groups)
+
+    share: dict[str, Any] = {"chunk": chunk, "numbers": NUMBERS // len(sources)}
+    chains = [sample(p, draws, tree, seed=[seed, i], **share) for i, p in enumerate(sources)]
+    for parts in zip(*chains, strict=True):
+        yield parts[0][0], stacked([part for _, part in parts])
 
 
-def stacked(parts: Sequence[Block]) -> Block:
-    """Blocks of several chains as one with axes (chain, draw, ...)."""
-    return {
-        g: {
-            n: Variable(np.stack([p[g][n].array for p in parts]), ("chain", "draw", *v.dims))
-            for n, v in variables.items()
-        }
-        for g, variables in parts[0].items()
-    }
-
-
-def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int) -> Block:
+def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int) -> Tree:
     """What has no draws: k-hat and effective size of the weights, data, losses."""
-    out: Block = {}
-    if log_weight is not None and log_weight.array.shape[1] >= TAIL:
+    out: Tree = {}
+    if log_weight is not None and log_weight.array.shape[1] >= LEAST:
         lw = torch.as_tensor(log_weight.array).transpose(0, 1)  # (draw, chain, *plates)
         axes = ("chain", *log_weight.dims[2:])
         out["sample_stats"] = {
@@ -228,7 +198,7 @@ def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int
     return out
 
 
-def datasets(block: Block, coords: Names, dims: Names, start: int = 0) -> dict[str, xr.Dataset]:
+def datasets(block: Tree, coords: Names, dims: Names, start: int = 0) -> dict[str, xr.Dataset]:
     """A dataset for each group that is not empty, with ArviZ's attributes."""
     out = {}
     for group, variables in block.items():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 EQUAL = 1e-3  # nats by which log weights may differ and yet be called the same
+LEAST = 25  # draws below which there are no five weights of a tail
 GOOD = 0.7  # k-hat above which importance weights are not to be trusted, for a few thousand draws
 
 
@@ -31,8 +32,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     Source: Vehtari et al. 2024, arXiv:1507.02646, section 2; tail fit of Zhang & Stephens 2009.
     """
     k = log_weights.shape[0]
-    if k < 25:
-        raise ValueError(f"psis: expected at least 25 draws, got {k}.")
+    if k < LEAST:
+        raise ValueError(f"psis: expected at least {LEAST} draws, got {k}.")
     shape = log_weights.shape[1:]
     lw = log_weights.reshape(k, -1).to(torch.float64)
     lw = lw - lw.max(0).values

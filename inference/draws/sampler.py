@@ -1,194 +1,178 @@
-"""What a fitted pair says in a chunk of draws, as arrays with named axes."""
+"""The sampler: a checked pair is run again and again, so many draws of so many rows at a time."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Transform, biject_to
-from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from ..pairs.gate import CheckedPair
-from ..weights import LogWeights, Term
-from ..weights.simulate import (
-    by_plate,
-    is_computed,
-    is_data,
-    is_latent,
-    pointwise,
-    values,
-)
+from ..weights import LogWeights
 
-GROUPS = (
-    "posterior", "unconstrained_posterior", "log_likelihood", "log_prior", "posterior_predictive",
-    "prior", "prior_predictive", "sample_stats",
-)  # fmt: skip
-DENSITIES = ("log_likelihood", "log_prior", "sample_stats")  # in float64: they are exponentiated
-RESERVED = ("chain", "draw", "sample")  # axes that mean something to ArviZ
+NUMBERS = 2**22  # values of sites that one run of a pair may hold
+TOGETHER = 100  # draws of a row in one run, before its rows are parted
+
+T = TypeVar("T")
 
 
-@dataclass
-class Variable:
-    """An array, the names of its axes, and labels along some of them."""
+@dataclass(frozen=True)
+class Chunk:
+    """One run of a pair.
 
-    array: np.ndarray
-    dims: tuple[str, ...]
-    labels: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-Block = dict[str, dict[str, Variable]]  # group -> name -> variable, axes (draw, *plates, *event)
-
-
-def block(
-    chain: CheckedPair,
-    draws: int,
-    groups: Sequence[str] = GROUPS,
-    given: Mapping[str, Tensor] | None = None,
-) -> Block:
-    """Draws from the guide (or the `given` values) and all that the pair says about them.
-
-    To be called inside `chain.ready(seed)`.
+    Attributes:
+        pair: on these rows.
+        weights: its log densities and values.
+        draws, rows: which of all.
     """
-    if chain.vectorized or draws == 1:
-        return _said(chain, chain.weights(draws, given), groups)
-    one_by_one = replace(chain, vectorized=True)
-    parts = [
-        block(one_by_one, 1, groups, given and {n: v[i] for n, v in given.items()})
-        for i in range(draws)
-    ]
-    return {
-        g: {
-            n: Variable(np.concatenate([p[g][n].array for p in parts]), v.dims)
-            for n, v in parts[0][g].items()
-        }
-        for g in groups
+
+    pair: CheckedPair
+    weights: LogWeights
+    draws: slice
+    rows: slice
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large one draw of a pair is.
+
+    Attributes:
+        numbers: values of all sites and their log densities.
+        rows: N, where the rows of the data are independent given the parameters, so that they can
+            be taken in parts; else 1.
+        local: whether that is so.
+    """
+
+    numbers: int
+    rows: int
+    local: bool
+
+
+def sample(
+    pair: CheckedPair,
+    draws: int,
+    reduce: Callable[[Chunk], T],
+    *,
+    seed: int | Sequence[int] = 0,
+    by_rows: bool = False,
+    chunk: int | None = None,
+    most: int | None = None,
+    numbers: int = NUMBERS,
+    given: Mapping[str, Tensor] | None = None,
+) -> Iterator[T]:
+    """Draw from a pair and reduce each chunk of draws, so that memory holds one of them.
+
+    Args:
+        pair: what to draw from; it draws one by one where it does not broadcast.
+        draws: K, of every row.
+        reduce: is called with each chunk while the pair has its parameters, without gradients.
+        seed: of the draws; nothing outside is changed.
+        by_rows: part the rows of the data too, where they are independent given the parameters.
+            All draws of some rows come before the next rows.
+        chunk: draws in one run; by default as many as hold 2^22 numbers, in parts of one size.
+        most: most draws times rows in one run, besides.
+        numbers: most values of sites in one run, where no chunk is given.
+        given: site -> (draws, ...) values of the latents, in place of the guide's draws.
+
+    Yields:
+        What `reduce` returned for each chunk.
+    """
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    parts, per_run = [slice(0, pair.rows or 1)], draws
+    if chunk is None or by_rows:
+        size = extent(pair, seeds[0])
+        room = max(1, numbers * size.rows // size.numbers)  # draws times rows
+        room = min(room, most or room)
+        if by_rows and size.local:
+            parts = even(size.rows, max(1, room // min(draws, TOGETHER)))
+        rows = max(p.stop - p.start for p in parts) if size.local else 1
+        per_run = max(1, room // rows)
+    if not pair.vectorized:
+        pair, chunk = dataclasses.replace(pair, vectorized=True), 1
+    steps = even(draws, per_run) if chunk is None else strides(draws, chunk)
+    for rows_ in parts:
+        part = pair if len(parts) == 1 else pair.take(rows_)
+        for step in steps:
+            values = None if given is None else {n: v[step] for n, v in given.items()}
+            if values is not None and step.stop - step.start == 1:  # no particle plate
+                values = {n: v[0] for n, v in values.items()}
+            state = np.random.SeedSequence([*seeds, rows_.start, step.start])
+            with part.ready(int(state.generate_state(1)[0])):
+                weights = part.weights(step.stop - step.start, values)
+                reduced = reduce(Chunk(part, weights, step, rows_))
+            yield reduced
+
+
+def extent(pair: CheckedPair, seed: int = 0) -> Extent:
+    """The size of one draw, by making it."""
+    with pair.ready(seed):
+        weights = pair.weights(1)
+    numbers = sum(
+        t.log_prob.numel() + (t.value.numel() if torch.is_tensor(t.value) else 0)
+        for _, t in weights.terms()
+    )
+    local = data_plate(weights, pair.rows) is not None
+    return Extent(max(1, numbers), pair.rows if local else 1, local)
+
+
+def data_plate(weights: LogWeights, rows: int) -> int | None:
+    """The dimension of the plate that all sites share and whose elements are the rows, or None."""
+    return next((p.dim for p in weights.plates if p.size == rows), None)
+
+
+def even(total: int, most: int) -> list[slice]:
+    """Parts of one size or one less, none larger than `most`, none of one alone unless all are.
+
+    The whole is parted in ⌈total / most⌉, whatever its divisors are.
+    """
+    parts = max(1, min(math.ceil(total / max(1, most)), total // 2))
+    edges = [round(i * total / parts) for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:])]
+
+
+def strides(total: int, size: int) -> list[slice]:
+    """Parts of a given size; the last may be smaller."""
+    return [slice(i, min(i + size, total)) for i in range(0, total, size)]
+
+
+def conditions(pair: CheckedPair, weights: LogWeights) -> tuple[dict[str, Tensor], list[str]]:
+    """What the model observes, and the arguments that it is told: site -> value, and names.
+
+    The names are those of the tensors among the pair's arguments that no site observes, as they
+    are or in another shape or type; none where nothing observed is an argument. Call it inside
+    `pair.ready(seed)`.
+    """
+    observed = observed_values(pair, weights)
+    told, found = [], False
+    for name, a in tensor_arguments(pair).items():
+        if any(_same_numbers(a, v) for v in observed.values()):
+            found = True
+        else:
+            told.append(name)
+    return observed, told if found else []
+
+
+def tensor_arguments(pair: CheckedPair) -> dict[str, Tensor]:
+    """The tensors among the pair's arguments, by the model's names for them."""
+    names = inspect.signature(pair.model).parameters
+    return {n: a for n, a in zip(names, pair.args) if torch.is_tensor(a)}
+
+
+def observed_values(pair: CheckedPair, weights: LogWeights) -> dict[str, Tensor]:
+    """Site -> what the model observes there, those under summed-out latents too."""
+    data = {
+        n: t.value for n, t in weights.model.items() if t.observed and t.free and t.fn is not None
     }
+    if any(t.fn is None for t in weights.model.values()):
+        data |= pair.simulate(1)[1]
+    return {n: v for n, v in data.items() if torch.is_tensor(v) and v.numel()}
 
 
-def _said(chain: CheckedPair, weights: LogWeights, groups: Sequence[str]) -> Block:
-    k, nesting = weights.particles, weights.nesting
-    latent = {n: t for n, t in weights.model.items() if is_latent(t)}
-    computed = {n: t for n, t in weights.model.items() if is_computed(t)}
-    out: Block = {g: {} for g in groups}
-
-    def put(group: str, name: str, tensor: Tensor, axes: Sequence[str | None]) -> None:
-        if group in out:
-            if group in DENSITIES:
-                tensor = tensor.double()
-            out[group][name] = Variable(_numpy(tensor), _dims(name, axes))
-
-    for name, term in {**latent, **computed}.items():
-        put("posterior", name, *values(term, k, nesting))
-    for name, term in latent.items():
-        put("log_prior", name, *pointwise(term, k, nesting))
-        if "unconstrained_posterior" in out and (free := unconstrained(term)) is not None:
-            put("unconstrained_posterior", name, *values(free, k, nesting))
-    for name, term in _likelihood(chain, weights).items():
-        put("log_likelihood", name, *pointwise(term, k, nesting))
-    put("sample_stats", "log_p", weights.total(weights.log_p()), [])
-    put("sample_stats", "log_q", weights.total(weights.log_q()), [])
-    log_weight = by_plate(weights.log_weight(), 0, weights.plates, k, nesting)
-    put("sample_stats", "log_weight", *log_weight)
-    if "posterior_predictive" in out:
-        terms, data = chain.simulate(k, {n: t.value for n, t in latent.items()})
-        for name in data:
-            put("posterior_predictive", name, *values(_counted(terms[name]), k, nesting))
-    if "prior" in out or "prior_predictive" in out:
-        terms, data = chain.simulate(k)
-        for name in data:
-            put("prior_predictive", name, *values(_counted(terms[name]), k, nesting))
-        for name in (*latent, *computed):
-            put("prior", name, *values(terms[name], k, nesting))
-    return out
-
-
-def _likelihood(chain: CheckedPair, weights: LogWeights) -> dict[str, Term]:
-    """log p of the observations, those summed over discrete latents under their own names."""
-    out = {n: t for n, t in weights.model.items() if is_data(t)}
-    summed = {n: t for n, t in out.items() if t.fn is None}
-    if summed:
-        data = chain.simulate(1)[1]
-        for label, term in summed.items():
-            names = [n for n in term.sites if n in data]
-            if len(names) == 1 and names[0] not in out:
-                out[names[0]] = out.pop(label)
-    return out
-
-
-def unconstrained(term: Term) -> Term | None:
-    """The site with its value on the real line; None where its support has no way there."""
-    move = to_real(term)
-    if move is None:
-        return None
-    value = move.inv(term.value)
-    lost = term.value.dim() - value.dim()  # a matrix can become a vector
-    return term.having(value=value, fn=_Line(term.fn.event_dim - lost))
-
-
-def to_real(term: Term) -> Transform | None:
-    """The bijection from the real line to the site's support, where there is one."""
-    try:
-        support = term.fn.support
-        if isinstance(support, MixtureSameFamilyConstraint):
-            support = support.base_constraint
-        return biject_to(support)
-    except NotImplementedError:
-        return None
-
-
-@dataclass
-class _Line:
-    event_dim: int
-
-
-def observations(chain: CheckedPair) -> tuple[dict[str, Variable], dict[str, Variable]]:
-    """What the pair observes, and the other tensors among its arguments, by name."""
-    terms, data = chain.simulate(1)
-    observed = {}
-    for name, value in data.items():
-        tensor, axes = values(_counted(terms[name].having(value=value)), 1, chain.nesting)
-        observed[name] = Variable(_numpy(tensor)[0], _dims(name, axes))
-    plates = {p.size: p.name for t in terms.values() for p in t.plates}
-    constant = {}
-    for name, a in zip(inspect.signature(chain.model).parameters, chain.args):
-        if torch.is_tensor(a) and not any(_same(a, v) for v in data.values()):
-            axes = [plates.get(n) if i == 0 else None for i, n in enumerate(a.shape)]
-            constant[name] = Variable(_numpy(a), _dims(name, axes))
-    return observed, constant
-
-
-def _same(a: Tensor, b: Any) -> bool:
-    return torch.is_tensor(b) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
-
-
-def is_discrete(term: Term) -> bool:
-    """Whether a site's values can be counted."""
-    try:
-        return bool(term.fn.support.is_discrete)
-    except NotImplementedError:
-        return False
-
-
-def _counted(term: Term) -> Term:
-    """Whole numbers as integers, so that what reads them knows that they are counts."""
-    value = torch.as_tensor(term.value)
-    if not is_discrete(term) or not value.is_floating_point() or not (value == value.round()).all():
-        return term
-    return term.having(value=value.to(torch.int64))
-
-
-def _dims(name: str, axes: Sequence[str | None]) -> tuple[str, ...]:
-    """Plate names, and for the other axes the site's: `z_dim`, or `z_dim_0`, `z_dim_1`, …"""
-    unnamed = sum(a is None for a in axes)
-    own = iter([f"{name}_dim"] if unnamed == 1 else [f"{name}_dim_{i}" for i in range(unnamed)])
-    names = [next(own) if a is None else a for a in axes]
-    return tuple(f"{n}_plate" if n in RESERVED else n for n in names)
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
+def _same_numbers(a: Tensor, b: Any) -> bool:
+    return a.numel() == b.numel() and bool((a.reshape(-1) == b.reshape(-1)).all())

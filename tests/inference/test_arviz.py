@@ -18,7 +18,7 @@ from scipy import stats
 
 from inference import elbo, fit, fit_many
 from inference.draws.datatree import to_datatree, write_datatree
-from inference.draws.sampler import GROUPS
+from inference.draws.arrays import GROUPS
 from zoo.vae import VAE, ConditionalVAE
 
 DATA = (Y, SIGMA)

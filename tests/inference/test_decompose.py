@@ -148,4 +148,4 @@ def test_surgery_of_hierarchies_and_runs():
     run = fit(VAE(6, latent_dim=2, hidden=(5,)), x, steps=20, batch_size=6, progress=False)
     parts = evaluate(run, x, particles=20)
     assert parts.surgery.mutual_information < math.log(12)  # each row's own term is in the mean
-    assert {"gap", "mutual_information", "marginal_kl"} <= set(parts.metrics())
+    assert {"gap", "mutual_information", "marginal_kl"} <= set(parts.to_dict())

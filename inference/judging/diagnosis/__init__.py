@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from ...draws.datatree import to_datatree
-from ...draws.sampler import GROUPS
+from ...draws.arrays import GROUPS
 from ...elbo.pieces import kl_by_site
 from ...pairs.gate import CheckedPair, admit_all
 from ...weights.simulate import is_latent
@@ -178,9 +178,8 @@ def diagnose(
     corrections: dict[int, tuple[Blocks, Correction]] = {}
     try:
         for i, source in enumerate(sources):
-            with source.ready(seed + 1 + i):
-                first, second = blocks(source, weighed), blocks(source, weighed)
-                corrections[i] = second, correct(first, second, good_khat(weighed))
+            first, second = (blocks(source, weighed, [seed, i, half]) for half in (1, 2))
+            corrections[i] = second, correct(first, second, good_khat(weighed))
         found.append(importance(corrections[best][0]))
         evidence |= {"blocks": corrections[best][0], "corrections": corrections}
     except ValueError as why:

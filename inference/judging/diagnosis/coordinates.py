@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform
 
-from ...draws.sampler import is_discrete, to_real
+from ...draws.sampler import Chunk, sample
+from ...draws.supports import is_discrete, to_real
 from ...pairs.gate import CheckedPair
 from ...weights import LogWeights
 from ...weights.simulate import is_latent
 
-NUMBERS = 2**22  # values of sites in one run of the pair
 
 
 @dataclass
@@ -34,7 +34,6 @@ class Blocks:
         values: u -> site -> value, as `Term.value`.
         names: what the coordinates are called: `tau`, `theta[3]`.
         plates: names and sizes of the shared plates; the product of the sizes is B.
-        per_draw: how many numbers one draw of all sites has.
     """
 
     u: Tensor
@@ -45,11 +44,10 @@ class Blocks:
     values: Callable[[Tensor], dict[str, Tensor]]
     names: list[str]
     plates: dict[str, int]
-    per_draw: int
 
 
-def blocks(chain: CheckedPair, draws: int) -> Blocks:
-    """Draws of a chain's guide. Call it inside `chain.ready(seed)`.
+def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blocks:
+    """Draws of a chain's guide.
 
     Raises:
         ValueError: the pair does not broadcast, or has a latent that is discrete, that the guide
@@ -59,7 +57,8 @@ def blocks(chain: CheckedPair, draws: int) -> Blocks:
         raise ValueError(f"draws: expected at least 2, got {draws}.")
     if not chain.vectorized:
         raise ValueError("the pair does not broadcast under a particle plate")
-    weights = chain.weights(2)
+    with chain.ready(0):
+        weights = chain.weights(2)
     latent = {n: t for n, t in weights.model.items() if is_latent(t)}
     if not latent:
         raise ValueError("the guide draws no continuous latent")
@@ -75,8 +74,6 @@ def blocks(chain: CheckedPair, draws: int) -> Blocks:
     layout = Layout(weights, lines)
     dtype = next(iter(lines.values())).dtype
     origin = _origin(weights, lines)
-    per_draw = sum(t.value.numel() for t in weights.model.values() if torch.is_tensor(t.value))
-
     def values(u: Tensor) -> dict[str, Tensor]:
         return {n: moves[n](line) for n, line in layout.sites(u.to(dtype)).items()}
 
@@ -88,43 +85,29 @@ def blocks(chain: CheckedPair, draws: int) -> Blocks:
             out = out + layout.by_block(jacobian).sum(-1)
         return out
 
-    def said(weights: LogWeights, u: Tensor) -> tuple[Tensor, Tensor]:
+    def log_densities(chunk: Chunk, u: Tensor) -> tuple[Tensor, Tensor]:
         det = log_det(u)
-        p, q = (layout.by_block(x).double()[..., 0] for x in (weights.log_p(), weights.log_q()))
-        return p + det, q + det
+        p, q = (layout.by_block(x)[..., 0] for x in (chunk.weights.log_p(), chunk.weights.log_q()))
+        return p.double() + det, q.double() + det
 
     def densities(u: Tensor) -> tuple[Tensor, Tensor]:
-        parts = []
-        for start, stop in chunks(len(u), per_draw):
-            part = u[start:stop]
-            given = values(part)
-            if origin:
-                given = origin(given, layout.sites(part.to(dtype)))
-            parts.append(said(chain.weights(stop - start, given), part))
-        return torch.cat([p for p, _ in parts]), torch.cat([q for _, q in parts])
+        given = values(u)
+        if origin:
+            given = origin(given, layout.sites(u.to(dtype)))
+        parts = sample(chain, len(u), lambda c: log_densities(c, u[c.draws]), given=given)
+        p, q = zip(*parts)
+        return torch.cat(p), torch.cat(q)
 
-    drawn, p, q = [], [], []
-    for start, stop in chunks(draws, per_draw):
-        weights = chain.weights(stop - start)
-        u = layout.flat({n: moves[n].inv(weights.model[n].value) for n in latent}).double()
-        part_p, part_q = said(weights, u)
-        drawn.append(u)
-        p.append(part_p)
-        q.append(part_q)
+    def draw(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+        sites = {n: moves[n].inv(chunk.weights.model[n].value) for n in latent}
+        u = layout.flat(sites).double()
+        return u, *log_densities(chunk, u)
+
+    drawn = zip(*sample(chain, draws, draw, seed=seed))
     return Blocks(
-        torch.cat(drawn), torch.cat(p), torch.cat(q), densities, origin is not None, values,
-        layout.names, {p.name: p.size for p in layout.plates}, per_draw,
+        *map(torch.cat, drawn), densities, origin is not None, values, layout.names,
+        {p.name: p.size for p in layout.plates},
     )  # fmt: skip
-
-
-def chunks(draws: int, per_draw: int) -> list[tuple[int, int]]:
-    """(start, stop) of chunks that hold about NUMBERS values, none of a single draw.
-
-    A single draw has no particle plate, and so another shape.
-    """
-    n = max(1, min(draws // 2, math.ceil(draws * per_draw / NUMBERS)))
-    edges = [round(i * draws / n) for i in range(n + 1)]
-    return list(itertools.pairwise(edges))
 
 
 class Layout:

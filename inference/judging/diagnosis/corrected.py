@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import xarray as xr
 
-from ...draws.datatree import datasets, gathered, stacked
+from ...draws.arrays import Tree, Variable, gathered, named_arrays, stacked
+from ...draws.datatree import datasets
 from ...draws.psis import ess
-from ...draws.sampler import Block, Variable, block
+from ...draws.sampler import Chunk, sample
 from ...pairs.gate import CheckedPair
-from .coordinates import Blocks, chunks
+from ...randomness import forked
+from .coordinates import Blocks
 from .finding import Finding
 from .matching import Correction, resampled
 from .tail import SHARE, good_khat
@@ -87,16 +89,14 @@ def _chunks(
     draws: int,
     groups: Sequence[str],
     seed: int,
-) -> Iterator[tuple[int, Block]]:
-    resample = {}
-    for i, (_, c) in corrections.items():
-        with sources[i].ready(seed):
-            resample[i] = resampled(c, draws)
-    any_blocks = next(iter(corrections.values()))[0]
-    for start, stop in chunks(draws, any_blocks.per_draw):
-        parts = []
-        for i, (source, _) in corrections.items():
-            with sources[i].ready(seed + 7919 * (start + 1) + i):
-                given = source.values(resample[i][start:stop])
-                parts.append(block(sources[i], stop - start, groups, given))
-        yield start, stacked(parts)
+) -> Iterator[tuple[int, Tree]]:
+    def tree(part: Chunk) -> tuple[int, Tree]:
+        return part.draws.start, named_arrays(part, groups)
+
+    chains = []
+    for i, (blocks, c) in corrections.items():
+        with forked(seed):
+            given = blocks.values(resampled(c, draws))
+        chains.append(sample(sources[i], draws, tree, seed=[seed, 1, i], given=given))
+    for parts in zip(*chains, strict=True):
+        yield parts[0][0], stacked([part for _, part in parts])

@@ -2,130 +2,172 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ...draws.psis import GOOD
+from ...estimate import Estimate
+from ...results.result import Result
+from ...results.table import Table
 from .surgery import Surgery
+
+DIGITS = 3  # decimals of nats
 
 
 @dataclass(repr=False)
-class Evaluation:
+class Evaluation(Result):
     """Averages over data of a pair's bounds, all in `unit` (nats per datum, or nats in all).
 
+    The properties give the values of `estimates` and, with `_se`, their standard errors over data
+    and draws; None where there is no estimate, and the estimate says why.
+
     Attributes:
-        elbo, elbo_se: E_q[log p(x, z) - log q(z | x)], its standard error over data and draws.
-        reconstruction, reconstruction_se: E_q[log p(x | z)], with its standard error.
-        kl, kl_se: latent -> E_q[log q(z) - log p(z)], with its standard error; "latents" for all
-            together where the guide draws several at once.
+        estimates: `elbo` = E_q[log p(x, z) - log q(z | x)]; `reconstruction` = E_q[log p(x | z)];
+            `log_px` = log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound that rises to log p(x) with
+            K; `gap` = log p(x) - ELBO = KL(q(z | x) || p(z | x)), from below as log_px is;
+            `bits_per_dim`.
+        kl_estimates: latent -> E_q[log q(z) - log p(z)]; "latents" for all together where the guide
+            draws several at once.
         kl_per_dim: latent -> (L,), where prior and guide are diagonal normals.
-        log_px: log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound that rises to log p(x) with K;
-            NaN (as all that follows from it) where a plate inside the weights is subsampled, which
-            makes a logarithm of their mean meaningless.
-        log_px_se: standard error of its mean over data (which are taken as a sample).
-        log_px_mc_se: the part of it that comes from K being finite.
-        gap, gap_se: log p(x) - ELBO = KL(q(z | x) || p(z | x)), estimated from below as log_px is;
-            its standard error over data.
+        log_px_mc_se: the part of log_px's error that comes from K being finite.
+        label: what log_px is of: "log p(x)", or "log p(x | y)" of a model that is told y.
+        exact: whether the model has no latent, so that log_px is no bound.
         surgery: kl parted into the latents' mutual information with the data and the divergence of
             the averaged guide from the prior; None where a latent lies outside the data plate.
         active_units: latent -> how many dimensions have Var_x(E_q[z]) > 0.01.
-        khat: Pareto k-hat of the importance weights, one per datum, or one for joint weights.
+        khat: Pareto k-hat of the importance weights, one per datum, or one for joint weights; None
+            where there is none, and `khat_because` says why.
         log_px_per_datum: (N,), or one number for joint weights.
+        particles, n: K draws for each of N data.
     """
 
-    elbo: float
-    elbo_se: float
-    reconstruction: float
-    kl: dict[str, float]
-    kl_per_dim: dict[str, Tensor] = field(repr=False)
-    log_px: float
-    log_px_se: float
-    log_px_mc_se: float
+    estimates: dict[str, Estimate]
+    kl_estimates: dict[str, Estimate]
     particles: int
-    bits_per_dim: float
-    active_units: dict[str, int]
-    khat: Tensor = field(repr=False)
-    log_px_per_datum: Tensor = field(repr=False)
     n: int
     unit: str = "nats per datum"
-    reconstruction_se: float = math.nan
-    kl_se: dict[str, float] = field(default_factory=dict)
-    gap: float = math.nan
-    gap_se: float = math.nan
+    label: str = "log p(x)"
+    exact: bool = False
+    log_px_mc_se: float | None = None
+    active_units: dict[str, int] = field(default_factory=dict)
     surgery: Surgery | None = None
+    kl_per_dim: dict[str, Tensor] = field(repr=False, default_factory=dict)
+    khat: Tensor | None = field(repr=False, default=None)
+    khat_because: str = ""
+    log_px_per_datum: Tensor | None = field(repr=False, default=None)
+
+    file_name: ClassVar[str] = "evaluation"
 
     @property
-    def khat_above(self) -> float:
+    def elbo(self) -> float | None:
+        """E_q[log p(x, z) - log q(z | x)]."""
+        return self.estimates["elbo"].value
+
+    @property
+    def elbo_se(self) -> float | None:
+        """Its standard error."""
+        return self.estimates["elbo"].se
+
+    @property
+    def reconstruction(self) -> float | None:
+        """E_q[log p(x | z)]."""
+        return self.estimates["reconstruction"].value
+
+    @property
+    def reconstruction_se(self) -> float | None:
+        """Its standard error."""
+        return self.estimates["reconstruction"].se
+
+    @property
+    def log_px(self) -> float | None:
+        """log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound on log p(x)."""
+        return self.estimates["log_px"].value
+
+    @property
+    def log_px_se(self) -> float | None:
+        """The standard error of its mean over data (which are taken as a sample)."""
+        return self.estimates["log_px"].se
+
+    @property
+    def gap(self) -> float | None:
+        """log p(x) - ELBO, from below."""
+        return self.estimates["gap"].value
+
+    @property
+    def gap_se(self) -> float | None:
+        """Its standard error."""
+        return self.estimates["gap"].se
+
+    @property
+    def bits_per_dim(self) -> float | None:
+        """-log₂ p(x) / D."""
+        return self.estimates["bits_per_dim"].value
+
+    @property
+    def kl(self) -> dict[str, float]:
+        """Latent -> E_q[log q(z) - log p(z)]."""
+        return {k: e.value for k, e in self.kl_estimates.items() if e.value is not None}
+
+    @property
+    def kl_se(self) -> dict[str, float]:
+        """Latent -> the standard error of its divergence."""
+        return {k: e.se for k, e in self.kl_estimates.items() if e.se is not None}
+
+    @property
+    def khat_above(self) -> float | None:
         """The share of k-hat above 0.7, where importance sampling is not to be trusted."""
-        return float((self.khat > GOOD).double().mean())
+        return None if self.khat is None else float((self.khat > GOOD).double().mean())
 
-    def metrics(self) -> dict[str, float | int | str]:
-        """A flat table, ready for JSON: what could not be estimated is left out."""
-        table: dict[str, float | int | str] = {
-            "elbo": self.elbo,
-            "elbo_se": self.elbo_se,
-            "reconstruction": self.reconstruction,
-            "reconstruction_se": self.reconstruction_se,
-            **{f"kl_{k}": v for k, v in self.kl.items()},
-            **{f"kl_{k}_se": v for k, v in self.kl_se.items()},
-            "log_px": self.log_px,
-            "log_px_se": self.log_px_se,
-            "log_px_mc_se": self.log_px_mc_se,
-            **({"gap": self.gap, "gap_se": self.gap_se} if self.kl else {}),
-            **(
-                {}
-                if self.surgery is None
-                else {
-                    "mutual_information": self.surgery.mutual_information,
-                    "mutual_information_se": self.surgery.mutual_information_se,
-                    "marginal_kl": self.surgery.marginal_kl,
-                    "marginal_kl_se": self.surgery.marginal_kl_se,
-                    "surgery_n": self.surgery.n,
-                }
-            ),
-            "particles": self.particles,
-            "bits_per_dim": self.bits_per_dim,
-            **{f"active_units_{k}": v for k, v in self.active_units.items()},
-            "khat_median": float(self.khat.median()),
-            "khat_above_0.7": self.khat_above,
-            "n": self.n,
-            "unit": self.unit,
-        }
-        return {k: v for k, v in table.items() if not (isinstance(v, float) and math.isnan(v))}
+    def to_dict(self) -> dict[str, Any]:
+        """A flat table, ready for JSON: `unknown` says why what is missing has no estimate."""
+        named = {**self.estimates, **{f"kl_{k}": e for k, e in self.kl_estimates.items()}}
+        known = {k: e for k, e in named.items() if e}
+        table: dict[str, Any] = {}
+        for name, e in known.items():
+            table[name] = e.value
+            if e.se is not None:
+                table[f"{name}_se"] = e.se
+        if "log_px" in known and self.log_px_mc_se is not None:
+            table["log_px_mc_se"] = self.log_px_mc_se
+        if self.surgery is not None:
+            table |= self.surgery.to_dict()
+        table |= {f"active_units_{k}": v for k, v in self.active_units.items()}
+        if self.khat is not None:
+            table |= {"khat_median": float(self.khat.median()), "khat_above_0.7": self.khat_above}
+        table |= {"particles": self.particles, "n": self.n, "unit": self.unit, "label": self.label}
+        unknown = {k: e.because for k, e in named.items() if not e}
+        if self.khat is None:
+            unknown["khat"] = self.khat_because
+        return {**table, "unknown": unknown}
 
-    def __str__(self) -> str:
-        kl = ", ".join(f"{k} {v:.2f} ± {self.kl_se[k]:.2f}" for k, v in self.kl.items())
-        lines = [
-            f"ELBO            {self.elbo:.3f} ± {self.elbo_se:.3f} {self.unit}",
-            f"  reconstruction {self.reconstruction:.3f} ± {self.reconstruction_se:.3f}, "
-            f"minus KL to the prior {kl or 'none'}",
-            *(
-                []
-                if math.isnan(self.gap) or not self.kl
-                else [
-                    f"  log p(x) {self.log_px:.3f}, minus KL to the posterior "
-                    f"{self.gap:.3f} ± {self.gap_se:.3f}"
-                ]
-            ),
-            *([] if self.surgery is None else [f"  {self.surgery}"]),
-            "log p(x)        not estimated: a subsampled plate lies inside the weights"
-            if math.isnan(self.log_px)
-            else f"log p(x)      ≥ {self.log_px:.3f} ± {self.log_px_se:.3f} {self.unit} "
-            f"(K = {self.particles}, {self.bits_per_dim:.4f} bits per dimension)",
-        ]
-        if self.active_units:
-            units = ", ".join(
-                f"{k} {v}/{len(self.kl_per_dim[k])}" if k in self.kl_per_dim else f"{k} {v}"
-                for k, v in self.active_units.items()
-            )
-            lines.append(f"active units    {units}")
-        if not math.isnan(self.log_px):
-            lines.append(
-                f"k-hat           median {float(self.khat.median()):.2f}, "
-                f"{100 * self.khat_above:.0f} % above {GOOD}"
-            )
-        return "\n".join(lines)
-
-    __repr__ = __str__  # what a notebook shows
+    def table(self) -> Table:
+        """A number to a line, with what it is."""
+        e = self.estimates
+        rows = [["ELBO", e["elbo"].number(DIGITS), self.unit]]
+        rows.append(["  reconstruction", e["reconstruction"].number(DIGITS), ""])
+        for name, kl in self.kl_estimates.items():
+            rows.append([f"  - KL({name} to its prior)", kl.number(DIGITS), ""])
+        how = "exact" if self.exact else f"K = {self.particles:,}"
+        bound = "" if self.exact or not e["log_px"] else " ≥"
+        rows.append([f"{self.label}{bound}", e["log_px"].number(DIGITS), f"{self.unit}, {how}"])
+        if not self.exact and e["log_px"]:
+            rows.append(["  - ELBO: KL to the posterior ≥", e["gap"].number(DIGITS), ""])
+        if e["bits_per_dim"]:
+            rows.append(["  bits per dimension", e["bits_per_dim"].number(4), ""])
+        if self.surgery is not None:
+            rows += self.surgery.rows()
+        for name, units in self.active_units.items():
+            width = f"of {len(self.kl_per_dim[name])}" if name in self.kl_per_dim else ""
+            rows.append([f"active units of {name}", str(units), width])
+        if self.khat is not None:
+            share = f"{100 * (self.khat_above or 0):.0f} % above {GOOD}"
+            many = self.khat.numel() > 1
+            rows.append([
+                "k-hat, median" if many else "k-hat", f"{float(self.khat.median()):.2f}",
+                share if many else f"limit {GOOD}",
+            ])  # fmt: skip
+        elif not self.exact:
+            rows.append(["k-hat", f"no estimate, because {self.khat_because}", ""])
+        return Table(["", f"{self.n:,} data" if self.n else "", ""], rows, left=(0, 2))

@@ -38,12 +38,24 @@ class Surgery:
     marginal_kl_se: float
     n: int
 
+    def to_dict(self) -> dict[str, float | int]:
+        """The parts with their errors, by name."""
+        return {
+            "mutual_information": self.mutual_information,
+            "mutual_information_se": self.mutual_information_se,
+            "marginal_kl": self.marginal_kl, "marginal_kl_se": self.marginal_kl_se,
+            "surgery_n": self.n,
+        }  # fmt: skip
+
+    def rows(self) -> list[list[str]]:
+        """The parts as lines of a table."""
+        limit = f"{self.n:,} rows, at most {math.log(self.n):.2f}"
+        information = f"{self.mutual_information:.3f} ± {self.mutual_information_se:.3f}"
+        marginal = f"{self.marginal_kl:.3f} ± {self.marginal_kl_se:.3f}"
+        return [["KL = I(x; z)", information, limit], ["  + KL(q(z) || p(z))", marginal, ""]]
+
     def __str__(self) -> str:
-        return (
-            f"KL {self.kl:.2f} = I(x; z) {self.mutual_information:.2f} ± "
-            f"{self.mutual_information_se:.2f} + KL(q(z) || p(z)) {self.marginal_kl:.2f} ± "
-            f"{self.marginal_kl_se:.2f} ({self.n:,} rows, I <= {math.log(self.n):.2f})"
-        )
+        return "\n".join("  ".join(filter(None, row)) for row in self.rows())
 
     __repr__ = __str__  # what a notebook shows
 

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, overload
+from typing import overload
 
-Level = Literal["error", "warning", "note"]
+from ...results.finding import Finding
+
+__all__ = ["Finding", "Findings"]
+
 ORDER = ("error", "warning", "note")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to know about a pair.
-
-    Attributes:
-        level: "error": a fit would be wrong or stop; "warning": it may be; "note": good to know.
-        site: the sample site it is about, or None.
-        what: what is wrong, in one line.
-        expected: what should be there.
-        found: what is there.
-        fix: what to do.
-    """
-
-    level: Level
-    site: str | None
-    what: str
-    expected: str
-    found: str
-    fix: str
-
-    def __str__(self) -> str:
-        where = f"site {self.site!r}: " if self.site else ""
-        lines = (("expected", self.expected), ("found", self.found), ("fix", self.fix))
-        body = [f"  {name:<9} {text}" for name, text in lines if text]
-        return "\n".join([f"{self.level}: {where}{self.what}", *body])
 
 
 class Findings(Sequence[Finding]):

@@ -1,0 +1,175 @@
+"""A chunk of draws as arrays with named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..pairs.gate import CheckedPair
+from ..weights import LogWeights, Term
+from ..weights.simulate import by_plate, is_computed, is_data, is_latent, pointwise, values
+from .divergences import divergences, divergences_per_dim, reconstruction
+from .sampler import Chunk, tensor_arguments
+from .supports import is_discrete, unconstrained
+
+GROUPS = (
+    "posterior", "unconstrained_posterior", "log_likelihood", "log_prior", "posterior_predictive",
+    "prior", "prior_predictive", "sample_stats",
+)  # fmt: skip
+DECOMPOSED = ("divergence", "divergence_per_dim")  # of a judge's, not ArviZ's
+DENSITIES = ("log_likelihood", "log_prior", "sample_stats", *DECOMPOSED)  # float64
+RESERVED = ("chain", "draw", "sample")  # axes that mean something to ArviZ
+
+
+@dataclass
+class Variable:
+    """An array, the names of its axes, and labels along some of them."""
+
+    array: Tensor | np.ndarray
+    dims: tuple[str, ...]
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+Tree = dict[str, dict[str, Variable]]  # group -> name -> variable, axes (draw, *plates, *event)
+
+
+def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
+    """All that a pair says about a chunk of draws: a reduction for `sample`.
+
+    Groups are `GROUPS`, as in `to_datatree`, and besides them, in nats:
+
+    - `divergence`: `reconstruction` = log p(x | z), and each latent's log q - log p, for each
+      element of the plates that all sites share;
+    - `divergence_per_dim`: each latent's KL(q || p) by dimension, where it has a closed form.
+    """
+    pair, weights = chunk.pair, chunk.weights
+    k, nesting = weights.particles, weights.nesting
+    latent = {n: t for n, t in weights.model.items() if is_latent(t)}
+    computed = {n: t for n, t in weights.model.items() if is_computed(t)}
+    out: Tree = {g: {} for g in groups}
+
+    def put(group: str, name: str, array: Callable[[], tuple[Tensor, Sequence[str | None]]]):
+        if group in out:
+            tensor, axes = array()
+            tensor = tensor.double() if group in DENSITIES else tensor
+            out[group][name] = Variable(tensor.detach(), _dims(name, axes))
+
+    def shared(tensor: Tensor) -> tuple[Tensor, Sequence[str | None]]:
+        return by_plate(tensor, 0, weights.plates, k, nesting)
+
+    for name, t in {**latent, **computed}.items():
+        put("posterior", name, lambda t=t: values(t, k, nesting))
+    for name, t in latent.items():
+        put("log_prior", name, lambda t=t: pointwise(t, k, nesting))
+        if "unconstrained_posterior" in out and (line := unconstrained(t)) is not None:
+            put("unconstrained_posterior", name, lambda t=line: values(t, k, nesting))
+    if "log_likelihood" in out:
+        for name, t in _likelihood(pair, weights).items():
+            put("log_likelihood", name, lambda t=t: pointwise(t, k, nesting))
+    put("sample_stats", "log_p", lambda: (weights.total(weights.log_p()), []))
+    put("sample_stats", "log_q", lambda: (weights.total(weights.log_q()), []))
+    put("sample_stats", "log_weight", lambda: shared(weights.log_weight()))
+    if "divergence" in out:
+        put("divergence", "reconstruction", lambda: shared(reconstruction(weights)))
+        for name, kl in divergences(weights).items():
+            put("divergence", f"kl:{name}", lambda kl=kl: shared(kl))
+    if "divergence_per_dim" in out:
+        for name, kl in divergences_per_dim(weights).items():
+            axes = [p.name for p in weights.plates] if len(weights.plates) == 1 else [None]
+            put("divergence_per_dim", name, lambda kl=kl, a=axes: (kl, [*a, None]))
+    if "posterior_predictive" in out:
+        terms, data = pair.simulate(k, {n: t.value for n, t in latent.items()})
+        for name in data:
+            put("posterior_predictive", name, lambda n=name: values(_counted(terms[n]), k, nesting))
+    if "prior" in out or "prior_predictive" in out:
+        prior, data = pair.simulate(k)
+        for name in data:
+            put("prior_predictive", name, lambda n=name: values(_counted(prior[n]), k, nesting))
+        for name in (*latent, *computed):
+            put("prior", name, lambda n=name: values(prior[n], k, nesting))
+    return out
+
+
+def gathered(parts: Iterable[tuple[int, Tree]], draws: int) -> Tree:
+    """Chunks (first draw, tree with axes (chain, draw, ...)) as one, of numpy arrays."""
+    whole: Tree = {}
+    for start, part in parts:
+        for group, variables in part.items():
+            for name, v in variables.items():
+                array = numpy_of(v.array)
+                if start == 0:
+                    empty = np.empty((len(array), draws, *array.shape[2:]), array.dtype)
+                    whole.setdefault(group, {})[name] = Variable(empty, v.dims)
+                whole[group][name].array[:, start : start + array.shape[1]] = array
+    return whole
+
+
+def stacked(parts: Sequence[Tree]) -> Tree:
+    """Trees of several chains as one with axes (chain, draw, ...)."""
+    return {
+        g: {
+            n: Variable(
+                np.stack([numpy_of(p[g][n].array) for p in parts]), ("chain", "draw", *v.dims)
+            )
+            for n, v in variables.items()
+        }
+        for g, variables in parts[0].items()
+    }
+
+
+def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Variable]]:
+    """What the pair observes, and the other tensors among its arguments, by name."""
+    terms, data = pair.simulate(1)
+    observed = {}
+    for name, value in data.items():
+        tensor, axes = values(_counted(terms[name].having(value=value)), 1, pair.nesting)
+        observed[name] = Variable(numpy_of(tensor[0]), _dims(name, axes))
+    plates = {p.size: p.name for t in terms.values() for p in t.plates}
+    constant = {}
+    for name, a in tensor_arguments(pair).items():
+        if not any(a is v or _same_storage(a, v) for v in data.values()):
+            axes = [plates.get(n) if i == 0 else None for i, n in enumerate(a.shape)]
+            constant[name] = Variable(numpy_of(a), _dims(name, axes))
+    return observed, constant
+
+
+def numpy_of(array: Tensor | np.ndarray) -> np.ndarray:
+    """An array on the host."""
+    return array.detach().cpu().numpy() if torch.is_tensor(array) else array
+
+
+def _likelihood(pair: CheckedPair, weights: LogWeights) -> dict[str, Term]:
+    """log p of the observations, those summed over discrete latents under their own names."""
+    out = {n: t for n, t in weights.model.items() if is_data(t)}
+    summed = {n: t for n, t in out.items() if t.fn is None}
+    if summed:
+        data = pair.simulate(1)[1]
+        for label, term in summed.items():
+            names = [n for n in term.sites if n in data]
+            if len(names) == 1 and names[0] not in out:
+                out[names[0]] = out.pop(label)
+    return out
+
+
+def _same_storage(a: Tensor, b: object) -> bool:
+    return isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+def _counted(term: Term) -> Term:
+    """Whole numbers as integers, so that what reads them knows that they are counts."""
+    value = torch.as_tensor(term.value)
+    if not is_discrete(term) or not value.is_floating_point() or not (value == value.round()).all():
+        return term
+    return term.having(value=value.to(torch.int64))
+
+
+def _dims(name: str, axes: Sequence[str | None]) -> tuple[str, ...]:
+    """Plate names, and for the other axes the site's: `z_dim`, or `z_dim_0`, `z_dim_1`, …"""
+    unnamed = sum(a is None for a in axes)
+    own = iter([f"{name}_dim"] if unnamed == 1 else [f"{name}_dim_{i}" for i in range(unnamed)])
+    names = [next(own) if a is None else a for a in axes]
+    return tuple(f"{n}_plate" if n in RESERVED else n for n in names)

@@ -1,0 +1,92 @@
+"""The numbers that log weights are reduced to, each defined once.
+
+Log weights are (K, B): K draws for each of B independent blocks, the data of an amortised guide or
+the one posterior of all latents. Where a number has no meaning it is an `Estimate` that says why.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..estimate import Estimate
+from .psis import LEAST, ess, khat
+
+EFFECTIVE = 5.0  # effective draws below which the mean weight of a posterior has no error to state
+ACTIVE = 0.01  # Var_x(E_q[z]) of a dimension in use; Burda et al. 2016, arXiv:1509.00519, section 5
+
+
+def elbo(log_weight: Tensor) -> Estimate:
+    """The mean of log weights (K, B) over draws and blocks, per block."""
+    return mean_over_data(log_weight.mean(0), log_weight)
+
+
+def mean_over_data(per_block: Tensor, draws: Tensor | None = None) -> Estimate:
+    """The mean of numbers per block (B,), with its error over blocks and draws together.
+
+    Args:
+        draws: (K, 1), what one block's number is the mean of: its error is then theirs.
+    """
+    if per_block.numel() > 1 or draws is None:
+        return Estimate.of(per_block.double())
+    return Estimate.of(draws.reshape(-1).double())
+
+
+def log_evidence(log_weight: Tensor) -> Tensor:
+    """log 1/K Σ_k w_k of each block, (B,): in expectation below log p(x), nats."""
+    return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
+
+
+def evidence_error(log_weight: Tensor) -> Tensor:
+    """The standard error of `log_evidence` that K draws leave, by the delta method: (B,)."""
+    k = len(log_weight)
+    if k < 2:
+        return torch.full_like(log_weight[0], math.nan)
+    relative = torch.exp(log_weight - log_evidence(log_weight))  # w / mean(w)
+    return relative.std(0) / math.sqrt(k)
+
+
+def evidence(log_weight: Tensor) -> Estimate:
+    """log p(x) by importance sampling, per block.
+
+    Over several blocks it is the mean lower bound, its error that over blocks. Of one posterior,
+    whose error is that of the weights, there is none where fewer than five draws are effective:
+    the spread of weights that were never drawn cannot be seen.
+    """
+    per_block = log_evidence(log_weight)
+    if per_block.numel() > 1:
+        return Estimate.of(per_block)
+    if len(log_weight) == 1:
+        return Estimate(float(per_block))
+    effective = float(ess(log_weight))
+    if not effective >= min(EFFECTIVE, 0.5 * len(log_weight)):  # two draws of two are all there is
+        return Estimate.none(f"{effective:.1f} of {len(log_weight):,} draws are effective")
+    return Estimate(float(per_block), float(evidence_error(log_weight)))
+
+
+def pareto_khat(log_weight: Tensor) -> Tensor | Estimate:
+    """k-hat of each block, (B,); no estimate where there are too few draws for a tail."""
+    if len(log_weight) < LEAST:
+        return Estimate.none(f"k-hat takes at least {LEAST} draws, and there are {len(log_weight)}")
+    return khat(log_weight)
+
+
+def active_variance(mean: Tensor, variance: Tensor, draws: int) -> Tensor:
+    """Var_x(E_q[z]) of each dimension, less what finitely many draws add to it: (L,).
+
+    Args:
+        mean, variance: (N, L), of `draws` draws of each datum, the variance unbiased.
+
+    Source: Burda et al. 2016, arXiv:1509.00519, section 5 and appendix C.
+    """
+    return mean.var(0) - variance.mean(0) / draws
+
+
+def bits_per_dim(log_px: Estimate, numbers: float) -> Estimate:
+    """-log₂ p(x) / D of log p(x) in nats and D numbers."""
+    if log_px.value is None:
+        return log_px
+    unit = numbers * math.log(2)
+    return Estimate(-log_px.value / unit, None if log_px.se is None else log_px.se / unit)
