@@ -63,7 +63,9 @@ class Estimate:
         """
         if self.value is None:
             return f"no estimate, because {self.because}"
-        value = f"{self.value:{sign}.{digits}f}" if digits is not None else f"{self.value:{sign}.4g}"
+        value = (
+            f"{self.value:{sign}.{digits}f}" if digits is not None else f"{self.value:{sign}.4g}"
+        )
         if self.se is None:
             return f"{value} (one draw, no error)"
         se = f"{self.se:.{digits}f}" if digits is not None else f"{self.se:.2g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -135,6 +136,14 @@ def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Vari
             axes = [plates.get(n) if i == 0 else None for i, n in enumerate(a.shape)]
             constant[name] = Variable(numpy_of(a), _dims(name, axes))
     return observed, constant
+
+
+def coordinate_names(name: str, shape: tuple[int, ...]) -> list[str]:
+    """`tau`, `theta[0]`, `theta[1]`, …, `w[0, 1]`; axes of length one left out."""
+    sizes = [n for n in shape if n > 1]
+    if not sizes:
+        return [name]
+    return [f"{name}[{', '.join(map(str, i))}]" for i in itertools.product(*map(range, sizes))]
 
 
 def numpy_of(array: Tensor | np.ndarray) -> np.ndarray:

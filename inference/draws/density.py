@@ -54,9 +54,10 @@ def missing_density(weights: LogWeights) -> str | None:
 def missing_spread(weights: LogWeights) -> str | None:
     """Why the weights cannot tell the guide from the posterior: its draws are all the same."""
     drawn = {
-        n: t for n, t in weights.guide.items()
-        if not t.observed and not t.enumerated and torch.is_tensor(t.value) and not _is_masked_out(t)
-    }  # fmt: skip
+        n: t
+        for n, t in weights.guide.items()
+        if torch.is_tensor(t.value) and not (t.observed or t.enumerated or _is_masked_out(t))
+    }
     if not drawn or any(not _is_still(t, weights.particles) for t in drawn.values()):
         return None
     return f"all draws of {_names(drawn)} are the same, so their weights tell nothing"
@@ -75,7 +76,10 @@ def _is_still(term: Term, particles: int) -> bool:
 
 
 def _is_masked_out(*terms: Term | None) -> bool:
-    return all(t is not None and t.mask is False for t in terms)
+    """Whether the site plays no part in the densities, by `poutine.mask` or `.mask(False)`."""
+    return all(
+        t is not None and (t.mask is False or getattr(t.fn, "_mask", None) is False) for t in terms
+    )
 
 
 def _size(term: Term, weights: LogWeights) -> int:

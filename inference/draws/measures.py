@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..estimate import Estimate
-from .psis import LEAST, ess, khat
+from .psis import GOOD, LEAST, ess, khat
 
 EFFECTIVE = 5.0  # effective draws below which the mean weight of a posterior has no error to state
 ACTIVE = 0.01  # Var_x(E_q[z]) of a dimension in use; Burda et al. 2016, arXiv:1509.00519, section 5
@@ -52,17 +52,21 @@ def evidence(log_weight: Tensor) -> Estimate:
     """log p(x) by importance sampling, per block.
 
     Over several blocks it is the mean lower bound, its error that over blocks. Of one posterior,
-    whose error is that of the weights, there is none where fewer than five draws are effective:
-    the spread of weights that were never drawn cannot be seen.
+    whose error is that of the weights, there is none where k-hat is above 0.7 or fewer than five
+    draws are effective: the spread of weights that were never drawn cannot be seen.
+
+    Source: Vehtari et al. 2024, arXiv:1507.02646, section 3.
     """
-    per_block = log_evidence(log_weight)
+    per_block, k = log_evidence(log_weight), len(log_weight)
     if per_block.numel() > 1:
         return Estimate.of(per_block)
-    if len(log_weight) == 1:
+    if k == 1:
         return Estimate(float(per_block))
     effective = float(ess(log_weight))
-    if not effective >= min(EFFECTIVE, 0.5 * len(log_weight)):  # two draws of two are all there is
-        return Estimate.none(f"{effective:.1f} of {len(log_weight):,} draws are effective")
+    if not effective >= min(EFFECTIVE, 0.5 * k):  # of two equal draws, both are all there is
+        return Estimate.none(f"{effective:.1f} of {k:,} draws are effective")
+    if k >= LEAST and not (tail := float(khat(log_weight))) <= GOOD:
+        return Estimate.none(f"k-hat is {tail:.2f}: above {GOOD} the mean weight is not reliable")
     return Estimate(float(per_block), float(evidence_error(log_weight)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,12 @@ def sample(
             yield reduced
 
 
+def joint_log_weights(pair: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Tensor:
+    """log p(x, z) - log q(z) over all data, for K draws of all latents: (K,), float64."""
+    parts = sample(pair, draws, lambda chunk: chunk.weights.elbo().double(), seed=seed)
+    return torch.cat(list(parts))
+
+
 def extent(pair: CheckedPair, seed: int = 0) -> Extent:
     """The size of one draw, by making it."""
     with pair.ready(seed):
@@ -133,7 +140,7 @@ def even(total: int, most: int) -> list[slice]:
     """
     parts = max(1, min(math.ceil(total / max(1, most)), total // 2))
     edges = [round(i * total / parts) for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:])]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def strides(total: int, size: int) -> list[slice]:
@@ -156,6 +163,12 @@ def conditions(pair: CheckedPair, weights: LogWeights) -> tuple[dict[str, Tensor
         else:
             told.append(name)
     return observed, told if found else []
+
+
+def label_of(observed: Mapping[str, Tensor], told: Sequence[str]) -> str:
+    """What the evidence is of: `log p(x)`, or `log p(x | y)` of a model that is told y."""
+    what = ", ".join(observed) if 0 < len(observed) < 4 else "data"
+    return f"log p({what} | {', '.join(told)})" if told else f"log p({what})"
 
 
 def tensor_arguments(pair: CheckedPair) -> dict[str, Tensor]:

@@ -6,23 +6,25 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from ..draws.psis import GOOD, ess, khat
+from ..draws import measures
+from ..draws.density import missing_density, missing_spread
+from ..draws.psis import ess
+from ..draws.sampler import joint_log_weights
 from ..elbo import Estimator, Trace, estimator_of
+from ..estimate import Estimate
 from ..pairs.arguments import as_arguments, check_signature, check_values
+from ..pairs.gate import admit
 from ..pairs.options import check_options
-from ..randomness import forked
+from ..results.result import Result
+from ..results.table import Table
 from ..training.fitting import fit
 from ..training.run import Run
-from ..weights import log_weights, no_validation
 from .make import make_guide
 from .packed import LaplaceGuide, laplace
 
-CHUNK = 100_000  # draws times rows of the data in one run
+LEAST = 25  # draws, for k-hat
 
 
 @dataclass(frozen=True)
@@ -33,27 +35,27 @@ class GuideRow:
         guide: its name.
         elbo, elbo_se: E_q[log p(x, z) - log q(z)] and its standard error, nats.
         evidence, evidence_se: log of the mean importance weight, and its standard error, nats: an
-            estimate of log p(x), to be trusted as far as k-hat allows.
+            estimate of log p(x).
         khat: Pareto k-hat of the joint weights.
         ess: effective number of the draws.
         draws: their number.
         seconds: of the fit.
-        note: what else to know.
+        note: what else to know; what is None above has no estimate, and here it says why.
     """
 
     guide: str
-    elbo: float
-    elbo_se: float
-    evidence: float
-    evidence_se: float
-    khat: float
-    ess: float
+    elbo: float | None
+    elbo_se: float | None
+    evidence: float | None
+    evidence_se: float | None
+    khat: float | None
+    ess: float | None
     draws: int
     seconds: float
     note: str = ""
 
 
-class GuideTable(Mapping[str, GuideRow]):
+class GuideTable(Result, Mapping[str, GuideRow]):
     """Name -> row, best ELBO first; `str()` is a table.
 
     Attributes:
@@ -61,8 +63,10 @@ class GuideTable(Mapping[str, GuideRow]):
         failed: name -> why a guide could not be fitted.
     """
 
+    file_name: ClassVar[str] = "guides"
+
     def __init__(self, rows: Sequence[GuideRow], runs: dict[str, Run], failed: dict[str, str]):
-        order = sorted(rows, key=lambda r: -r.elbo if math.isfinite(r.elbo) else math.inf)
+        order = sorted(rows, key=lambda r: math.inf if r.elbo is None else -r.elbo)
         self._rows = {r.guide: r for r in order}
         self.runs, self.failed = runs, failed
 
@@ -90,25 +94,22 @@ class GuideTable(Mapping[str, GuideRow]):
 
         return pandas.DataFrame(self.to_dict().values()).set_index("guide")
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """A guide to a line."""
         head = ("guide", "ELBO (nats)", "log evidence (nats)", "k-hat", "ESS", "seconds", "")
-        lines = [head]
+        rows = []
         for r in self._rows.values():
-            lines.append((
-                r.guide, _pm(r.elbo, r.elbo_se), _pm(r.evidence, r.evidence_se),
-                f"{r.khat:.2f}" if not math.isnan(r.khat) else "–",
-                f"{r.ess:.0f} of {r.draws}" if math.isfinite(r.ess) else "–",
-                f"{r.seconds:.1f}", r.note,
-            ))  # fmt: skip
-        wide = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        table = "\n".join(
-            "  ".join(f"{cell:<{w}}" if i in (0, len(head) - 1) else f"{cell:>{w}}"
-                      for i, (cell, w) in enumerate(zip(line, wide))).rstrip()
-            for line in lines
-        )  # fmt: skip
-        return "\n".join([table, *(f"{n}: not fitted. {why}" for n, why in self.failed.items())])
+            tail = "–" if r.khat is None else "equal" if r.khat == -math.inf else f"{r.khat:.2f}"
+            numbers = (Estimate(r.elbo, r.elbo_se), Estimate(r.evidence, r.evidence_se))
+            rows.append([
+                r.guide, *(e.number(3) if e else "–" for e in numbers), tail,
+                "–" if r.ess is None else f"{r.ess:.0f} of {r.draws}", f"{r.seconds:.1f}", r.note,
+            ])  # fmt: skip
+        return Table(head, rows, left=(0, len(head) - 1))
 
-    __repr__ = __str__  # what a notebook shows
+    def lines_below(self) -> list[str]:
+        """The guides that could not be fitted, and why."""
+        return [f"{n}: not fitted. {why}" for n, why in self.failed.items()]
 
 
 def fit_guides(
@@ -146,7 +147,7 @@ def fit_guides(
     Source: Vehtari et al. 2024, arXiv:1507.02646 (k-hat); Yao et al. 2018, arXiv:1802.02538 (k-hat
     as a judge of variational inference).
     """
-    check_options({"draws": 25}, draws=draws, steps=steps, lr=lr, seed=seed, **options)
+    check_options({"draws": LEAST}, draws=draws, steps=steps, lr=lr, seed=seed, **options)
     elbo = estimator_of(elbo, lambda: Trace(8))
     if callable(getattr(model, "model", None)) and callable(getattr(model, "guide", None)):
         model = model.model
@@ -171,52 +172,23 @@ def fit_guides(
     return GuideTable(rows, runs, failed)
 
 
-def joint_log_weights(run: Run, args: tuple, draws: int, seed: int = 0) -> Tensor:
-    """log p(x, z) - log q(z) over all data, for S draws of all latents: (S,)."""
-    rows = max([len(a) for a in args if torch.is_tensor(a) and a.dim()], default=1)
-    chunk = max(1, min(draws, CHUNK // rows))
-    args = tuple(a.to(run.device) if torch.is_tensor(a) else a for a in args)
-    out, pair = [], run.pair_
-    with forked(seed), torch.no_grad(), no_validation(), run.bind():
-        for start in range(0, draws, chunk):
-            weights = log_weights(
-                pair.model, pair.guide, *args, particles=min(chunk, draws - start),
-                nesting=pair.nesting, vectorized=run.estimator.vectorized,
-            )  # fmt: skip
-            out.append(weights.elbo())
-    return torch.cat(out).double()
-
-
 def _row(name: str, run: Run, args: tuple, draws: int, seed: int) -> GuideRow:
-    log_w = joint_log_weights(run, args, draws, seed)
-    if _is_point(run, args):
-        nan = math.nan
-        note = f"a point: log p(x, z) = {float(log_w[0]):.2f}"
-        return GuideRow(name, nan, nan, nan, nan, nan, nan, draws, run.seconds, note)
-    mean = torch.logsumexp(log_w, 0) - math.log(draws)
-    relative = torch.exp(log_w - mean)  # w / mean(w)
-    tail = float(khat(log_w))
-    return GuideRow(
-        name, float(log_w.mean()), float(log_w.std()) / math.sqrt(draws), float(mean),
-        float(relative.std()) / math.sqrt(draws), tail, float(ess(log_w)), draws, run.seconds,
-        _warning(tail),
-    )  # fmt: skip
-
-
-def _warning(tail: float) -> str:
-    """The verdict of k-hat on the evidence: weights have 1 / k-hat moments."""
-    if tail > GOOD:
-        return f"k-hat above {GOOD}: do not trust the evidence"
-    return "k-hat above 0.5: the evidence's error is larger than stated" if tail > 0.5 else ""
-
-
-def _is_point(run: Run, args: tuple) -> bool:
-    """Tell whether the guide gives one point, not draws."""
-    pair = run.pair_
-    args = tuple(a.to(run.device) if torch.is_tensor(a) else a for a in args)
-    with forked(), torch.no_grad(), no_validation(), run.bind():
-        weights = log_weights(pair.model, pair.guide, *args, nesting=pair.nesting)
-    return not any(q.free for q in weights.guide.values() if not q.observed)
+    pair = admit(run, args)
+    log_w = joint_log_weights(pair, draws, seed)[:, None]  # (K, 1)
+    with pair.ready(seed):
+        two = pair.weights(2)
+    if because := missing_density(two):
+        note = f"{because}: log p(x, z) = {float(log_w[0]):.2f}"
+        return GuideRow(name, None, None, None, None, None, None, draws, run.seconds, note)
+    elbo, evidence = measures.elbo(log_w), measures.evidence(log_w)
+    tail, note = measures.pareto_khat(log_w), evidence.because
+    if same := missing_spread(two):
+        tail, evidence, note = None, Estimate.none(same), same
+    khat = None if tail is None or isinstance(tail, Estimate) else float(tail)
+    if khat is not None and not note and khat > 0.5:
+        note = "k-hat above 0.5: the evidence's error is larger than stated"
+    size = float(ess(log_w))
+    return GuideRow(name, *elbo, *evidence, khat, size, draws, run.seconds, note)
 
 
 def _named(model: Callable, guides: Any) -> dict[str, Any]:
@@ -243,7 +215,3 @@ def _name(guide: Any, position: int) -> str:
         words = ", ".join(f"{k}={v}" for k, v in guide[1].items())
         return f"{guide[0]} ({words})" if words else guide[0]
     return getattr(guide, "__name__", None) or f"{type(guide).__name__} {position}"
-
-
-def _pm(value: float, se: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f} ± {se:.3f}"

@@ -17,8 +17,8 @@ from schools import NAMES, SIGMA, Y, centred, non_centred
 from scipy import stats
 
 from inference import elbo, fit, fit_many
-from inference.draws.datatree import to_datatree, write_datatree
 from inference.draws.arrays import GROUPS
+from inference.draws.datatree import to_datatree, write_datatree
 from zoo.vae import VAE, ConditionalVAE
 
 DATA = (Y, SIGMA)

@@ -13,8 +13,9 @@ from scipy import stats
 from torch import nn
 
 from inference import elbo
-from inference.judging.calibration import band, calibrate, symmetry, uniformity
+from inference.judging.calibration import calibrate
 from inference.judging.calibration import ranked as ranks_of
+from inference.judging.uniformity import band, symmetry, uniformity
 from zoo.vae import VAE
 
 

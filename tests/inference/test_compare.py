@@ -94,7 +94,7 @@ def test_the_recommendation_is_fair_and_explained(found):
     text = str(found)
     assert f"Use {found.recommendation}: " in text and "signal per millisecond" in text
     assert "not its aim" in text and "2000 draws, batched, on cpu" in text
-    assert len(found.table().splitlines()) == 9
+    assert len(str(found.table()).splitlines()) == 9
     assert (found.ms > 0).all()
     at = found.sel(estimator="Trace(1)", group="guide")
     assert np.isclose(at.efficiency, 1 / (at.variance * at.ms))

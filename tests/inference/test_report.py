@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from inference import fit
+from inference.estimate import Estimate
 from inference.judging.evaluation import Evaluation, evaluate
 from inference.training.state import History
 from zoo.report import (
@@ -42,10 +43,15 @@ def table(width=3, rows=40, labels=None, shape=None):
 
 
 def evaluation(**changed):
+    estimates = {
+        "elbo": Estimate(-10.0, 0.5), "reconstruction": Estimate(-8.0, 0.4),
+        "log_px": Estimate(-9.0, 0.25), "gap": Estimate(1.0, 0.3),
+        "bits_per_dim": Estimate(0.5, 0.25 / 18),
+    }  # fmt: skip
     values = dict(
-        elbo=-10.0, elbo_se=0.5, reconstruction=-8.0, kl={"z": 2.0},
-        kl_per_dim={"z": torch.tensor([1.5, 0.5])}, log_px=-9.0, log_px_se=0.25, log_px_mc_se=0.01,
-        particles=64, bits_per_dim=0.5, active_units={"z": 1},
+        estimates=estimates, kl_estimates={"z": Estimate(2.0, 0.1)},
+        kl_per_dim={"z": torch.tensor([1.5, 0.5])}, log_px_mc_se=0.01,
+        particles=64, active_units={"z": 1},
         khat=torch.tensor([0.1, 0.6, 0.8, 0.2]), log_px_per_datum=torch.zeros(4), n=4,
     )  # fmt: skip
     return Evaluation(**{**values, **changed})
@@ -123,7 +129,8 @@ def test_a_reverse_process_a_codebook_and_a_critic_are_shown():
 
 def test_every_layer_of_a_hierarchy_is_shown():
     one = Subject(object(), table(), evaluation=evaluation())
-    two = Subject(object(), table(), evaluation=evaluation(kl={"z_1": 2.0, "z_2": 1.0}))
+    layers = {"z_1": Estimate(2.0, 0.1), "z_2": Estimate(1.0, 0.1)}
+    two = Subject(object(), table(), evaluation=evaluation(kl_estimates=layers))
     assert names(one) == ["kl_per_dimension", "khat"]
     assert names(two) == ["kl_per_layer", "kl_per_dimension", "khat"]
 
@@ -188,7 +195,7 @@ def test_bounds_are_told_with_units_and_standard_errors():
 
 
 def test_without_latents_the_likelihood_is_exact():
-    exact = evaluation(kl={}, kl_per_dim={}, active_units={})
+    exact = evaluation(kl_estimates={}, kl_per_dim={}, active_units={}, khat=None)
     (only,) = metrics(Subject(object(), table(), evaluation=exact))
     assert only.label == "log p(x)" and only.note == "exact, 4 test data"
 

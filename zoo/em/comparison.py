@@ -7,17 +7,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from inference.draws.measures import elbo as elbo_of
+from inference.draws.sampler import joint_log_weights
 from inference.elbo import Trace
 from inference.estimate import Estimate
-from inference.randomness import forked
+from inference.pairs.gate import admit
+from inference.results.result import Result
+from inference.results.table import Table
 from inference.training.fitting import fit
-from inference.weights import log_weights
 
 from .ascent import check_mixture_data, kmeans_plus_plus
 from .figure import draw_mixtures
@@ -34,9 +37,8 @@ class MixtureMethod:
         name: of the method.
         mixture: the point estimate, or the mixture at the posterior mean.
         log_likelihood: nats, of the training data under `mixture`.
-        elbo, elbo_error: nats and standard error; NaN for EM, which bounds no evidence.
-        held_out, held_out_error: mean predictive log density of a held-out datum and its standard
-            error, nats; NaN where nothing was held out.
+        elbo: of the training data; none for EM, which bounds no evidence.
+        held_out: mean predictive log density of a held-out datum; none where nothing was held out.
         responsibilities: p(k | x) of the training data, (N, C).
         floored: components held up by EM's floor.
         seconds: of the fit, compiling included.
@@ -46,10 +48,8 @@ class MixtureMethod:
     name: str
     mixture: MixtureDensity
     log_likelihood: float
-    elbo: float
-    elbo_error: float
-    held_out: float
-    held_out_error: float
+    elbo: Estimate
+    held_out: Estimate
     responsibilities: Tensor
     floored: int
     seconds: float
@@ -62,7 +62,7 @@ class MixtureMethod:
 
 
 @dataclass(repr=False)
-class MixtureComparison:
+class MixtureComparison(Result):
     """Three fits side by side: `str()` is a table, `plot()` a figure.
 
     Attributes:
@@ -75,34 +75,46 @@ class MixtureComparison:
     held_out: Tensor
     methods: dict[str, MixtureMethod]
 
-    def __str__(self) -> str:
-        header = (
+    file_name: ClassVar[str] = "mixtures"
+
+    def table(self) -> Table:
+        """A method to a line."""
+        head = (
             "", "log-likelihood", "ELBO", "held-out nats per point", "components used", "seconds"
         )  # fmt: skip
-        rows = [header]
+        rows = []
         for m in self.methods.values():
             floored = f" ({m.floored} floored)" if m.floored else ""
-            rows.append(
-                (
-                    m.name,
-                    f"{m.log_likelihood:.2f}",
-                    _number(m.elbo, m.elbo_error, 2),
-                    _number(m.held_out, m.held_out_error, 3),
-                    f"{m.components_used} of {len(m.mixture.weights)}{floored}",
-                    f"{m.seconds:.2f}",
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths)) for row in rows]
-        note = (
+            rows.append([
+                m.name, f"{m.log_likelihood:.2f}", _written(m.elbo, 2), _written(m.held_out, 3),
+                f"{m.components_used} of {len(m.mixture.weights)}{floored}", f"{m.seconds:.2f}",
+            ])  # fmt: skip
+        return Table(head, rows)
+
+    def lines_below(self) -> list[str]:
+        """What the numbers are of."""
+        return [
             f"{len(self.x)} data fitted, {len(self.held_out)} held out; log-likelihood and ELBO "
             "in nats, with standard errors where they are estimates"
-        )
-        return "\n".join([*lines, note])
+        ]
 
-    __repr__ = __str__  # what a notebook shows
+    def to_dict(self) -> dict[str, Any]:
+        """Method -> its numbers."""
+        return {
+            m.name: {
+                "log_likelihood": m.log_likelihood, "elbo": m.elbo, "held_out": m.held_out,
+                "components_used": m.components_used, "floored": m.floored, "seconds": m.seconds,
+            }
+            for m in self.methods.values()
+        }  # fmt: skip
 
-    def plot(self, columns: Sequence[str] = ("column 1", "column 2")) -> Figure:
+    def figures(self) -> dict[str, Figure]:
+        """The figure of `plot`."""
+        return {"mixtures": self.plot()}
+
+    def plot(  # type: ignore[override]
+        self, columns: Sequence[str] = ("column 1", "column 2")
+    ) -> Figure:
         """Return a column for each method: data and components; responsibilities.
 
         Args:
@@ -188,26 +200,25 @@ def compare_mixtures(
     )  # fmt: skip
     q = GaussWishart(**run.pair.posterior())
     svi = q.mixture()
-    values = _elbo_draws(run, train, c, draws, seed)
-    elbo, error = Estimate.of(values)
-
-    nan = math.nan
+    elbo = elbo_of(joint_log_weights(admit(run, train), draws, seed)[:, None])
 
     def method(name: str, mixture: MixtureDensity, predictive: Any, r: Tensor, **more: Any):
-        mean, se = Estimate.of(predictive.log_prob(test)) if len(test) else (nan, nan)
+        outside = Estimate.none("nothing was held out")
+        if len(test):
+            outside = Estimate.of(predictive.log_prob(test))
         log_likelihood = float(mixture.log_prob(train).sum())
         return MixtureMethod(
-            name, mixture, log_likelihood, held_out=mean, held_out_error=se,
+            name, mixture, log_likelihood, held_out=outside,
             responsibilities=r, **{"floored": 0, **more},
         )  # fmt: skip
 
     rows = [
-        method("EM", em, em, em.responsibilities, elbo=nan, elbo_error=nan,
+        method("EM", em, em, em.responsibilities, elbo=Estimate.none("EM bounds no evidence"),
                floored=int(em.floored.sum()), seconds=em_seconds, result=em),
-        method("VB", vb.posterior.mixture(), vb, vb.responsibilities, elbo=vb.elbo,
-               elbo_error=0.0, seconds=vb_seconds, result=vb),
+        method("VB", vb.posterior.mixture(), vb, vb.responsibilities, elbo=Estimate(vb.elbo, 0.0),
+               seconds=vb_seconds, result=vb),
         method("SVI", svi, q, q.expected_log_joint(train).softmax(-2).mT, elbo=elbo,
-               elbo_error=error, seconds=svi_seconds, result=run),
+               seconds=svi_seconds, result=run),
     ]  # fmt: skip
     return MixtureComparison(train, test, {m.name: m for m in rows})
 
@@ -220,27 +231,14 @@ def _best_seeds(x: Tensor, components: int, restarts: int, seed: int) -> Tensor:
     return seeds[nearest.argmin()] * unit
 
 
-def _elbo_draws(run: Any, x: Tensor, components: int, draws: int, seed: int) -> Tensor:
-    """log p(x, θ) - log q(θ) at `draws` draws of θ, with k summed out, nats."""
-    chunk = max(1, 2**22 // (x.numel() * components))  # 32 MiB of float64 in each temporary
-    parts = []
-    with forked(seed), torch.no_grad():
-        for first in range(0, draws, chunk):
-            size = min(chunk, draws - first)
-            weights = log_weights(run.model, run.guide, x, particles=size, nesting=1)
-            parts.append(weights.elbo().reshape(-1))
-    return torch.cat(parts)
-
-
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     begin = time.perf_counter()
     result = function()
     return result, time.perf_counter() - begin
 
 
-def _number(value: float, error: float, digits: int) -> str:
-    if math.isnan(value):
+def _written(estimate: Estimate, digits: int) -> str:
+    """An estimate in a cell: a dash where there is none, no error where it is exact."""
+    if estimate.value is None:
         return "–"
-    if math.isnan(error) or error == 0:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} ± {error:.1g}"
+    return f"{estimate.value:.{digits}f}" if not estimate.se else estimate.number(digits)

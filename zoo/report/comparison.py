@@ -35,7 +35,7 @@ def include_comparison(found: Comparison, folder: str | Path, about: str = "") -
         with themed(theme):
             images.append(saved(found.plot()))
     section = template("comparison").render(
-        found=found, about=about, rows=found.rows(), below=" ".join(found.footnotes()),
+        found=found, about=about, table=found.table(), below=" ".join(found.footnotes()),
         light=embedded(images[0]), dark=embedded(images[1]),
     )  # fmt: skip
     found.to_nc(folder / "comparison.nc")

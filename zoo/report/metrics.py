@@ -111,81 +111,48 @@ def as_json(metrics: list[Metric]) -> dict[str, Any]:
 def _bounds(s: Subject) -> list[Metric]:
     e = s.evaluation
     assert e is not None
-    unit = e.unit
-    bits = Metric(
-        "bits_per_dim", "bits per dimension", e.bits_per_dim, "bits", _bits_se(s), "−log₂ p(x) / D"
-    )
-    if not e.kl:
-        exact = Metric(
-            "log_px", "log p(x)", e.log_px, unit, e.log_px_se, f"exact, {e.n:,} test data"
-        )
-        return [exact, bits] if s.shape is not None else [exact]
-    out = [
-        Metric(
-            "log_px",
-            "log p(x) ≥",
-            e.log_px,
-            unit,
-            e.log_px_se,
-            f"importance-sampled, K = {e.particles:,}, {e.n:,} test data",
-        ),
-        Metric("elbo", "ELBO", e.elbo, unit, e.elbo_se, "reconstruction − KL"),
-        Metric(
-            "reconstruction",
-            "reconstruction",
-            e.reconstruction,
-            unit,
-            e.reconstruction_se,
-            "E_q[log p(x | z)]",
-        ),
-    ]
-    out += [
-        Metric(f"kl_{k}", f"KL {k}", v, unit, e.kl_se.get(k), "E_q[log q − log p]")
-        for k, v in s.kl.items()
-    ]
-    gap = "log p(x) − ELBO, the divergence from the posterior"
-    out.append(Metric("gap", "gap ≥", e.gap, unit, e.gap_se, gap))
-    if e.surgery is not None:
-        o, limit = e.surgery, f"; at most log {e.surgery.n:,} = {math.log(e.surgery.n):.2f}"
-        out += [
-            Metric("mutual_information", "I(x; z)", o.mutual_information, unit,
-                   o.mutual_information_se, f"what latents say of their datum{limit}"),
-            Metric("marginal_kl", "KL(q(z) ‖ p(z))", o.marginal_kl, unit, o.marginal_kl_se,
-                   "how far all codes together are from the prior; KL − I(x; z)"),
-        ]  # fmt: skip
+    out: list[Metric] = []
+
+    def add(key: str, label: str, estimate: Estimate, unit: str = "", note: str = "") -> None:
+        if estimate.value is not None:  # what has no estimate is not told as a number
+            out.append(Metric(key, label, estimate.value, unit or e.unit, estimate.se, note))
+
+    data = f"{e.n:,} test data"
+    if e.exact or not e.kl_estimates:
+        add("log_px", e.label, e.estimates["log_px"], note=f"exact, {data}")
+    else:
+        how = f"importance-sampled, K = {e.particles:,}, {data}"
+        add("log_px", f"{e.label} ≥", e.estimates["log_px"], note=how)
+        add("elbo", "ELBO", e.estimates["elbo"], note="reconstruction − KL")
+        told = e.label.replace(" | ", " | z, ") if "|" in e.label else f"{e.label[:-1]} | z)"
+        add("reconstruction", "reconstruction", e.estimates["reconstruction"], note=f"E_q[{told}]")
+        for k in s.kl:
+            add(f"kl_{k}", f"KL {k}", e.kl_estimates[k], note="E_q[log q − log p]")
+        note = f"{e.label} − ELBO, the divergence from the posterior"
+        add("gap", "gap ≥", e.estimates["gap"], note=note)
+        if e.surgery is not None:
+            o, limit = e.surgery, f"; at most log {e.surgery.n:,} = {math.log(e.surgery.n):.2f}"
+            add(
+                "mutual_information",
+                "I(x; z)",
+                Estimate(o.mutual_information, o.mutual_information_se),
+                note=f"what latents say of their datum{limit}",
+            )
+            add("marginal_kl", "KL(q(z) ‖ p(z))", Estimate(o.marginal_kl, o.marginal_kl_se),
+                note="how far all codes together are from the prior; KL − I(x; z)")  # fmt: skip
     if s.shape is not None:
-        out.append(bits)
-    for k, n in e.active_units.items():
-        width = len(e.kl_per_dim[k]) if k in e.kl_per_dim else None
+        note = f"−{e.label.replace('log', 'log₂')} / D"
+        add("bits_per_dim", "bits per dimension", e.estimates["bits_per_dim"], "bits", note)
+    for k, n in e.active_units.items() if e.kl_estimates else ():
+        width = f"of {len(e.kl_per_dim[k])}" if k in e.kl_per_dim else ""
         note = "dimensions whose mean varies over data by more than 0.01"
-        out.append(
-            Metric(
-                f"active_units_{k}",
-                f"active units {k}",
-                n,
-                f"of {width}" if width else "",
-                None,
-                note,
-            )
-        )
-    if torch.isfinite(e.khat).any():
-        out.append(
-            Metric(
-                "khat_above_0.7",
-                "k-hat above 0.7",
-                100 * e.khat_above,
-                "% of data",
-                100 * math.sqrt(e.khat_above * (1 - e.khat_above) / len(e.khat)),
-                "where the guide is too light-tailed for importance sampling",
-            )
-        )
+        out.append(Metric(f"active_units_{k}", f"active units {k}", n, width, None, note))
+    if e.khat is not None and e.khat_above is not None and torch.isfinite(e.khat).any():
+        se = 100 * math.sqrt(e.khat_above * (1 - e.khat_above) / len(e.khat))
+        note = "where the guide is too light-tailed for importance sampling"
+        share = 100 * e.khat_above
+        out.append(Metric("khat_above_0.7", "k-hat above 0.7", share, "% of data", se, note))
     return out
-
-
-def _bits_se(s: Subject) -> float | None:
-    e = s.evaluation
-    assert e is not None
-    return abs(e.bits_per_dim / e.log_px) * e.log_px_se if e.log_px else None
 
 
 def _density(s: Subject) -> list[Metric]:

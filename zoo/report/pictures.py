@@ -225,15 +225,15 @@ def kl_per_dimension(s: Subject) -> Picture | None:
 
 def khat(s: Subject) -> Picture | None:
     """Draw the Pareto k-hat of importance sampling from the guide, datum by datum."""
-    if s.evaluation is None or not s.evaluation.kl:
+    if s.evaluation is None or s.evaluation.khat is None:
         return None
     values = s.evaluation.khat.detach().cpu().numpy()
     if len(values) < 2 or not np.isfinite(values).any():
         return None
+    above = f"{s.evaluation.khat_above:.0%} of {len(values):,} data"
     text = (
         "Pareto k-hat of each datum's importance weights. Above 0.7 the guide's tails are too "
-        f"light for the estimate of log p(x): {s.evaluation.khat_above:.0%} of {len(values):,} "
-        "data."
+        f"light for the estimate of {s.evaluation.label}: {above}."
     )
     return Picture("khat", "Pareto k-hat", text, draw.khat_plot(values))
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...draws.arrays import coordinate_names
+from ...estimate import Estimate
 from ...pairs.gate import admit
 from ...pairs.options import check_options
-from ..diagnosis.coordinates import coordinates
-from ..diagnosis.finding import plain
-from .simulated import Sites, posteriors, simulated
-from .uniformity import band, symmetry, uniformity
+from ...results.result import Result
+from ...results.table import Table
+from ..uniformity import band, symmetry, uniformity
+from .simulation import Sites, posteriors, simulated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Calibration", "band", "calibrate", "symmetry", "uniformity"]
 
+MOST = 10  # quantities that the text shows
 ALPHA = 0.01  # level of every verdict, shared among the quantities
 
 
 @dataclass(repr=False)
-class Calibration:
+class Calibration(Result):
     """Ranks of the truths among the draws of R posteriors, and what follows from them.
 
     Attributes:
@@ -44,6 +45,8 @@ class Calibration:
     draws: int
     fitted: bool
     seconds: float = 0.0
+
+    file_name: ClassVar[str] = "calibration"
 
     def __len__(self) -> int:
         return len(self.tarp)
@@ -106,31 +109,30 @@ class Calibration:
         p = [*self.uniform().values(), self.tarp_uniform()]
         return min(p) > ALPHA / len(p)
 
-    def __str__(self) -> str:
-        uniform, symmetric, coverage = self.uniform(), self.symmetric(), self.coverage()
-        limit = ALPHA / (len(uniform) + 1)
-        failed = [n for n, p in uniform.items() if p <= limit]
+    def lines_above(self) -> list[str]:
+        """The verdict."""
         kind = "fitted to each" if self.fitted else "amortised"
         head = "Calibrated" if self.passed else "Not calibrated"
-        lines = [f"{head}: {len(self)} data sets, guide {kind}, {self.draws} draws each."]
-        mean = dict(zip(self.ranks, self.pit().mean(0)))
-        for n in sorted(failed, key=lambda n: uniform[n])[:10]:
-            (c, se), p = coverage[n], uniform[n]
-            lines.append(
-                f"  {n}: 90 % intervals hold the truth in {100 * c:.1f} ± {100 * se:.1f} %"
-                f" ({_wrong(c, se, mean[n], symmetric[n])}; SBC p = {p:.2g})"
-            )
-        rest = len(failed) - 10
-        if rest > 0:
-            lines.append(f"  and {rest} more")
-        p = self.tarp_uniform()
-        lines.append(f"  TARP: joint regions {'hold' if p > limit else 'fail'} (p = {p:.2g})")
-        if not failed:
-            all_ = [100 * c for c, _ in coverage.values()]
-            lines.append(f"  90 % intervals hold the truth in {min(all_):.1f} to {max(all_):.1f} %")
-        return "\n".join(lines)
+        return [f"{head}: {len(self)} data sets, guide {kind}, {self.draws} draws each."]
 
-    __repr__ = __str__  # what a notebook shows
+    def table(self) -> Table:
+        """The quantities, the least calibrated first: coverage, p-value, what is wrong."""
+        uniform, symmetric, coverage = self.uniform(), self.symmetric(), self.coverage()
+        limit = ALPHA / (len(uniform) + 1)
+        mean = dict(zip(self.ranks, self.pit().mean(0)))
+        rows = []
+        for n in sorted(uniform, key=lambda n: uniform[n])[:MOST]:
+            (c, se), p = coverage[n], uniform[n]
+            wrong = _wrong(c, se, mean[n], symmetric[n]) if p <= limit else ""
+            rows.append([n, Estimate(100 * c, 100 * se).number(1), f"{p:.2g}", wrong])
+        p = self.tarp_uniform()
+        rows.append(["all, jointly (TARP)", "", f"{p:.2g}", "" if p > limit else "regions fail"])
+        return Table(["", "in the 90 % interval, %", "p of SBC", ""], rows, left=(0, 3))
+
+    def lines_below(self) -> list[str]:
+        """How many quantities the table leaves out."""
+        rest = len(self.ranks) - MOST
+        return [f"and {rest} more, better calibrated"] if rest > 0 else []
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict and every p-value and coverage as plain Python."""
@@ -140,13 +142,6 @@ class Calibration:
             "vsbc": self.symmetric(), "tarp": self.tarp_uniform(),
             "coverage_90": {n: {"mean": c, "se": se} for n, (c, se) in self.coverage().items()},
         }  # fmt: skip
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The same as JSON, also written to a file when one is named."""
-        text = json.dumps(plain(self.to_dict()), indent=2)
-        if path is not None:
-            Path(path).write_text(text)
-        return text
 
     def figures(self, most: int = 12) -> dict[str, Figure]:
         """`ecdf`: ranks against the uniform law with their 99 % band; `coverage`: of all levels."""
@@ -218,7 +213,7 @@ def calibrate(
     ranks: dict[str, np.ndarray] = {}
     for name, drawn in found.items():
         below = ranked(drawn, sets.truths[name], rng)  # (R, ...)
-        labels = coordinates(name, below.shape[1:])
+        labels = coordinate_names(name, below.shape[1:])
         ranks |= dict(zip(labels, below.reshape(datasets, -1).T))
     tarp = nearer(found, sets.truths, scale, rng)
     return Calibration(ranks, tarp, draws, steps is not None, time.perf_counter() - begin)

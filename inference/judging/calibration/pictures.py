@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from .uniformity import band, places
-
-if TYPE_CHECKING:
-    from . import Calibration
+from ..uniformity import band, places
 
 
-def ecdf(calibration: Calibration, most: int) -> Figure:
+def ecdf(calibration: Any, most: int) -> Figure:
     """ECDF of the ranks less the uniform one, the worst quantities first, with the 99 % band."""
     p = calibration.uniform()
     names = sorted(p, key=lambda n: p[n])[:most]
@@ -36,7 +33,7 @@ def ecdf(calibration: Calibration, most: int) -> Figure:
     return figure
 
 
-def coverage(calibration: Calibration, most: int) -> Figure:
+def coverage(calibration: Any, most: int) -> Figure:
     """Coverage of central intervals, and of TARP's joint regions, against the nominal level."""
     levels = np.linspace(0.01, 0.99, 99)
     p = calibration.uniform()

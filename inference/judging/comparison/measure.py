@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...draws.density import missing_density
+from ...draws.sampler import Chunk, conditions, label_of, sample
 from ...elbo import IWAE, Estimator, Trace, estimator_of
 from ...estimate import Estimate
-from ...pairs.gate import admit
+from ...pairs.gate import CheckedPair, admit
 from ...pairs.options import check_options
-from ...pairs.pair import Pair
 from ...randomness import forked
-from ...weights import LogWeights, log_weights, no_validation
+from ...weights import LogWeights, log_weights
 from .gradients import Gradients, Moments
 from .groups import Group, groups_of
-from .result import Comparison
+from .result import VARIABLES, Comparison
 
 WORTH_COMPILING = 5.0  # seconds of batched draws ahead, per estimator
-ROWS = 2**16  # particles times data in one run for it, so that memory stays bounded
 TIGHT = 1_000, 20  # particles and draws of the bound that stands in for log p(x)
 
 
@@ -77,7 +78,7 @@ def compare(
     check_options({"draws": 4}, draws=draws, compile=compile, seed=seed)
     with forked(seed):
         place = _place(model, guide, batch)
-        measured = [Measured(place, e, draws, seed) for e in estimators]
+        measured = [EstimatorDraws(place, e, draws, seed) for e in estimators]
         ahead = sum(m.ahead for m in measured)
         if compile is True or (compile == "auto" and ahead > WORTH_COMPILING * len(measured)):
             for m in measured:  # all or none: milliseconds are compared
@@ -90,24 +91,25 @@ def compare(
 
 @dataclass
 class Place:
-    """A pair at given parameters and arguments, and how its parameters are grouped."""
+    """A checked pair, and how its parameters are grouped.
 
-    pair: Pair
-    args: tuple
-    kwargs: dict[str, Any]
-    params: dict[str, Tensor]
-    buffers: dict[str, Tensor]
+    Attributes:
+        pair: at the parameters where estimators are compared.
+        groups: of the parameters.
+        rows: how many data the numbers are divided by.
+        label: what log p(x) is of.
+    """
+
+    pair: CheckedPair
     groups: list[Group]
     rows: float
-    device: torch.device
+    label: str
 
-    def weights(self, params: Mapping[str, Tensor] | None = None, **kwargs: Any) -> LogWeights:
+    def weights(self, params: Mapping[str, Tensor] | None = None, **options: Any) -> LogWeights:
         """Log weights of the batch, at other parameters if given."""
-        with no_validation(), self.pair.bind(params or self.params, self.buffers):
-            return log_weights(
-                self.pair.model, self.pair.guide, *self.args, nesting=self.pair.nesting,
-                **{**self.kwargs, **kwargs},
-            )  # fmt: skip
+        at = self.pair if params is None else dataclasses.replace(self.pair, params=dict(params))
+        with at.bound():
+            return at.weights(**{"vectorized": True, **options})
 
 
 def _place(model: Any, guide: Any, batch: Any) -> Place:
@@ -117,15 +119,16 @@ def _place(model: Any, guide: Any, batch: Any) -> Place:
         raise ValueError("compare: the pair has no parameters, so there is no gradient to measure.")
     pair = copy.copy(found.pair)
     pair.full_sizes = {}
-    place = Place(
-        pair, found.args, found.kwargs, found.params, found.buffers, [], 1.0, found.device
-    )
+    place = Place(dataclasses.replace(found, pair=pair), [], 1.0, "")
     place.groups = groups_of(place.weights, found.params)
-    place.rows = max(1.0, place.weights().data_size)
+    with place.pair.ready(0):
+        weights = place.pair.weights(1)
+        place.label = label_of(*conditions(place.pair, weights))
+    place.rows = max(1.0, weights.data_size)
     return place
 
 
-class Measured:
+class EstimatorDraws:
     """One estimator's draws and what they say, per group in the order of the place's groups."""
 
     def __init__(self, place: Place, estimator: Estimator, draws: int, seed: int):
@@ -156,10 +159,10 @@ class Measured:
     def _sampler(
         self, reference: bool, compile: bool = False, replicates: int | None = None
     ) -> Gradients:
-        place = self.place
+        pair = self.place.pair
         return Gradients(
-            place.pair, self.estimator, place.args, place.kwargs, params=place.params,
-            buffers=place.buffers, draws=(self.draws + 1) // 2, reference=reference,
+            pair.pair, self.estimator, pair.args, pair.kwargs, params=pair.params,
+            buffers=pair.buffers, draws=(self.draws + 1) // 2, reference=reference,
             compile=compile, replicates=replicates,
         )  # fmt: skip
 
@@ -244,25 +247,25 @@ def _reference(place: Place, given: Any, seed: int) -> tuple[str, float, float]:
     exact = _by_enumeration(place)
     if exact is not None:
         return "exact sum over the discrete latents", exact, 0.0
+    with place.pair.ready(seed):
+        because = missing_density(place.pair.weights(2))
+    if because:
+        return because, math.nan, math.nan
     particles, repeats = TIGHT
-    tight, rows = IWAE(particles), max(1, int(place.rows))
-    chunk = max(1, min(particles, ROWS // rows))
-    torch.manual_seed(seed)
-    values = []
+    tight, values = IWAE(particles), []
+
+    def log_w(chunk: Chunk) -> tuple[Tensor, LogWeights]:
+        return tight.log_w(chunk.weights), chunk.weights
+
     try:
-        with torch.no_grad():
-            for _ in range(repeats):
-                draws = [place.weights(particles=min(chunk, particles - i))
-                         for i in range(0, particles, chunk)]  # fmt: skip
-                log_w = torch.cat([tight.log_w(w) for w in draws])
-                values.append(float(draws[0].total(tight.per_datum(log_w))))
+        for i in range(repeats):
+            parts, weights = zip(*sample(place.pair, particles, log_w, seed=[seed, i]))
+            values.append(float(weights[0].total(tight.per_datum(torch.cat(parts)))))
     except ValueError as refusal:
-        return f"none ({refusal})", math.nan, math.nan
-    spread = torch.tensor(values, dtype=torch.float64)
-    return (
-        f"IWAE({particles}), a lower bound, mean of {repeats} draws",
-        *Estimate.of(spread),
-    )
+        return str(refusal), math.nan, math.nan
+    name = f"IWAE({particles}), a lower bound, mean of {repeats} draws"
+    value, se = Estimate.of(torch.tensor(values, dtype=torch.float64))
+    return name, value or math.nan, se or 0.0
 
 
 def _by_enumeration(place: Place) -> float | None:
@@ -280,10 +283,9 @@ def _by_enumeration(place: Place) -> float | None:
     def nothing(*args: Any, **kwargs: Any) -> None:
         pass
 
-    with torch.no_grad(), no_validation(), place.pair.bind(place.params, place.buffers):
-        alone = log_weights(
-            place.pair.model, nothing, *place.args, nesting=place.pair.nesting, **place.kwargs
-        )
+    pair = place.pair
+    with pair.ready(0):
+        alone = log_weights(pair.model, nothing, *pair.args, nesting=pair.nesting, **pair.kwargs)
     return float(alone.elbo()) if all(t.observed for t in alone.model.values()) else None
 
 
@@ -291,19 +293,19 @@ def _by_enumeration(place: Place) -> float | None:
 
 
 def _dataset(
-    place: Place, estimators: list[Estimator], measured: list[Measured],
+    place: Place, estimators: list[Estimator], measured: list[EstimatorDraws],
     truth: tuple[str, float, float], draws: int,
 ) -> Comparison:  # fmt: skip
     name, log_px, log_px_se = truth[0], truth[1] / place.rows, truth[2] / place.rows
     both = ("estimator", "group")
 
-    def column(get: Callable[[Measured], Any], dims: Any = "estimator") -> tuple:
+    def column(get: Callable[[EstimatorDraws], Any], dims: Any = "estimator") -> tuple:
         return dims, [get(m) for m in measured]
 
-    def snr(m: Measured) -> list[float]:
+    def snr(m: EstimatorDraws) -> list[float]:
         return [n / math.sqrt(v) if v else math.inf for n, v in zip(m.norm, m.variance)]
 
-    def efficiency(m: Measured) -> list[float]:
+    def efficiency(m: EstimatorDraws) -> list[float]:
         return [1 / (v * m.own.milliseconds) if v else math.inf for v in m.variance]
 
     data: Mapping[str, Any] = {
@@ -333,14 +335,18 @@ def _dataset(
     attrs = {
         "unit": "nats per datum" if place.rows > 1 else "nats",
         "reference": name,
+        "label": place.label,
         "log_px": log_px,
         "log_px_se": log_px_se,
         "draws": draws,
-        "device": str(place.device),
+        "device": str(place.pair.device),
         "how": ", ".join(dict.fromkeys(m.own.how for m in measured)),
         "notes": "; ".join(notes),
     }
-    return Comparison(data, coords, attrs).recommended()
+    found = Comparison(data, coords, attrs)
+    for variable, (long_name, own) in VARIABLES.items():
+        found[variable].attrs = {"long_name": long_name, "units": own or attrs["unit"]}
+    return found.recommended()
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .result import Comparison
-
 STYLE = {"model": "-", "guide": "--", "shared": ":"}
 MARKERS = "osv^D<>ph*"
 
 
-def figure(found: Comparison) -> Figure:
+def figure(found: xr.Dataset) -> Figure:
     """Four panels: SNR against K, variance against K, efficiency, SNR per module."""
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
@@ -41,7 +40,7 @@ def figure(found: Comparison) -> Figure:
     return drawn
 
 
-def against_k(axes: Axes, found: Comparison, variable: str, colour: dict[str, Any]) -> None:
+def against_k(axes: Axes, found: xr.Dataset, variable: str, colour: dict[str, Any]) -> None:
     """One line per kind of estimator and half of the pair, on log axes."""
     for i, (kind, c) in enumerate(colour.items()):
         of_kind = found.isel(estimator=np.flatnonzero(found.kind.values == kind))
@@ -59,7 +58,7 @@ def against_k(axes: Axes, found: Comparison, variable: str, colour: dict[str, An
     _at_least_a_decade(axes)
 
 
-def efficiency(axes: Axes, found: Comparison) -> None:
+def efficiency(axes: Axes, found: xr.Dataset) -> None:
     """Bars of 1/(variance · ms), relative to the best of each half."""
     halves, names = _halves(found), [str(e) for e in found.estimator.values]
     height = 0.8 / len(halves)
@@ -78,7 +77,7 @@ def efficiency(axes: Axes, found: Comparison) -> None:
     axes.legend(fontsize=8)
 
 
-def profiles(axes: Axes, found: Comparison, colour: dict[str, Any]) -> None:
+def profiles(axes: Axes, found: xr.Dataset, colour: dict[str, Any]) -> None:
     """SNR of every module, one line per estimator."""
     modules = found.isel(group=np.flatnonzero(~found.is_half.values))
     x = np.arange(modules.sizes["group"])
@@ -94,7 +93,7 @@ def profiles(axes: Axes, found: Comparison, colour: dict[str, Any]) -> None:
     axes.legend(fontsize=7, loc="center right")
 
 
-def _halves(found: Comparison) -> list[str]:
+def _halves(found: xr.Dataset) -> list[str]:
     return [str(g) for g in found.group.values[found.is_half.values]]
 
 

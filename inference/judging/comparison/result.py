@@ -5,24 +5,43 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
+from ...estimate import Estimate
+from ...results.result import Result
+from ...results.table import Table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+VARIABLES = {  # name -> what it is, and its unit where that does not follow from the pair's
+    "value": ("bound", None),
+    "value_se": ("standard error of the bound", None),
+    "bias": ("bound minus log p", None),
+    "bias_se": ("standard error of the bias", None),
+    "variance": ("variance of the gradient, summed over parameters", "square of the gradient's"),
+    "snr": ("signal-to-noise ratio of the gradient", "1"),
+    "gradient_norm": ("norm of the mean gradient", "gradient's"),
+    "gradient_bias": ("bias of the gradient along its own direction", "gradient's"),
+    "gradient_bias_se": ("standard error of the gradient's bias", "gradient's"),
+    "ms": ("time of a gradient, drawn in batches", "ms"),
+    "efficiency": ("1 / (variance x time)", "1 / (square of the gradient's x ms)"),
+}
 SIGNIFICANT = 5.0  # standard errors at which a gradient counts as biased
 
 
-class Comparison(xr.Dataset):
+class Comparison(Result, xr.Dataset):
     """Estimators side by side; an `xarray.Dataset` (see `inference.compare` for its variables).
 
-    `print` shows the table and the recommendation. `plot()` draws, `save(folder)` writes.
+    `print` shows the table and the recommendation. `plot()` draws, `save(folder)` writes. What is
+    selected of it is one as well; where estimators or groups are gone it prints as xarray does.
     """
 
     __slots__ = ()
+    file_name: ClassVar[str] = "comparison"
 
     @property
     def recommendation(self) -> str:
@@ -52,48 +71,72 @@ class Comparison(xr.Dataset):
             recommendation=best, because=self._reason(best, rate, fair)
         )
 
-    def rows(self) -> list[list[str]]:
-        """The table: a heading, then a row per estimator."""
+    def table(self) -> Table:
+        """An estimator to a line."""
         halves = [str(g) for g in self.group.values[self.is_half.values]]
-        rows = [["estimator", f"value ({self.attrs['unit']})", "minus log p(x)",
-                 *(f"SNR {h}" for h in halves), "gradient bias", "ms",
-                 *(f"efficiency {h}" for h in halves)]]  # fmt: skip
+        head = ["estimator", f"value ({self.attrs['unit']})", f"minus {self.attrs['label']}",
+                *(f"SNR {h}" for h in halves), "gradient bias", "ms",
+                *(f"efficiency {h}" for h in halves)]  # fmt: skip
+        rows = []
         for name in map(str, self.estimator.values):
             at = self.sel(estimator=name)
+            value = Estimate(float(at.value), float(at.value_se))
+            bias = Estimate(float(at.bias), float(at.bias_se))
             rows.append([
-                name,
-                f"{float(at.value):.4f} ± {float(at.value_se):.2g}",
-                f"{float(at.bias):+.4f} ± {float(at.bias_se):.2g}",
+                name, f"{value.value:.4f} ± {value.se:.2g}",
+                f"{bias.value:+.4f} ± {bias.se:.2g}" if math.isfinite(at.bias) else "–",
                 *(f"{float(at.snr.sel(group=h)):.3g}" for h in halves),
                 self._bias_in_words(name, halves),
                 f"{float(at.ms):.3g}",
                 *(f"{float(at.efficiency.sel(group=h)):.3g}" for h in halves),
             ])  # fmt: skip
-        return rows
-
-    def table(self) -> str:
-        """One line per estimator, as text."""
-        rows = self.rows()
-        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))
-            )
-            for r in rows
-        )
+        return Table(head, rows)
 
     def footnotes(self) -> list[str]:
         """What stands below the table: reference, draws, what was not compiled."""
         a = self.attrs
+        known = math.isfinite(a["log_px"])
+        truth = f"{a['log_px']:.4f} ± {a['log_px_se']:.2g} {a['unit']} ({a['reference']})"
+        truth = truth if known else f"no estimate, because {a['reference']}"
         return [
-            f"log p(x): {a['log_px']:.4f} ± {a['log_px_se']:.2g} {a['unit']} ({a['reference']}).",
+            f"{a['label']}: {truth}.",
             f"{a['draws']} draws, {a['how']}, on {a['device']}; gradient bias in standard errors.",
             *([f"Note: {a['notes']}."] if a["notes"] else []),
         ]
 
+    def lines_below(self) -> list[str]:
+        """The footnotes, and the estimator to use."""
+        return [*self.footnotes(), f"Use {self.recommendation}: {self.because}"]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has estimators, the halves of the pair and all variables, to be compared."""
+        needed = {*VARIABLES, "is_half", "is_bound"}
+        return (
+            {"estimator", "group"} <= set(self.dims)
+            and needed <= set(self.variables)
+            and bool(self.is_half.values.any())
+            and {"unit", "log_px", "recommendation"} <= set(self.attrs)
+        )
+
     def __str__(self) -> str:
-        use = f"Use {self.recommendation}: {self.because}"
-        return "\n".join([self.table(), *self.footnotes(), use])
+        if not self.is_whole:
+            return xr.Dataset.__repr__(self)
+        chosen = self.recommendation in self.estimator.values
+        return Result.__str__(self if chosen else self.recommended())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return Result._repr_html_(self) if self.is_whole else xr.Dataset._repr_html_(self)
+
+    def to_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Everything as plain Python, as xarray has it."""
+        return xr.Dataset.to_dict(self, *args, **options)
+
+    def figures(self) -> dict[str, Figure]:
+        """The figure of `plot`."""
+        return {"comparison": self.plot()}
 
     def plot(self, path: str | Path | None = None) -> Figure:  # type: ignore[override]
         """SNR and variance against K, efficiency, SNR per module; written to `path` if given."""
@@ -112,7 +155,7 @@ class Comparison(xr.Dataset):
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"comparison.{end}" for end in ("nc", "txt", "csv", "png")]
         self.to_nc(paths[0])
-        paths[1].write_text(f"{self}\n")
+        paths[1].write_text(f"{self}\n", encoding="utf-8")
         self.to_csv(paths[2])
         plt.close(self.plot(paths[3]))
         return paths
@@ -162,7 +205,7 @@ class Comparison(xr.Dataset):
         return bool(self.is_bound.sel(estimator=name)) and unbiased
 
     def _reason(self, best: str, rate: dict[str, tuple[float, str]], fair: list[str]) -> str:
-        def said(name: str) -> str:
+        def signal(name: str) -> str:
             half = rate[name][1]
             at = self.sel(estimator=name, group=half)
             return f"{half}: SNR {float(at.snr):.2g} in {float(at.ms):.2g} ms"
@@ -170,11 +213,11 @@ class Comparison(xr.Dataset):
         pool = "bounds with an unbiased gradient" if fair else "estimators, none of which is fair,"
         text = (
             f"of the {pool} it has the most signal per millisecond in the half of the pair that "
-            f"has less of it ({said(best)}"
+            f"has less of it ({signal(best)}"
         )
         others = sorted((e for e in rate if e != best), key=lambda e: rate[e][0], reverse=True)
         if others:
-            text += f"; next is {others[0]}, {said(others[0])}"
+            text += f"; next is {others[0]}, {signal(others[0])}"
         text += ")"
         tightest = max(fair or rate, key=lambda e: float(self.value.sel(estimator=e)))
         ahead = float(self.value.sel(estimator=tightest) - self.value.sel(estimator=best))

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import xarray as xr
 
+from ...draws.arrays import GROUPS, named_arrays
 from ...draws.datatree import to_datatree
-from ...draws.arrays import GROUPS
-from ...elbo.pieces import kl_by_site
+from ...draws.density import missing_density, missing_spread
+from ...draws.psis import LEAST
+from ...draws.sampler import sample
 from ...pairs.gate import CheckedPair, admit_all
+from ...results.finding import Finding
+from ...results.result import Result
+from ...results.table import Table
 from ...weights.simulate import is_latent
 from . import checks, prediction
 from .coordinates import Blocks, blocks
 from .corrected import corrected_tree, correction
-from .finding import Finding, plain
 from .gap import Gaps, amortization_gap
 from .matching import Correction, correct
 from .tail import SHARE, against, good_khat, importance
@@ -30,11 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["Diagnosis", "Finding", "amortization_gap", "diagnose"]
 
 WEIGHED = 40_000  # draws for the weights of one joint posterior, where they cost little
+SEEN = 100  # draws that show whether a guide has a density, and spread
 VALUES = 2**26  # values of sites that those draws may amount to, or that a tree may hold
 
 
 @dataclass(repr=False)
-class Diagnosis:
+class Diagnosis(Result):
     """What was seen of a fit, and what follows.
 
     Attributes:
@@ -57,6 +61,8 @@ class Diagnosis:
     gaps: Gaps | None = field(repr=False, default=None)
     evidence: dict[str, Any] = field(repr=False, default_factory=dict)
 
+    file_name: ClassVar[str] = "diagnosis"
+
     @property
     def trust(self) -> bool:
         """Whether the guide's own draws can be taken for the posterior's."""
@@ -77,43 +83,33 @@ class Diagnosis:
             "do not trust": "Do not trust this posterior, because",
         }[self.verdict]
 
-    def __str__(self) -> str:
-        mark = {True: "+", False: "-", None: " "}
-        lines = [self.headline, *(f"  - {r}" for r in self.reasons), "", "Evidence"]
-        lines += [f"{mark[f.good]} {f.name}: {f.text}" for f in self.findings]
-        return "\n".join(lines)
+    def lines_above(self) -> list[str]:
+        """The verdict and what speaks against the guide's own draws."""
+        return [self.headline, *(f"  - {r}" for r in self.reasons), ""]
 
-    __repr__ = __str__  # what a notebook shows
+    def table(self) -> Table:
+        """A finding to a line, with a mark: + as it should be, - not so."""
+        mark = {True: "+", False: "-", None: ""}
+        rows = [[mark[f.good], f.name, f.what] for f in self.findings]
+        return Table(["", "evidence", ""], rows, left=(0, 1, 2))
 
     def to_dict(self) -> dict[str, Any]:
         """Verdict, reasons and findings as plain Python, ready for JSON."""
         return {
             "verdict": self.verdict, "trust": self.trust, "reasons": self.reasons,
-            "correction": self.correction, "findings": [f.to_dict() for f in self.findings],
+            "correction": self.correction,
+            "findings": [
+                {"name": f.name, "good": f.good, "decides": f.decides, "what": f.what,
+                 "numbers": f.numbers}
+                for f in self.findings
+            ],
         }  # fmt: skip
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The same as JSON, also written to a file when one is named."""
-        text = json.dumps(plain(self.to_dict()), indent=2)
-        if path is not None:
-            Path(path).write_text(text)
-        return text
 
     def figures(self) -> dict[str, Figure]:
         """The figures that belong to the findings, by name."""
         from .pictures import figures
 
         return figures(self)
-
-    def plot(self, folder: str | Path) -> list[Path]:
-        """Write the figures as PNG files into a folder; returns their paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for name, figure in self.figures().items():
-            paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1], dpi=100)
-        return paths
 
 
 def diagnose(
@@ -155,15 +151,15 @@ def diagnose(
     Cremer et al. 2018, arXiv:1801.03558 (gaps). Each check names its own.
     """
     sources = admit_all(
-        run, *data, who="diagnose", least={"draws": 25}, gap=gap, seed=seed,
+        run, *data, who="diagnose", least={"draws": LEAST}, gap=gap, seed=seed,
         draws=1_000 if draws is None else draws,
     )  # fmt: skip
     with sources[0].ready(seed):
-        one = sources[0].weights(1)
-        if not any(is_latent(t) for t in one.guide.values()):
-            raise ValueError("the guide draws no latent: there is no posterior to be diagnosed.")
-        local = bool(one.plates)
-        size = sum(t.value.numel() for t in one.model.values() if torch.is_tensor(t.value))
+        two = sources[0].weights(2)
+    if not any(is_latent(t) for t in two.guide.values()):
+        raise ValueError("the guide draws no latent: there is no posterior to be diagnosed.")
+    local = bool(two.plates)
+    size = sum(t.value.numel() for t in two.model.values() if torch.is_tensor(t.value)) // 2
     draws = draws or (1_000 if local else 4_000)
     groups: Sequence[str] = GROUPS
     if draws * size * len(sources) > VALUES:
@@ -173,17 +169,24 @@ def diagnose(
     weighed = draws if local else max(draws, min(WEIGHED, VALUES // max(1, size)))
 
     best = _best(tree)
+    with sources[best].ready(seed):
+        two = sources[best].weights(min(draws, SEEN))
+    because = missing_density(two) or missing_spread(two)
     found: list[Finding | None] = []
     evidence: dict[str, Any] = {"best": best, "image_shape": image_shape}
     corrections: dict[int, tuple[Blocks, Correction]] = {}
-    try:
-        for i, source in enumerate(sources):
-            first, second = (blocks(source, weighed, [seed, i, half]) for half in (1, 2))
-            corrections[i] = second, correct(first, second, good_khat(weighed))
-        found.append(importance(corrections[best][0]))
-        evidence |= {"blocks": corrections[best][0], "corrections": corrections}
-    except ValueError as why:
-        found.append(_by_khat(tree, best, str(why)))
+    if because:
+        text = f"no estimate, because {because}."
+        found.append(Finding.of("importance weights", text, False, True))
+    else:
+        try:
+            for i, source in enumerate(sources):
+                first, second = (blocks(source, weighed, [seed, i, half]) for half in (1, 2))
+                corrections[i] = second, correct(first, second, good_khat(weighed))
+            found.append(importance(corrections[best][0]))
+            evidence |= {"blocks": corrections[best][0], "corrections": corrections}
+        except ValueError as why:
+            found.append(_by_khat(tree, best, str(why)))
     found.append(checks.restarts(tree))
     corrected = how = None
     if corrections:
@@ -199,12 +202,11 @@ def diagnose(
             gaps = amortization_gap(sources[best], gap, seed=seed)
             found.append(_gap(gaps))
         except ValueError as why:
-            found.append(Finding("amortisation gap", f"not looked for: {why}."))
+            found.append(Finding.of("amortisation gap", f"not looked for: {why}."))
     if local:
-        with sources[best].ready(seed):
-            found.append(checks.collapse(tree, _rates(sources[best])))
-    pointwise = prediction.evidence(tree, best) if local else None
-    if (loo := prediction.leave_one_out(tree)) is not None:
+        found.append(checks.collapse(tree, best, _rates(sources[best], seed)))
+    pointwise = prediction.evidence(tree, best) if local and not because else None
+    if not because and (loo := prediction.leave_one_out(tree)) is not None:
         found.append(loo[0])
         pointwise = loo[1]
     if pointwise is not None:
@@ -213,15 +215,16 @@ def diagnose(
         evidence |= {"pointwise": pointwise, "worst": places}
     best_tree = tree if corrected is None else corrected
     found.append(prediction.predictive(best_tree))
-    if (pit := prediction.loo_pit(tree, seed)) is not None:
+    if not because and (pit := prediction.loo_pit(tree, seed)) is not None:
         found.append(pit[0])
         evidence["pit"] = pit[1]
-    found.append(checks.sensitivity(best_tree))
+    if not because:
+        found.append(checks.sensitivity(best_tree))
     run_ = sources[best].run
     if run_ is not None:
         found.append(checks.convergence(run_.losses, run_.unit))
     findings = [f for f in found if f is not None]
-    reasons = [f"{f.name}: {f.text}" for f in findings if f.decides and f.good is False]
+    reasons = [f"{f.name}: {f.what}" for f in findings if f.decides and f.good is False]
     verdict = "trust"
     if reasons:
         verdict = "do not trust" if corrected is None else "trust the corrected posterior"
@@ -243,23 +246,27 @@ def _by_khat(tree: xr.DataTree, best: int, why: str) -> Finding:
     text = f"k-hat {k.max():.2f} (limit {limit:.2f})" if k.ndim == 0 else (
         f"k-hat is above {limit:.2f} for {100 * share:.0f} % of the data")  # fmt: skip
     text += f"; no latent can be blamed and no correction made, because {why}."
-    return Finding("importance weights", text, share <= SHARE, True, {"khat": k, "limit": limit})
+    return Finding.of("importance weights", text, share <= SHARE, True, {"khat": k, "limit": limit})
 
 
 def _gap(gaps: Gaps) -> Finding:
-    (a, a_se), (b, b_se) = gaps.amortization, gaps.approximation
-    small = a < max(3 * a_se, 0.1)
+    a, b = gaps.amortization, gaps.approximation
+    small = a.known() < max(3 * (a.se or 0.0), 0.1)
     advice = "" if small else ": a wider encoder or more training would help"
-    if b > max(3 * b_se, 0.1) and b > a:
+    if b.known() > max(3 * (b.se or 0.0), 0.1, a.known()):
         advice += "; the family costs more than the network: try a richer guide"
-    return Finding(
+    return Finding.of(
         "amortisation gap", f"{gaps}{advice}.", small, False,
-        {"amortization": a, "amortization_se": a_se, "approximation": b, "approximation_se": b_se},
+        {"amortization": a, "approximation": b},
     )  # fmt: skip
 
 
-def _rates(chain: CheckedPair) -> dict[str, float]:
+def _rates(pair: CheckedPair, seed: int) -> dict[str, float]:
     """E_q[log q - log p] of every latent, nats per datum, from ten draws."""
-    parts = [kl_by_site(chain.weights(1)) for _ in range(10)]
-    n = len(chain.args[0])
-    return {k: sum(float(p[k]) for p in parts) / (len(parts) * n) for k in parts[0]}
+    parts = sample(pair, 10, partial(named_arrays, groups=("divergence",)), seed=seed)
+    found: dict[str, list[float]] = {}
+    for tree in parts:
+        for name, v in tree["divergence"].items():
+            if name.startswith("kl:"):
+                found.setdefault(name[3:], []).extend(v.array.flatten(1).mean(1).tolist())
+    return {name: sum(values) / len(values) for name, values in found.items()}

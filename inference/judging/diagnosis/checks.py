@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 import xarray as xr
 
-from .finding import Finding, listed
+from ...draws.measures import ACTIVE, active_variance
+from ...results.finding import Finding, listed
 
 RHAT = 1.01  # Vehtari et al. 2021, arXiv:1903.08008
-ACTIVE = 0.01  # Var_x(E_q[z]) of a dimension in use; Burda et al. 2016, arXiv:1509.00519, section 5
 LARGE = 500  # scalars above which prior sensitivity is not asked for
 
 
@@ -41,7 +42,7 @@ def restarts(tree: xr.DataTree) -> Finding | None:
     )
     text += f", largest R-hat {by_name[worst]:.3f} ({worst}; limit {RHAT})"
     text += "." if good else f". They differ in {listed(differ)}: several optima, or too few steps."
-    return Finding(
+    return Finding.of(
         "restarts", text, good, True,
         {"rhat": by_name, "elbo": elbo.tolist(), "elbo_se": se.tolist()},
     )  # fmt: skip
@@ -57,13 +58,13 @@ def convergence(losses: Sequence[float], unit: str) -> Finding | None:
     se = math.hypot(before.std() / math.sqrt(n), after.std() / math.sqrt(n))
     good = bool(drop < 3 * se)
     text = f"the loss fell by {drop:.3g} ± {se:.2g} {unit} over the last tenth of the steps"
-    return Finding(
+    return Finding.of(
         "loss", text + ("." if good else ": it still falls, go on with fit(..., resume=run)."),
         good, False, {"drop": float(drop), "se": se},
     )  # fmt: skip
 
 
-def collapse(tree: xr.DataTree, kl: Mapping[str, float]) -> Finding | None:
+def collapse(tree: xr.DataTree, chain: int, kl: Mapping[str, float]) -> Finding | None:
     """Which dimensions and layers of amortised latents say nothing about the data.
 
     A dimension is active when Var_x(E_q[z]) > 0.01; the variance that a finite number of draws adds
@@ -82,14 +83,18 @@ def collapse(tree: xr.DataTree, kl: Mapping[str, float]) -> Finding | None:
     for name, z in tree.posterior.data_vars.items():
         if not set(local) <= set(z.dims) or z.dtype.kind != "f":
             continue
-        draws = z.isel(chain=0)
-        noise = draws.var("draw", ddof=1).mean(local) / draws.sizes["draw"]
-        spread = np.atleast_1d((draws.mean("draw").var(local) - noise).values).ravel()
+        draws = z.isel(chain=chain).transpose("draw", *local, ...)
+        flat = torch.as_tensor(draws.values).double().flatten(1, len(local))  # (K, B, ...)
+        flat = flat.reshape(*flat.shape[:2], -1)
+        if flat.shape[1] < 2:
+            continue
+        spread = active_variance(flat.mean(0), flat.var(0), len(flat)).numpy()
         active = int((spread > ACTIVE).sum())
-        rate = kl.get(str(name), math.nan)
-        phrases.append(f"{name} {active} of {spread.size} (KL {rate:.2f} nats per datum)")
+        rate = kl.get(str(name))  # latents that are drawn jointly have none of their own
+        own = "" if rate is None else f" (KL {rate:.2f} nats per datum)"
+        phrases.append(f"{name} {active} of {spread.size}{own}")
         numbers[str(name)] = {"active": active, "of": spread.size, "kl": rate, "variance": spread}
-        if active == 0 or rate < ACTIVE:
+        if active == 0 or (rate is not None and rate < ACTIVE):
             dead.append(str(name))
     if not phrases:
         return None
@@ -97,7 +102,7 @@ def collapse(tree: xr.DataTree, kl: Mapping[str, float]) -> Finding | None:
     all_active = all(v["active"] == v["of"] for v in numbers.values())
     if dead:
         text += f". Collapsed: {listed(dead)}; try warm-up or free bits (elbo.Beta)"
-    return Finding("latents", text + ".", all_active, False, numbers)
+    return Finding.of("latents", text + ".", all_active, False, numbers)
 
 
 def sensitivity(tree: xr.DataTree) -> Finding | None:
@@ -122,14 +127,14 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
             warnings.simplefilter("ignore")  # of tails too short to fit
             table = psense_summary(tree, prior_var_names=top or None)
     except ValueError as why:
-        return Finding("prior sensitivity", f"not computed: {why}.")
+        return Finding.of("prior sensitivity", f"not computed: {why}.")
     finally:
         logger.setLevel(level)
     conflict = [str(i) for i, d in table.diagnosis.items() if "conflict" in d]
     strong = [str(i) for i, d in table.diagnosis.items() if "strong prior" in d]
     prior = table["prior"].astype(float)
     if prior.isna().all():
-        return Finding("prior sensitivity", "not computed: the prior hardly varies.")
+        return Finding.of("prior sensitivity", "not computed: the prior hardly varies.")
     worst = prior.idxmax()
     text = f"power-scaling moves {worst} most (prior {float(prior[worst]):.2f}, limit 0.05)"
     if conflict:
@@ -140,4 +145,4 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
         str(i): {"prior": float(r["prior"]), "likelihood": float(r["likelihood"])}
         for i, r in table.iterrows()
     }
-    return Finding("prior sensitivity", text + ".", not conflict, False, numbers)
+    return Finding.of("prior sensitivity", text + ".", not conflict, False, numbers)

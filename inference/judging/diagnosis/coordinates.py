@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
+from ...draws.arrays import coordinate_names
 from ...draws.sampler import Chunk, sample
 from ...draws.supports import is_discrete, to_real
 from ...pairs.gate import CheckedPair
 from ...weights import LogWeights
 from ...weights.simulate import is_latent
-
 
 
 @dataclass
@@ -74,6 +73,7 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
     layout = Layout(weights, lines)
     dtype = next(iter(lines.values())).dtype
     origin = _origin(weights, lines)
+
     def values(u: Tensor) -> dict[str, Tensor]:
         return {n: moves[n](line) for n, line in layout.sites(u.to(dtype)).items()}
 
@@ -122,7 +122,7 @@ class Layout:
             n: tuple(v.movedim(self.axes, self.front).shape[1 + len(self.plates) :])
             for n, v in lines.items()
         }
-        self.names = [c for n, shape in self.shapes.items() for c in coordinates(n, shape)]
+        self.names = [c for n, shape in self.shapes.items() for c in coordinate_names(n, shape)]
 
     def by_block(self, tensor: Tensor) -> Tensor:
         """(S, B, d): the shared plates in one axis, everything else in another."""
@@ -141,14 +141,6 @@ class Layout:
             out[name] = line.reshape(len(u), *self.sizes, *shape).movedim(self.front, self.axes)
             start += math.prod(shape)
         return out
-
-
-def coordinates(name: str, shape: tuple[int, ...]) -> list[str]:
-    """`tau`, `theta[0]`, `theta[1]`, …, `w[0, 1]`; axes of length one left out."""
-    sizes = [n for n in shape if n > 1]
-    if not sizes:
-        return [name]
-    return [f"{name}[{', '.join(map(str, i))}]" for i in itertools.product(*map(range, sizes))]
 
 
 def _origin(

@@ -14,8 +14,8 @@ from ...draws.psis import ess
 from ...draws.sampler import Chunk, sample
 from ...pairs.gate import CheckedPair
 from ...randomness import forked
+from ...results.finding import Finding
 from .coordinates import Blocks
-from .finding import Finding
 from .matching import Correction, resampled
 from .tail import SHARE, good_khat
 
@@ -46,10 +46,10 @@ def correction(
         if not corrections[best][0].invertible:
             tried = "importance weights alone (this guide's draws cannot be moved) leave"
         text = f"none can be relied on: {tried} {change}."
-        return Finding("correction", text, False, False, numbers), None, []
+        return Finding.of("correction", text, False, False, numbers), None, []
     how = "moment matching" if moved else "PSIS"
     text = f"moment matching helps: {change}." if moved else "importance resampling is enough."
-    return Finding("correction", text, True, False, numbers), how, usable
+    return Finding.of("correction", text, True, False, numbers), how, usable
 
 
 def corrected_tree(

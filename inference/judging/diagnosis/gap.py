@@ -62,11 +62,8 @@ class Gaps:
         return Estimate.of(self.log_px - self.local)
 
     def __str__(self) -> str:
-        (a, a_se), (b, b_se) = self.amortization, self.approximation
-        return (
-            f"amortisation gap {a:.3f} ± {a_se:.3f}, approximation gap {b:.3f} ± {b_se:.3f} nats "
-            f"per datum ({len(self.rows)} data)"
-        )
+        a, b = (gap.number(3) for gap in (self.amortization, self.approximation))
+        return f"amortisation gap {a}, approximation gap {b} nats per datum ({len(self.rows)} data)"
 
     __repr__ = __str__  # what a notebook shows
 

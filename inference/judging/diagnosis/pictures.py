@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,13 +13,10 @@ from matplotlib.figure import Figure
 from ...draws.psis import psis
 from .tail import good_khat, tail_size
 
-if TYPE_CHECKING:
-    from . import Diagnosis
-
 GUIDE, TRUTH, GREY = "C0", "C1", "0.6"
 
 
-def figures(diagnosis: Diagnosis) -> dict[str, Figure]:
+def figures(diagnosis: Any) -> dict[str, Figure]:
     """Name -> figure, for each finding that has something to show."""
     drawers = {
         "weights": _weights, "marginals": _marginals, "data": _pointwise,
@@ -44,7 +41,7 @@ def _ink() -> str:
     return str(matplotlib.rcParams["text.color"])
 
 
-def _weights(d: Diagnosis) -> Figure | None:
+def _weights(d: Any) -> Figure | None:
     """The tail of the weights of a joint posterior, or k-hat of every datum."""
     blocks = d.evidence.get("blocks")
     if blocks is None:
@@ -70,7 +67,7 @@ def _weights(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _marginals(d: Diagnosis) -> Figure | None:
+def _marginals(d: Any) -> Figure | None:
     """Guide and corrected posterior of the coordinates that differ most."""
     blocks = d.evidence.get("blocks")
     if blocks is None or blocks.u.shape[1] > 1:
@@ -97,7 +94,7 @@ def _marginals(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _pointwise(d: Diagnosis) -> Figure | None:
+def _pointwise(d: Any) -> Figure | None:
     pointwise = d.evidence.get("pointwise")
     if pointwise is None:
         return None
@@ -117,12 +114,12 @@ def _pointwise(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _loo_pit(d: Diagnosis) -> Figure | None:
+def _loo_pit(d: Any) -> Figure | None:
     """ECDF of the values less the uniform one, with its simultaneous 99 % band."""
     pit = d.evidence.get("pit")
     if pit is None:
         return None
-    from ..calibration.uniformity import band
+    from ..uniformity import band
 
     figure, ((axes,),) = _canvas()
     at = np.linspace(0, 1, 201)[1:-1]
@@ -136,7 +133,7 @@ def _loo_pit(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _predictive(d: Diagnosis) -> Figure | None:
+def _predictive(d: Any) -> Figure | None:
     tree = d.corrected if d.corrected is not None else d.datatree
     if "posterior_predictive" not in tree.children:
         return None
@@ -155,7 +152,7 @@ def _predictive(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _loss(d: Diagnosis) -> Figure | None:
+def _loss(d: Any) -> Figure | None:
     if "loss_trace" not in d.datatree.children:
         return None
     figure, ((axes,),) = _canvas()
@@ -168,7 +165,7 @@ def _loss(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _gaps(d: Diagnosis) -> Figure | None:
+def _gaps(d: Any) -> Figure | None:
     if d.gaps is None:
         return None
     g = d.gaps
@@ -182,7 +179,7 @@ def _gaps(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _latents(d: Diagnosis) -> Figure | None:
+def _latents(d: Any) -> Figure | None:
     found = [f for f in d.findings if f.name == "latents"]
     if not found:
         return None
@@ -196,7 +193,7 @@ def _latents(d: Diagnosis) -> Figure | None:
     return figure
 
 
-def _worst_data(d: Diagnosis) -> Figure | None:
+def _worst_data(d: Any) -> Figure | None:
     """The least likely data as images, above their mean reconstruction, where they are images."""
     places = d.evidence.get("worst")
     names = list(d.datatree.observed_data.data_vars)

@@ -12,8 +12,9 @@ import xarray as xr
 from scipy import stats
 from torch import Tensor
 
+from ...draws.measures import log_evidence
 from ...draws.psis import psis
-from .finding import Finding, listed
+from ...results.finding import Finding, listed
 from .tail import good_khat
 
 SURPRISE = 0.01  # two-sided tail probability of a test statistic that is worth a word
@@ -46,7 +47,12 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset | None] | None
             warnings.simplefilter("ignore", UserWarning)
             loo = loo_approximate_posterior(tree, s.log_p, s.log_q, pointwise=True, var_name=name)
     except ValueError as why:  # too few different draws for a tail
-        return Finding("leave-one-out", f"not computed: {why}."), None
+        return Finding.of("leave-one-out", f"not computed: {why}."), None
+    if not (math.isfinite(loo.elpd) and math.isfinite(loo.se)):
+        why = "the densities of some observations are infinite or undefined"
+        if loo.n_data_points < 2:
+            why = "one observation left out leaves none"
+        return Finding.of("leave-one-out", f"no estimate, because {why}.", None), None
     pointwise = xr.Dataset({"elpd": loo.elpd_i, "khat": loo.pareto_k})
     k, limit = loo.pareto_k.values.ravel(), good_khat(loo.n_samples)
     above = int((~(k <= limit)).sum())
@@ -59,7 +65,7 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset | None] | None
     numbers = {
         "elpd": float(loo.elpd), "se": float(loo.se), "p": float(loo.p), "khat_above": above
     }  # fmt: skip
-    return Finding("leave-one-out", text + ".", above == 0, False, numbers), pointwise
+    return Finding.of("leave-one-out", text + ".", above == 0, False, numbers), pointwise
 
 
 def evidence(tree: xr.DataTree, chain: int) -> xr.Dataset:
@@ -67,7 +73,7 @@ def evidence(tree: xr.DataTree, chain: int) -> xr.Dataset:
     lw = tree.sample_stats.log_weight.isel(chain=chain)
     dims = [d for d in lw.dims if d != "draw"]
     raw = torch.as_tensor(lw.transpose("draw", *dims).values).double()
-    elpd = torch.logsumexp(raw, 0) - math.log(len(raw))
+    elpd = log_evidence(raw)
     khat = tree.sample_stats.khat.isel(chain=chain).transpose(*dims)
     return xr.Dataset({"elpd": (dims, elpd.numpy()), "khat": khat}).drop_vars("chain")
 
@@ -92,7 +98,7 @@ def predictive(tree: xr.DataTree) -> Finding | None:
     text = f"P(T(replicated) > T(data)) of T = {shown}"
     if odd:
         text += f". The model does not reproduce {listed(odd)}"
-    return Finding("posterior predictive", text + ".", not odd, False, numbers)
+    return Finding.of("posterior predictive", text + ".", not odd, False, numbers)
 
 
 def loo_pit(tree: xr.DataTree, seed: int = 0) -> tuple[Finding, np.ndarray] | None:
@@ -128,7 +134,7 @@ def loo_pit(tree: xr.DataTree, seed: int = 0) -> tuple[Finding, np.ndarray] | No
     good = bool(test.pvalue > ALPHA)
     text = f"{len(pit)} LOO-PIT values against the uniform law: p = {test.pvalue:.3f}"
     text += "." if good else ": the predictive distributions have the wrong place or width."
-    return Finding("LOO-PIT", text, good, False, {"p": float(test.pvalue)}), pit
+    return Finding.of("LOO-PIT", text, good, False, {"p": float(test.pvalue)}), pit
 
 
 def worst_data(pointwise: xr.Dataset, most: int = 8) -> tuple[Finding, list[tuple]]:
@@ -140,7 +146,7 @@ def worst_data(pointwise: xr.Dataset, most: int = 8) -> tuple[Finding, list[tupl
     named = [f"{n} ({elpd.values.ravel()[o]:.1f})" for n, o in zip(_labels(elpd, order), order)]
     text = f"least likely, nats (median {typical:.1f}): {', '.join(named)}."
     numbers = {"places": places, "elpd": elpd.values.ravel()[order]}
-    return Finding("worst data", text, None, False, numbers), places
+    return Finding.of("worst data", text, None, False, numbers), places
 
 
 def _flat(array: xr.DataArray) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ...draws import measures
 from ...draws.psis import ess, psis
+from ...results.finding import Finding, listed
 from .coordinates import Blocks
-from .finding import Finding, listed
 from .matching import Correction
 
 BINS = 10  # quantile bins of the guide in which the heaviest draws are counted
@@ -100,39 +101,34 @@ def importance(source: Blocks) -> Finding:
     raw = source.log_p - source.log_q
     smooth, k = psis(raw)
     size = ess(smooth)
-    elbo = raw.mean(0)
-    evidence = torch.logsumexp(raw, 0) - math.log(s)
-    numbers: dict[str, Any] = {"limit": limit, "draws": s}
+    elbo, evidence = measures.elbo(raw), measures.evidence(raw)
+    numbers: dict[str, Any] = {
+        "limit": limit, "draws": s, "elbo": elbo.value, "elbo_se": elbo.se,
+        "log_evidence": evidence.value, "log_evidence_se": evidence.se,
+    }  # fmt: skip
     if b == 1:
-        se = float((raw - evidence).exp().std()) / math.sqrt(s)
-        elbo_se = float(raw.std()) / math.sqrt(s)
         # of the maximum-likelihood shape: (1 + k) / √M, Smith 1987, "Estimating tails"
         k_se = (1 + float(k)) / math.sqrt(tail_size(s))
-        numbers |= {
-            "khat": float(k), "ess": float(size), "elbo": float(elbo), "elbo_se": elbo_se,
-            "log_evidence": float(evidence), "log_evidence_se": se,
-        }  # fmt: skip
+        numbers |= {"khat": float(k), "ess": float(size)}
         good = bool(k <= limit)
+        tail = f"{float(k):.2f} ± {k_se:.2f}" if math.isfinite(k) else "none: equal weights"
+        tail = "infinite" if k == math.inf else tail
         text = (
-            f"k-hat {float(k):.2f} ± {k_se:.2f} (limit {limit:.2f}), {float(size):,.0f} effective "
-            f"of {s:,} draws; ELBO {float(elbo):.2f} ± {elbo_se:.2f}, log evidence "
-            f"{float(evidence):.2f} ± {se:.2f}, KL(q || p) about {float(evidence - elbo):.2f} nats"
+            f"k-hat {tail} (limit {limit:.2f}), {float(size):,.0f} effective of {s:,} draws; "
+            f"ELBO {elbo.number(2)}, log evidence {evidence.number(2)}"
         )
+        if evidence and elbo:
+            text += f", KL(q || p) about {evidence.known() - elbo.known():.2f} nats"
         blamed = [] if good else guilty(source, raw)
     else:
         above = (~(k <= limit)).nonzero()[:, 0]
         share = len(above) / b
         good = share <= SHARE
-        numbers |= {
-            "khat": k.numpy(), "khat_above": share, "ess": size.numpy(),
-            "elbo": float(elbo.mean()), "log_evidence": float(evidence.mean()),
-            "elbo_se": float(elbo.std()) / math.sqrt(b),
-        }  # fmt: skip
+        numbers |= {"khat": k.numpy(), "khat_above": share, "ess": size.numpy()}
         text = (
             f"k-hat is above {limit:.2f} for {len(above)} of {b} data ({100 * share:.0f} %), "
             f"median {float(k.median()):.2f}; {float(size.median()):,.0f} effective of {s:,} draws "
-            f"(median); ELBO {float(elbo.mean()):.2f}, log p(x) {float(evidence.mean()):.2f} nats "
-            "per datum"
+            f"(median); ELBO {elbo.number(2)}, log p(x) ≥ {evidence.number(2)} nats per datum"
         )
         worst = k.argsort(descending=True)
         bad = worst[: len(above)]
@@ -144,7 +140,7 @@ def importance(source: Blocks) -> Finding:
             f"{blamed[0][0]} is {blamed[0][2]}"
         )
         numbers["guilty"] = {n: round(v, 3) for n, v, _ in blamed}
-    return Finding("importance weights", text + ".", good, True, numbers)
+    return Finding.of("importance weights", text + ".", good, True, numbers)
 
 
 def _some(source: Blocks, which: Tensor) -> Blocks:
@@ -189,4 +185,4 @@ def against(source: Blocks, correction: Correction) -> Finding:
     numbers = {
         n: {"shift": float(a), "ratio": float(b)} for n, a, b in zip(source.names, shift, ratio)
     }
-    return Finding("means and spreads", text, not phrases, True, numbers)
+    return Finding.of("means and spreads", text, not phrases, True, numbers)

@@ -14,7 +14,7 @@ from ...draws import measures
 from ...draws.arrays import Tree, Variable, named_arrays
 from ...draws.density import missing_density, missing_spread
 from ...draws.psis import EQUAL
-from ...draws.sampler import Chunk, conditions, data_plate, sample
+from ...draws.sampler import Chunk, conditions, data_plate, label_of, sample
 from ...estimate import Estimate
 from ...pairs.gate import CheckedPair, admit
 from ...training.run import Run
@@ -155,7 +155,7 @@ def _judged(
     told: list[str],
     local: bool,
 ) -> Evaluation:
-    log_w, label = found.log_weight, _label(observed, told)
+    log_w, label = found.log_weight, label_of(observed, told)
     blocks = log_w.shape[1]
     exact = not any(map(is_latent, two.model.values())) and all(
         t.observed for t in two.guide.values()
@@ -213,12 +213,6 @@ def _gap(log_w: Tensor, elbo: Estimate, log_px: Estimate) -> Estimate:
         return Estimate.of(measures.log_evidence(log_w) - log_w.mean(0))
     se = None if None in (elbo.se, log_px.se) else math.hypot(*(elbo.se, log_px.se))
     return Estimate(log_px.known() - elbo.known(), se)
-
-
-def _label(observed: dict[str, Tensor], told: list[str]) -> str:
-    """`log p(x)`, `log p(x | y)`, …"""
-    what = ", ".join(observed) if 0 < len(observed) < 4 else "data"
-    return f"log p({what} | {', '.join(told)})" if told else f"log p({what})"
 
 
 def _subsampled_inside(weights: LogWeights) -> bool:

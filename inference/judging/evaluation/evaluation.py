@@ -144,30 +144,33 @@ class Evaluation(Result):
 
     def table(self) -> Table:
         """A number to a line, with what it is."""
-        e = self.estimates
-        rows = [["ELBO", e["elbo"].number(DIGITS), self.unit]]
-        rows.append(["  reconstruction", e["reconstruction"].number(DIGITS), ""])
+        e, rows = self.estimates, []
+
+        def row(name: str, estimate: Estimate, note: str = "", digits: int = DIGITS) -> None:
+            known = estimate.number(digits) if estimate else "–"
+            rows.append([name, known, note if estimate else estimate.number()])
+
+        row("ELBO", e["elbo"], self.unit)
+        row("  reconstruction", e["reconstruction"])
         for name, kl in self.kl_estimates.items():
-            rows.append([f"  - KL({name} to its prior)", kl.number(DIGITS), ""])
+            row(f"  - KL({name} to its prior)", kl)
         how = "exact" if self.exact else f"K = {self.particles:,}"
         bound = "" if self.exact or not e["log_px"] else " ≥"
-        rows.append([f"{self.label}{bound}", e["log_px"].number(DIGITS), f"{self.unit}, {how}"])
+        row(f"{self.label}{bound}", e["log_px"], f"{self.unit}, {how}")
         if not self.exact and e["log_px"]:
-            rows.append(["  - ELBO: KL to the posterior ≥", e["gap"].number(DIGITS), ""])
+            row("  - ELBO: KL to the posterior ≥", e["gap"])
         if e["bits_per_dim"]:
-            rows.append(["  bits per dimension", e["bits_per_dim"].number(4), ""])
+            row("  bits per dimension", e["bits_per_dim"], digits=4)
         if self.surgery is not None:
             rows += self.surgery.rows()
         for name, units in self.active_units.items():
             width = f"of {len(self.kl_per_dim[name])}" if name in self.kl_per_dim else ""
             rows.append([f"active units of {name}", str(units), width])
         if self.khat is not None:
-            share = f"{100 * (self.khat_above or 0):.0f} % above {GOOD}"
             many = self.khat.numel() > 1
-            rows.append([
-                "k-hat, median" if many else "k-hat", f"{float(self.khat.median()):.2f}",
-                share if many else f"limit {GOOD}",
-            ])  # fmt: skip
+            share = f"{100 * (self.khat_above or 0):.0f} % above {GOOD}"
+            name, note = ("k-hat, median", share) if many else ("k-hat", f"limit {GOOD}")
+            rows.append([name, f"{float(self.khat.median()):.2f}", note])
         elif not self.exact:
-            rows.append(["k-hat", f"no estimate, because {self.khat_because}", ""])
+            row("k-hat", Estimate.none(self.khat_because))
         return Table(["", f"{self.n:,} data" if self.n else "", ""], rows, left=(0, 2))

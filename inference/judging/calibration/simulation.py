@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...draws.sampler import NUMBERS, even, sample
 from ...pairs.gate import CheckedPair
 from ...randomness import forked
 from ...training.many import fit_many
 from ...training.update import DrawnAnew
 from ...weights import LogWeights, Term, log_weights, no_validation
 from ...weights.simulate import is_computed, is_latent, values
-
-NUMBERS = 2**22  # draws of latents in one run of the guides
 
 Sites = dict[str, Tensor]
 
@@ -98,9 +97,8 @@ def posteriors(
     if sets.local:
         kwargs = {"size": len(sets)} if chain.kwargs else {}
         rows = replace(chain, args=sets.args, kwargs=kwargs)
-        with rows.ready(seed):
-            found = _sites(rows.weights(draws))
-        return {n: v.transpose(0, 1) for n, v in found.items()}
+        parts = list(sample(rows, draws, lambda chunk: _sites(chunk.weights), seed=seed))
+        return {n: torch.cat([p[n] for p in parts]).transpose(0, 1) for n in parts[0]}
     vary = tuple(0 if i in sets.stacked else None for i in range(len(sets.args)))
     if fitting is not None:
         many = fit_many(
@@ -124,15 +122,13 @@ def posteriors(
             )  # fmt: skip
 
     per_set = draws * sum(v[0].numel() for v in sets.truths.values())
-    step = max(1, NUMBERS // max(1, per_set))
     parts = []
     with (
         forked(seed), torch.no_grad(), no_validation(), DrawnAnew(),
         warnings.catch_warnings(),
     ):  # fmt: skip
         warnings.filterwarnings("ignore", ".*was not registered in the param store")
-        for start in range(0, len(sets), step):
-            part = slice(start, start + step)
+        for part in even(len(sets), NUMBERS // max(1, per_set)):
             cut = {k: v[part] if stacked == 0 else v for k, v in params.items()}
             kept = {k: v[part] if stacked == 0 else v for k, v in buffers.items()}
             args = tuple(a[part] if v == 0 else a for a, v in zip(sets.args, vary))
