@@ -14,6 +14,7 @@ from arviz_base import dict_to_dataset
 
 from ..pairs.gate import CheckedPair, admit_all
 from .arrays import GROUPS, Tree, Variable, gathered, named_arrays, observations, stacked
+from .density import missing_density, missing_spread
 from .psis import LEAST, ess, khat
 from .sampler import NUMBERS, Chunk, sample
 
@@ -41,7 +42,7 @@ def to_datatree(
     `sample_stats` has, in nats, `log_p` = log p(x, z) and `log_q` = log q(z | x) of each draw,
     as `arviz_stats.loo_approximate_posterior` takes them; `log_weight` = log p - log q for each
     element of the plates that all sites share (for each datum of an amortised guide); and `khat`
-    and `ess` (draws) of those weights in each chain.
+    and `ess` (draws) of those weights in each chain, where the guide has a density.
 
     Axes are called (chain, draw, *plates, *event); event axes `z_dim`, or `z_dim_0`, `z_dim_1`.
     Draws are independent: R-hat within one fit says nothing. Restarts are and R-hat over
@@ -178,15 +179,17 @@ def _chunks(
 def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int) -> Tree:
     """What has no draws: k-hat and effective size of the weights, data, losses."""
     out: Tree = {}
-    if log_weight is not None and log_weight.array.shape[1] >= LEAST:
+    with sources[0].ready(seed):
+        out["observed_data"], out["constant_data"] = observations(sources[0])
+        two = sources[0].weights(2)
+    meaningless = missing_density(two) or missing_spread(two)
+    if log_weight is not None and log_weight.array.shape[1] >= LEAST and not meaningless:
         lw = torch.as_tensor(log_weight.array).transpose(0, 1)  # (draw, chain, *plates)
         axes = ("chain", *log_weight.dims[2:])
         out["sample_stats"] = {
             "khat": Variable(khat(lw).numpy(), axes),
             "ess": Variable(ess(lw).numpy(), axes),
         }
-    with sources[0].ready(seed):
-        out["observed_data"], out["constant_data"] = observations(sources[0])
     losses = [s.run.losses for s in sources if s.run is not None]
     if losses:
         longest = max(map(len, losses))

@@ -121,6 +121,40 @@ def test_written_and_read_again(found, tmp_path):
     assert len(paths[2].read_text().splitlines()) == 1 + 8 * 4
 
 
+def test_what_is_selected_of_it_can_be_printed(found):
+    assert "Use " in str(found.sel(estimator=["Trace(1)", "STL(1)"]))
+    best = found.recommendation
+    rest = found.isel(estimator=np.flatnonzero(found.estimator.values != best))
+    assert f"Use {best}" not in str(rest) and "Use " in str(rest)
+    for part in (found.sel(estimator="Trace(1)"), found.isel(group=0), found.mean("group"),
+                 found[["snr"]]):  # fmt: skip
+        assert "xarray.Comparison" in str(part) and repr(part) == str(part)
+        assert "snr" in part._repr_html_()
+
+
+def test_variables_have_names_and_units(found):
+    for name, variable in found.data_vars.items():
+        assert variable.attrs["long_name"] and variable.attrs["units"], name
+    assert found.value.attrs["units"] == "nats per datum" and found.ms.attrs["units"] == "ms"
+
+
+def test_a_guide_without_a_density_has_no_reference():
+    class Point(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(0.3))
+
+        def model(self, x):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+        def guide(self, x):
+            pyro.sample("z", dist.Delta(self.loc))
+
+    found = compare(Point(), torch.tensor(0.7), [elbo.Trace()], draws=8)
+    assert "no estimate, because the guide gives 'z' as a point" in str(found)
+    assert "nan" not in str(found)
+
+
 def test_discrete_latents_have_an_exact_reference():
     toy = Switch()
     x = toy.data()
@@ -206,7 +240,7 @@ def test_mistakes_are_named():
     x = toy.data()
     with pytest.raises(ValueError, match="estimators: expected a list"):
         compare(toy, x, [])
-    with pytest.raises(ValueError, match="draws: expected at least 4"):
+    with pytest.raises(ValueError, match="draws: expected a whole number of at least 4"):
         compare(toy, x, [elbo.Trace()], draws=1)
     with pytest.raises(TypeError, match="a pair with methods `model` and `guide`"):
         compare(lambda x: None, x, [elbo.Trace()])

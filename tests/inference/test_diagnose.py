@@ -12,11 +12,12 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from schools import NAMES, SIGMA, Y, centred, centred_mean_field, non_centred, reference
 from torch import nn
 
-from inference import elbo, fit, fit_many, make_guide
+from inference import elbo, fit, fit_many, make_guide, to_datatree
 from inference.draws.psis import khat
 from inference.judging.diagnosis import amortization_gap, diagnose
 from inference.judging.diagnosis.coordinates import blocks
 from inference.judging.diagnosis.matching import correct, resampled
+from inference.judging.diagnosis.prediction import leave_one_out
 from inference.judging.diagnosis.tail import good_khat, tail_divergence
 from inference.pairs.gate import admit
 from zoo.data import load
@@ -432,6 +433,47 @@ def test_pairs_that_cannot_be_corrected():
     d = diagnose(model, guide, torch.randn(5), draws=100)
     assert "no correction made, because 'k' is discrete" in d["importance weights"].what
     assert d.corrected is None
+
+
+def scalar(x):
+    pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        lambda x: pyro.sample("z", dist.Delta(x / 2)),
+        lambda x: pyro.sample("z", dist.Delta(x / 2 + 0.7 * torch.randn(x.shape))),
+        lambda x: pyro.sample("z", dist.Normal(x / 2, 1e-12)),
+    ],
+    ids=["point", "own noise", "all draws the same"],
+)
+def test_weights_that_mean_nothing_do_not_earn_trust(guide):
+    d = diagnose(scalar, guide, torch.tensor(0.7), draws=100)
+    assert d.verdict == "do not trust" and d["importance weights"].good is False
+    assert "no estimate, because" in d["importance weights"].what and "nan" not in str(d)
+
+
+def test_a_model_without_plates():
+    d = diagnose(scalar, lambda x: pyro.sample("z", dist.Normal(x / 2, 0.5**0.5)), X, draws=100)
+    assert d.trust and "equal weights" in d["importance weights"].what
+
+
+def test_an_elpd_that_is_none_is_not_good():
+    """A density that is not a number used to end in elpd nan ± nan, and a good mark."""
+    tree = to_datatree(Normals(), torch.randn(5), draws=100)
+    tree.log_likelihood.x[:] = math.nan
+    found, pointwise = leave_one_out(tree)
+    assert found.good is None and "no estimate, because" in found.what and pointwise is None
+    d = diagnose(Normals(), torch.zeros(1), draws=100)  # one observation has no standard error
+    assert d["leave-one-out"].good is None and "no estimate" in d["leave-one-out"].what
+    assert "nan" not in str(d)
+
+
+@pytest.mark.parametrize("options", [{"draws": 1}, {"draws": 24}, {"draws": 2.5}, {"gap": -1}])
+def test_counts_out_of_range(options):
+    with pytest.raises(ValueError, match="expected a whole number of at least"):
+        diagnose(scalar, lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), X, **options)
 
 
 def test_without_latents_there_is_no_posterior():

@@ -48,11 +48,11 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset | None] | None
             loo = loo_approximate_posterior(tree, s.log_p, s.log_q, pointwise=True, var_name=name)
     except ValueError as why:  # too few different draws for a tail
         return Finding.of("leave-one-out", f"not computed: {why}."), None
-    if not (math.isfinite(loo.elpd) and math.isfinite(loo.se)):
+    few = loo.n_data_points < 2
+    if few or not (math.isfinite(loo.elpd) and math.isfinite(loo.se)):
         why = "the densities of some observations are infinite or undefined"
-        if loo.n_data_points < 2:
-            why = "one observation left out leaves none"
-        return Finding.of("leave-one-out", f"no estimate, because {why}.", None), None
+        why = "one observation left out leaves none to compare it with" if few else why
+        return Finding.of("leave-one-out", f"no estimate, because {why}."), None
     pointwise = xr.Dataset({"elpd": loo.elpd_i, "khat": loo.pareto_k})
     k, limit = loo.pareto_k.values.ravel(), good_khat(loo.n_samples)
     above = int((~(k <= limit)).sum())

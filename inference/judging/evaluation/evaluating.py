@@ -58,9 +58,9 @@ def evaluate(
     (the gap); Hoffman & Johnson 2016, ELBO surgery, eq. 4; Vehtari et al. 2024, arXiv:1507.02646
     (k-hat).
     """
-    pair = admit(run, *data, who="evaluate")
-    if particles < 1:
-        raise ValueError(f"particles: expected K >= 1, got {particles}.")
+    pair = admit(
+        run, *data, who="evaluate", particles=particles, seed=seed, rows=rows, surgery=surgery
+    )
     with pair.ready(seed):
         two = pair.weights(2)
         observed, told = conditions(pair, two)
