@@ -123,7 +123,7 @@ def stacked(parts: Sequence[Tree]) -> Tree:
 
 
 def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Variable]]:
-    """What the pair observes, and the other tensors among its arguments, by name."""
+    """Return what the pair observes, and the other tensors among its arguments, by name."""
     terms, data = pair.simulate(1)
     observed = {}
     for name, value in data.items():

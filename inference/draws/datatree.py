@@ -177,7 +177,7 @@ def _chunks(
 
 
 def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int) -> Tree:
-    """What has no draws: k-hat and effective size of the weights, data, losses."""
+    """Collect what has no draws: k-hat and effective size of the weights, data, losses."""
     out: Tree = {}
     with sources[0].ready(seed):
         out["observed_data"], out["constant_data"] = observations(sources[0])

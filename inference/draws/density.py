@@ -1,4 +1,4 @@
-"""Whether log q at a guide's draws is the log of a density, so that weights mean something."""
+"""Tell whether log q at a guide's draws is the log of a density, so that weights mean something."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def missing_spread(weights: LogWeights) -> str | None:
 
 
 def _is_still(term: Term, particles: int) -> bool:
-    """Whether every particle has the same value."""
+    """Tell whether every particle has the same value."""
     if term.parts:
         first = term.parts[0].value
         return all(torch.equal(p.value, first) for p in term.parts[1:])
@@ -76,14 +76,14 @@ def _is_still(term: Term, particles: int) -> bool:
 
 
 def _is_masked_out(*terms: Term | None) -> bool:
-    """Whether the site plays no part in the densities, by `poutine.mask` or `.mask(False)`."""
+    """Tell whether the site plays no part in the densities, by `poutine.mask` or `.mask(False)`."""
     return all(
         t is not None and (t.mask is False or getattr(t.fn, "_mask", None) is False) for t in terms
     )
 
 
 def _size(term: Term, weights: LogWeights) -> int:
-    """How many numbers one draw of a site has."""
+    """Count the numbers in one draw of a site."""
     if term.parts:
         return int(term.parts[0].value.numel())
     event = getattr(term.fn, "event_dim", 0)
@@ -92,7 +92,7 @@ def _size(term: Term, weights: LogWeights) -> int:
 
 
 def _carries_volume(made: dict[str, Term], noise: list[Term]) -> bool:
-    """Whether the Deltas have log densities, or hand on the noise as it is."""
+    """Tell whether the Deltas have log densities, or hand on the noise as it is."""
     if any(bool((t.log_prob != 0).any()) for t in made.values()):
         return True
     pool = torch.cat([_value(t) for t in noise])

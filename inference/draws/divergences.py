@@ -1,4 +1,4 @@
-"""Where a log weight comes from: reconstruction, and the divergence of each latent."""
+"""The parts of a log weight: reconstruction, and the divergence of each latent."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Extent:
-    """How large one draw of a pair is.
+    """The size of one draw of a pair.
 
     Attributes:
         numbers: values of all sites and their log densities.
@@ -149,7 +149,7 @@ def strides(total: int, size: int) -> list[slice]:
 
 
 def conditions(pair: CheckedPair, weights: LogWeights) -> tuple[dict[str, Tensor], list[str]]:
-    """What the model observes, and the arguments that it is told: site -> value, and names.
+    """Return what the model observes, and the arguments that it is told: site -> value, and names.
 
     The names are those of the tensors among the pair's arguments that no site observes, as they
     are or in another shape or type; none where nothing observed is an argument. Call it inside
@@ -166,7 +166,7 @@ def conditions(pair: CheckedPair, weights: LogWeights) -> tuple[dict[str, Tensor
 
 
 def label_of(observed: Mapping[str, Tensor], told: Sequence[str]) -> str:
-    """What the evidence is of: `log p(x)`, or `log p(x | y)` of a model that is told y."""
+    """Name the evidence: `log p(x)`, or `log p(x | y)` of a model that is told y."""
     what = ", ".join(observed) if 0 < len(observed) < 4 else "data"
     return f"log p({what} | {', '.join(told)})" if told else f"log p({what})"
 

@@ -37,7 +37,7 @@ def to_real(term: Term) -> Transform | None:
 
 
 def is_discrete(term: Term) -> bool:
-    """Whether a site's values can be counted."""
+    """Tell whether a site's values can be counted."""
     try:
         return bool(term.fn.support.is_discrete)
     except NotImplementedError:

@@ -1,1 +1,1 @@
-"""What draws say of a pair: evaluation, diagnosis, comparison of estimators, calibration."""
+"""Judgements of a pair by its draws: evaluation, diagnosis, comparison of estimators, calibration."""

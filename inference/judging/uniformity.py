@@ -1,4 +1,4 @@
-"""Whether ranks are uniform: the exact law of their ECDF at many points at once."""
+"""Tests of uniform ranks: the exact law of their ECDF at many points at once."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What functions return: one base for results, one printer of tables, one finding."""
+"""One base for results, one printer of tables, one finding: the form of all that is returned."""

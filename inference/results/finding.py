@@ -11,7 +11,7 @@ Level = Literal["error", "warning", "note", "good"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw.
+    """The observation of one check.
 
     Attributes:
         level: "error": a fit would be wrong or stop; "warning": it may be, or the check failed;
@@ -51,7 +51,7 @@ class Finding:
 
     @property
     def good(self) -> bool | None:
-        """Whether all is as it should be; None where there is nothing to judge."""
+        """True where all is as it should be; None where there is nothing to judge."""
         return {"good": True, "note": None}.get(self.level, False)
 
     def __str__(self) -> str:

@@ -61,7 +61,7 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """What a notebook shows, in the colours of its page."""
+        """The result as HTML for a notebook, in the colours of its page."""
 
         def paragraphs(lines: Sequence[str]) -> str:
             text = "\n".join(escape(line) for line in lines)

@@ -476,7 +476,9 @@ def test_the_table():
     assert "forgets a latent" in table.failed["forgetful"]
     assert table["delta"].elbo is None and "log p(x, z) = " in table["delta"].note
     row = table["low-rank (rank=1)"]
-    assert row.draws == 500 and row.seconds > 0 and row.elbo < row.evidence
+    assert row.draws == 500 and row.seconds > 0
+    # half fitted, its weights have no mean to rely on: no number, and the reason
+    assert row.khat > 0.7 and row.evidence is None and "above 0.7" in row.note
     judged = evaluate(table.runs["low-rank (rank=1)"], x, particles=500)
     assert abs(judged.elbo - row.elbo) < 5 * row.elbo_se
     text = str(table)

@@ -92,7 +92,7 @@ class MixtureComparison(Result):
         return Table(head, rows)
 
     def lines_below(self) -> list[str]:
-        """What the numbers are of."""
+        """Sizes and units behind the numbers."""
         return [
             f"{len(self.x)} data fitted, {len(self.held_out)} held out; log-likelihood and ELBO "
             "in nats, with standard errors where they are estimates"

@@ -1,4 +1,4 @@
-"""Whether a guide is calibrated over data sets that the model makes."""
+"""Calibration of a guide over data sets that the model makes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Calibration(Result):
         return float(uniformity(self.tarp, self.draws))
 
     def coverage(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
-        """How often central intervals of a nominal level hold the truth, with standard errors.
+        """Count how often central intervals of a nominal level hold the truth, with standard errors.
 
         Args:
             level: in (0, 1).
@@ -105,7 +105,7 @@ class Calibration(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether no quantity, nor TARP, fails at the 1 % level shared among them."""
+        """True where no quantity, nor TARP, fails at the 1 % level shared among them."""
         p = [*self.uniform().values(), self.tarp_uniform()]
         return min(p) > ALPHA / len(p)
 
@@ -130,7 +130,7 @@ class Calibration(Result):
         return Table(["", "in the 90 % interval, %", "p of SBC", ""], rows, left=(0, 3))
 
     def lines_below(self) -> list[str]:
-        """How many quantities the table leaves out."""
+        """The number of quantities that the table leaves out."""
         rest = len(self.ranks) - MOST
         return [f"and {rest} more, better calibrated"] if rest > 0 else []
 
@@ -220,14 +220,14 @@ def calibrate(
 
 
 def ranked(drawn: Tensor, truth: Tensor, rng: np.random.Generator) -> np.ndarray:
-    """How many of (R, L, ...) draws lie below (R, ...) truths, ties broken at random."""
+    """Count the (R, L, ...) draws that lie below (R, ...) truths, ties broken at random."""
     less = (drawn < truth[:, None]).sum(1).cpu().numpy()
     same = (drawn == truth[:, None]).sum(1).cpu().numpy()
     return less + rng.integers(0, same + 1)
 
 
 def nearer(found: Sites, truths: Sites, scale: Sites, rng: np.random.Generator) -> np.ndarray:
-    """How many draws lie nearer to a random point than the truth does: (R,).
+    """Count the draws that lie nearer to a random point than the truth does: (R,).
 
     Distances are Euclidean, of coordinates put through the ECDF of prior draws, so that each has
     the unit interval for its range.

@@ -1,4 +1,4 @@
-"""Which estimator to use on a pair: value, bias, noise and cost of each, measured.
+"""Choose the estimator for a pair: value, bias, noise and cost of each, measured.
 
 from inference import compare, elbo
 

@@ -75,7 +75,7 @@ class Gradients:
         self._run: Callable[[], Tensor] = self._batched
         self._try_out()
         if replicates is None:
-            room = NUMBERS.get(self._device().type, 2**24) // (end + self._held())
+            room = NUMBERS.get(self._device().type, 2**24) // (end + self._saved_floats())
             self.replicates = max(1, min(draws, room))
         if compile:
             self._compile()
@@ -137,7 +137,7 @@ class Gradients:
     def _one_by_one(self) -> Tensor:
         return torch.stack([self._row(*self.params.values()) for _ in range(self.replicates)])
 
-    def _held(self) -> int:
+    def _saved_floats(self) -> int:
         """Numbers that one draw keeps for its gradient, parameters and data aside."""
         shared = {t.data_ptr() for t in (*self.params.values(), *self.args) if torch.is_tensor(t)}
         sizes: dict[int, int] = {}

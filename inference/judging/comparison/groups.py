@@ -1,4 +1,4 @@
-"""Which parameters belong to the model, which to the guide, and which module holds them."""
+"""Groups of parameters: those of the model, of the guide, and of each module."""
 
 from __future__ import annotations
 

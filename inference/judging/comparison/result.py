@@ -1,4 +1,4 @@
-"""What was measured: a dataset that prints as a table, plots, and recommends."""
+"""The result of `compare`: a dataset that prints as a table, plots, and recommends."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Comparison(Result, xr.Dataset):
         return Table(head, rows)
 
     def footnotes(self) -> list[str]:
-        """What stands below the table: reference, draws, what was not compiled."""
+        """Lines below the table: reference, draws, what was not compiled."""
         a = self.attrs
         known = math.isfinite(a["log_px"])
         truth = f"{a['log_px']:.4f} ± {a['log_px_se']:.2g} {a['unit']} ({a['reference']})"
@@ -110,7 +110,7 @@ class Comparison(Result, xr.Dataset):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has estimators, the halves of the pair and all variables, to be compared."""
+        """True where it has estimators, the halves of the pair and all variables, to be compared."""
         needed = {*VARIABLES, "is_half", "is_bound"}
         return (
             {"estimator", "group"} <= set(self.dims)

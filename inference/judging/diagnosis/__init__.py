@@ -39,7 +39,7 @@ VALUES = 2**26  # values of sites that those draws may amount to, or that a tree
 
 @dataclass(repr=False)
 class Diagnosis(Result):
-    """What was seen of a fit, and what follows.
+    """A verdict on a fit, and its evidence.
 
     Attributes:
         verdict: "trust", "trust the corrected posterior" or "do not trust".
@@ -65,7 +65,7 @@ class Diagnosis(Result):
 
     @property
     def trust(self) -> bool:
-        """Whether the guide's own draws can be taken for the posterior's."""
+        """True where the guide's own draws can be taken for the posterior's."""
         return self.verdict == "trust"
 
     def __getitem__(self, name: str) -> Finding:

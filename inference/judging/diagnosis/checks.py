@@ -1,4 +1,4 @@
-"""What a fit says of itself: restarts, loss, latents in use, sensitivity to the prior."""
+"""Checks of the fit itself: restarts, loss, latents in use, sensitivity to the prior."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE = 500  # scalars above which prior sensitivity is not asked for
 
 
 def restarts(tree: xr.DataTree) -> Finding | None:
-    """Whether restarts found one posterior: R-hat over chains, ELBO of each.
+    """Check that restarts found one posterior: R-hat over chains, ELBO of each.
 
     Source: Vehtari et al. 2021, arXiv:1903.08008 (rank-normalised split R-hat; draws within a
     chain are independent here, so only the chains themselves can differ).
@@ -49,7 +49,7 @@ def restarts(tree: xr.DataTree) -> Finding | None:
 
 
 def convergence(losses: Sequence[float], unit: str) -> Finding | None:
-    """Whether the loss still falls: the last tenth of the steps against the tenth before."""
+    """Check that the loss no longer falls: the last tenth of the steps against the tenth before."""
     n = len(losses) // 10
     if n < 10:
         return None
@@ -65,7 +65,7 @@ def convergence(losses: Sequence[float], unit: str) -> Finding | None:
 
 
 def collapse(tree: xr.DataTree, chain: int, kl: Mapping[str, float]) -> Finding | None:
-    """Which dimensions and layers of amortised latents say nothing about the data.
+    """Find dimensions and layers of amortised latents that say nothing about the data.
 
     A dimension is active when Var_x(E_q[z]) > 0.01; the variance that a finite number of draws adds
     to the means is taken off. A layer has collapsed when it has no active dimension, or when
@@ -106,7 +106,7 @@ def collapse(tree: xr.DataTree, chain: int, kl: Mapping[str, float]) -> Finding 
 
 
 def sensitivity(tree: xr.DataTree) -> Finding | None:
-    """How much the posterior moves when prior or likelihood is raised to a power.
+    """Measure how much the posterior moves when prior or likelihood is raised to a power.
 
     Only the priors outside all plates are scaled where there are any: those of a hierarchy's top.
 

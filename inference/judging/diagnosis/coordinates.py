@@ -111,7 +111,7 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
 
 
 class Layout:
-    """Where each coordinate of a block lives in the sites' tensors (K, *nesting, *event)."""
+    """Places of the coordinates of a block in the sites' tensors (K, *nesting, *event)."""
 
     def __init__(self, weights: LogWeights, lines: dict[str, Tensor]):
         self.plates = sorted(weights.plates, key=lambda p: p.dim)

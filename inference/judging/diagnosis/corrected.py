@@ -25,7 +25,7 @@ Corrections = Mapping[int, tuple[Blocks, Correction]]
 def correction(
     corrections: Corrections, best: int, draws: int
 ) -> tuple[Finding, str | None, list[int]]:
-    """What the correction achieved, how it is called, and the restarts where it can be used."""
+    """Judge the correction: what it achieved, its name, and the restarts where it can be used."""
     limit = good_khat(draws)
     above = {i: float((~(c.khat <= limit)).double().mean()) for i, (_, c) in corrections.items()}
     usable = [i for i, share in above.items() if share <= SHARE]

@@ -1,4 +1,4 @@
-"""Where the ELBO of an amortised guide is lost: in its family, or in its network."""
+"""The loss of ELBO of an amortised guide: in its family, or in its network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fit predicts: left-out data, replicated data, the data that it finds least likely."""
+"""Predictions of the fit: left-out data, replicated data, the data that it finds least likely."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def evidence(tree: xr.DataTree, chain: int) -> xr.Dataset:
 
 
 def predictive(tree: xr.DataTree) -> Finding | None:
-    """Whether replicated data look like the data: mean, spread and extremes of each site."""
+    """Check that replicated data look like the data: mean, spread and extremes of each site."""
     if "posterior_predictive" not in tree.children:
         return None
     numbers: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def predictive(tree: xr.DataTree) -> Finding | None:
 
 
 def loo_pit(tree: xr.DataTree, seed: int = 0) -> tuple[Finding, np.ndarray] | None:
-    """Whether left-out data fall uniformly into their predictive distributions.
+    """Check that left-out data fall uniformly into their predictive distributions.
 
     The weights of the draws are the leave-one-out ones of the guide, smoothed; ties of discrete
     data are broken at random.

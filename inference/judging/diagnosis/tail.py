@@ -29,7 +29,7 @@ def good_khat(draws: int) -> float:
 
 
 def tail_divergence(u: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """How much each coordinate tells the heaviest draws from the others.
+    """Measure how much each coordinate tells the heaviest draws from the others.
 
     The M = 3 √S draws with the largest weights, those that k-hat is made from, are counted in the
     guide's own decile bins of a coordinate: KL(their histogram || uniform), less its expectation
@@ -52,7 +52,7 @@ def tail_divergence(u: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tail_size(draws: int) -> int:
-    """How many of the largest weights k-hat is made from."""
+    """Count the largest weights that k-hat is made from."""
     return int(3 * math.sqrt(draws)) if draws > 225 else max(1, draws // 5)
 
 
@@ -132,7 +132,7 @@ def importance(source: Blocks) -> Finding:
         )
         worst = k.argsort(descending=True)
         bad = worst[: len(above)]
-        blamed = guilty(_some(source, bad), raw[:, bad]) if len(bad) else []
+        blamed = guilty(_blocks_of(source, bad), raw[:, bad]) if len(bad) else []
     if blamed:
         names = listed([n for n, _, _ in blamed])
         text += (
@@ -143,14 +143,14 @@ def importance(source: Blocks) -> Finding:
     return Finding.of("importance weights", text + ".", good, True, numbers)
 
 
-def _some(source: Blocks, which: Tensor) -> Blocks:
+def _blocks_of(source: Blocks, which: Tensor) -> Blocks:
     out = Blocks(**vars(source))
     out.u, out.log_p, out.log_q = (t[:, which] for t in (source.u, source.log_p, source.log_q))
     return out
 
 
 def against(source: Blocks, correction: Correction) -> Finding:
-    """How far the guide's means and spreads are from the corrected ones, on the real line.
+    """Measure how far the guide's means and spreads are from the corrected ones, on the real line.
 
     Shifts are in standard deviations of the corrected posterior; with one posterior per datum they
     are root mean squares over data (less what the draws' noise adds), ratios geometric means.

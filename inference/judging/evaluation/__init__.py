@@ -1,4 +1,4 @@
-"""How good a fitted pair is on data it has not seen: bounds, their parts, active units, k-hat."""
+"""Quality of a fitted pair on data it has not seen: bounds, their parts, active units, k-hat."""
 
 from .evaluating import evaluate
 from .evaluation import Evaluation

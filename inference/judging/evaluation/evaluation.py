@@ -1,4 +1,4 @@
-"""What is known of a pair on data it has not seen."""
+"""The result of `evaluate`: bounds, their parts, and how far to trust them."""
 
 from __future__ import annotations
 
