@@ -1,1 +1,1 @@
-"""Judgements of a pair by its draws: evaluation, diagnosis, comparison of estimators, calibration."""
+"""Judgements of a pair by its draws: evaluation, diagnosis, comparison, calibration."""

@@ -84,7 +84,7 @@ class Calibration(Result):
         return float(uniformity(self.tarp, self.draws))
 
     def coverage(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
-        """Count how often central intervals of a nominal level hold the truth, with standard errors.
+        """Count how often central intervals of a nominal level hold the truth, with errors.
 
         Args:
             level: in (0, 1).

@@ -110,7 +110,7 @@ class Comparison(Result, xr.Dataset):
 
     @property
     def is_whole(self) -> bool:
-        """True where it has estimators, the halves of the pair and all variables, to be compared."""
+        """True where it has estimators, the halves of the pair and all variables."""
         needed = {*VARIABLES, "is_half", "is_bound"}
         return (
             {"estimator", "group"} <= set(self.dims)

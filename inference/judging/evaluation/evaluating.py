@@ -216,6 +216,6 @@ def _gap(log_w: Tensor, elbo: Estimate, log_px: Estimate) -> Estimate:
 
 
 def _subsampled_inside(weights: LogWeights) -> bool:
-    """Tell whether a subsampled plate lies inside the weights, so that their exponential is biased."""
+    """Tell whether a subsampled plate lies inside the weights, whose exponential is then biased."""
     shared = {p.name for p in weights.plates}
     return any(p.scale != 1 and p.name not in shared for _, t in weights.terms() for p in t.plates)

@@ -1,4 +1,4 @@
-"""The divergence in two parts: what a latent says of its datum, and how far codes are from the prior.
+"""The divergence in two parts: what a latent says of its datum, and codes against the prior.
 
 Source: Hoffman & Johnson 2016, ELBO surgery, NIPS workshop on Advances in Approximate Bayesian
 Inference, eq. 4.
