@@ -159,6 +159,13 @@ def density_ratio(
             for k in range(folds)
         ]) for s in sides]  # fmt: skip  # (folds, N, critics), each
         _judge(ratio, values, sides)
+        # the trained critics at points that they were trained on, whichever are kept
+        ratio.seen_p, ratio.seen_q = (
+            torch.stack([
+                at(ratio.kept(), k, s.x, torch.arange(len(s.x))) for k in range(folds)
+            ])[(s.fold + 1) % folds, torch.arange(len(s.x))]
+            for s in sides
+        )  # fmt: skip
         fixed = under("critic.", variables.buffers)
         ratio.critic = CrossFitted([
             [_module(network, under(f"{AVERAGE}critic.", tensors), fixed, k) for tensors in kept]
@@ -179,16 +186,10 @@ def _judge(ratio: DensityRatio, values: list[Tensor], sides: list[_Sides]) -> No
         logistic_weights(*(o[s.fold != k] for o, s in zip(outside, sides))) for k in range(folds)
     ])  # fmt: skip
     found = []
-    for v, s in zip(values, sides):
-        for of in (
-            s.fold,
-            (s.fold + 1) % folds,
-        ):  # a critic that has not seen the point; one that has
-            w = without[of]
-            ell = v[of, torch.arange(len(s.x))].to(w)
-            found.append((ell * w[:, :-1]).sum(-1) + w[:, -1])
-        found.append(s.fold)
-    ratio.log_p, ratio.seen_p, ratio.fold_p, ratio.log_q, ratio.seen_q, ratio.fold_q = found
+    for ell, s in zip(outside, sides):
+        w = without[s.fold]
+        found += [(ell.to(w) * w[:, :-1]).sum(-1) + w[:, -1], s.fold]
+    ratio.log_p, ratio.fold_p, ratio.log_q, ratio.fold_q = found
 
 
 def _module(network: nn.Module, params: dict, buffers: dict, fold: int) -> nn.Module:

@@ -58,7 +58,7 @@ class DensityRatio(Training):
         critic: (..., D) -> (...), its output is log p/q in nats: the mean of all folds' critics.
         log_p, log_q: log ratios at the samples of P (N_p,) and of Q (N_q,), each by the critic of
             its own fold, `fold_p` and `fold_q`, which was not fitted to it.
-        seen_p, seen_q: the same by a critic that was.
+        seen_p, seen_q: the same by a critic that was, trained to the end.
         weights: of the start, of the trained critic, and a constant.
     """
 
@@ -83,9 +83,9 @@ class DensityRatio(Training):
     def divergence(self, name: str = "js") -> Estimate:
         """The variational bound on D_f(P || Q) (`DIVERGENCES`), and its standard error.
 
-        Its expectation is below the divergence. The error has two parts: of the means over points,
-        or of the folds' means where these differ by more; and of the critics, half of what they
-        gain at points they were fitted to, since the divergence is expected between the two.
+        Its expectation is below the divergence. The error has two parts: that of the means over
+        points, or of the folds' means where these differ by more; and that of the critics, half of
+        what they gain at points they were trained on: the divergence is expected between the two.
         """
         row = divergence(name)
         return self._estimate(row.activation, row.penalty)
