@@ -15,7 +15,7 @@ from inference.ratios import (
     gradient_penalty,
     mutual_information,
 )
-from inference.ratios import divergences as divergence
+from inference.ratios.divergences import divergence
 
 LOG_4 = 2 * math.log(2)
 GRID = torch.linspace(-14, 14, 56_001, dtype=torch.float64)
@@ -232,14 +232,12 @@ def test_own_critic_is_copied_and_float64_kept():
 
 
 def test_stopped_and_resumed_is_as_if_never_stopped():
-    x_p, x_q = torch.randn(400, 1), 2 + torch.randn(400, 1)
-    whole = density_ratio(x_p, x_q, steps=40, critic=Critic(1))
-    half = density_ratio(
-        x_p, x_q, steps=40, critic=Critic(1), callbacks=[lambda run: run.steps >= 22]
-    )
+    x_p, x_q, mine = torch.randn(400, 1), 2 + torch.randn(400, 1), Critic(1)
+    whole = density_ratio(x_p, x_q, steps=40, critic=mine)
+    half = density_ratio(x_p, x_q, steps=40, critic=mine, callbacks=[lambda run: run.steps >= 22])
     assert half.stopped == "a callback asked for it" and half.steps == 22
     assert half.js_divergence.value > 0.1
-    rest = density_ratio(x_p, x_q, steps=40, critic=Critic(1), resume=half)
+    rest = density_ratio(x_p, x_q, steps=40, critic=mine, resume=half)
     assert rest.losses == whole.losses and torch.equal(rest.log_p, whole.log_p)
     assert half.steps == 22
 
@@ -296,7 +294,7 @@ GOOD = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
         (lambda: density_ratio(GOOD, GOOD, batch_size=90), "batch_size: expected 1 to 63"),
         (lambda: density_ratio(GOOD, GOOD, held_out=1.5), "held_out"),
         (lambda: density_ratio(GOOD, GOOD, steps=-1), "steps"),
-        (lambda: density_ratio(GOOD, GOOD, critic=nn.Linear(2, 1)), "one number a sample"),
+        (lambda: density_ratio(GOOD, GOOD, critic=nn.Linear(2, 1)), "one number a row"),
         (lambda: density_ratio(GOOD, GOOD, steps=5).divergence("pearsn"), "mean 'pearson'"),
         (lambda: divergence("jensen"), "expected one of"),
         (lambda: Critic(2, quadratic="cubic"), "quadratic"),
