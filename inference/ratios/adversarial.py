@@ -48,7 +48,7 @@ OBJECTIVES = ("non-saturating", "minimax", "wasserstein", *DIVERGENCES)
 
 
 def critic_divergence(critic: Callable, x_real: Tensor, x_fake: Tensor, objective: str) -> Tensor:
-    """What the critic says of the distance from data to generator, a lower bound: ().
+    """The critic's lower bound on the distance from data to generator: ().
 
     The Jensen-Shannon divergence for `"non-saturating"` and `"minimax"`, the f-divergence of that
     name (nats), or the Wasserstein distance if the critic is 1-Lipschitz (units of x).
@@ -80,7 +80,7 @@ def critic_loss(
 
 
 def generator_loss(critic: Callable, x_fake: Tensor, objective: str) -> Tensor:
-    """What the generator lowers: (), nats (for `"wasserstein"`, units of x).
+    """The generator's loss: (), nats (for `"wasserstein"`, units of x).
 
     non-saturating: −E[log D]; minimax: E[log(1 − D)], D = sigmoid(v) (Goodfellow et al. 2014,
     arXiv:1406.2661, section 3); a divergence: −E[f*(T)], its share of the bound (Nowozin et al.

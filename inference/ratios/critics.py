@@ -81,7 +81,7 @@ class Critic(nn.Module):
 
 
 def spread(x: Tensor) -> Tensor:
-    """What each column is divided by, (D,): its standard deviation; 1 where it is constant.
+    """The scale of each column, (D,): its standard deviation; 1 where it is constant.
 
     Never less than 1e-4 of the median column's: a smaller one is rounding, which would be blown up.
     """
@@ -92,7 +92,7 @@ def spread(x: Tensor) -> Tensor:
 
 
 def n_features(data_dim: int, quadratic: str) -> int:
-    """How many linear and quadratic terms a critic has."""
+    """Number of linear and quadratic terms of a critic."""
     extra = {"full": data_dim * (data_dim + 1) // 2, "diagonal": data_dim, "none": 0}
     return data_dim + extra[quadratic]
 

@@ -242,7 +242,7 @@ class _Pairs:
         return batch
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs to go on with the same order."""
+        """Return the state of the order, from which `restore` goes on."""
         return {"order": self._order.get_state().clone()}
 
     def restore(self, state: dict[str, Tensor]) -> None:

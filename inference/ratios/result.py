@@ -1,4 +1,4 @@
-"""What a fitted critic says of two samples: divergences, calibration, a figure."""
+"""A density ratio from samples: divergences, calibration, a figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fit is given: the pair's arguments, the device, and mini-batches of them."""
+"""The arguments of a fit on their device, and mini-batches of them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Batches:
         return tuple(take(a) for a in self.args), False
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs to go on with the same order."""
+        """Return the state of the order, from which `restore` goes on."""
         return {
             "order": self._order.get_state().clone(),
             "queue": self._queue.cpu().clone(),
@@ -144,7 +144,7 @@ def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | No
 
 
 def batch_transform(data: Any) -> Callable[[tuple], tuple]:
-    """What is done to a batch inside the step: where pixels are dynamic, they are drawn."""
+    """Return the function applied to a batch inside the step: it draws dynamic pixels."""
     if getattr(data, "pixels", "") != "dynamic":
         return lambda batch: batch
     return lambda batch: (data.transform(batch[0]), *batch[1:])

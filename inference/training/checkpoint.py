@@ -134,7 +134,7 @@ def _packed(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
 
 
 def _unpacked(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
-    """What `_packed` was given."""
+    """Restore what `_packed` took apart."""
     if "tensor" in packed:
         return tensors[packed["tensor"]]
     if "dict" in packed:
@@ -143,7 +143,7 @@ def _unpacked(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def config(folder: str | Path) -> dict[str, Any]:
-    """What `config.json` of a run folder says.
+    """Read the `config.json` of a run folder.
 
     Raises:
         FileNotFoundError: there is no run in this folder.

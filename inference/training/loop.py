@@ -264,7 +264,7 @@ class Loop:
         return _together([steps[id(u)] for u in self.moves])
 
     def _updates(self, left: int) -> int:
-        """How many updates a call of the compiled step is to make, where they are replayed."""
+        """Return the number of updates in a call of the compiled step, where they are replayed."""
         if len(self.moves) > 1:
             return 1
         if self.repeats is not None:
@@ -281,7 +281,7 @@ def _together(steps: list[Any]) -> Any:
 
 
 def _values(pending: list[tuple[int, Tensor]]) -> Tensor:
-    """What so many updates returned: (n, columns), or (n, fits)."""
+    """Stack the values of pending updates: (n, columns), or (n, fits)."""
     return torch.cat([values.reshape(n, -1) for n, values in pending])
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a fit runs: a bar on a terminal, plain lines in a pipe."""
+"""Progress display: a bar on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fit returns: the pair with its parameters, and how it got there."""
+"""The result of a fit: the pair with its parameters, and the record of its training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training went, and everything it needs to go on from where it stands."""
+"""The record of a training, and the state from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """How many steps were made."""
+        """Number of steps made."""
         return int(self.variables.count)
 
     def log(self, values: Tensor, columns: Sequence[str], shown: int) -> dict[str, float]:

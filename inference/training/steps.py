@@ -53,7 +53,7 @@ class EagerStep:
 
 
 def on_cuda(t: Tensor) -> bool:
-    """Whether the step is to be captured on a GPU."""
+    """True where the step is to be captured on a GPU."""
     return t.is_cuda
 
 

@@ -1,4 +1,4 @@
-"""What one update computes, and what it changes."""
+"""One update as a pure function, and the variables that it changes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Variables:
 
 @dataclass
 class Update:
-    """What one update computes, as a pure function of variables, rates and batch.
+    """One update: a pure function of variables, learning rate and batch.
 
     Args:
         pair: the model and guide.
