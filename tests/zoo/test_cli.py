@@ -237,7 +237,7 @@ def test_diagnose_puts_its_evidence_on_the_page(mine, tmp_path, capsys):
     assert list((tmp_path / "seen").glob("*.png"))
     once = page.read_text()
     for finding in told["findings"]:
-        assert escape(finding["text"]) in once
+        assert escape(finding["what"]) in once
     assert all(escape(reason) in once for reason in told["reasons"])
     names = {p.stem for p in (mine / "figures").glob("diagnosis-*.png")}
     assert {"diagnosis-weights", "diagnosis-gaps", "diagnosis-loss"} <= names
