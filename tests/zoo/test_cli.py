@@ -377,7 +377,7 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["fit", "vae", "--particles", "0"], ["--particles", "at least 1"]),
         (["fit", "vae", "--steps", "0"], ["--steps", "at least 1"]),
         (["fit", "vae", "--batch-size", "5000"], ["1439", "5000"]),
-        (["fit", "vae", "--lr", "-1"], ["lr", "positive"]),
+        (["fit", "vae", "--lr", "-1"], ["lr", "> 0"]),
         (["fit", "vae", "--compile", "maybe"], ["--compile", "auto"]),
         (["fit", "vae", "--device", "cuda:99"], ["cuda:99", "not on this machine"]),
         (["fit", "vae", "--device", "gpu"], ["gpu", "not on this machine"]),
