@@ -7,16 +7,18 @@ import functools
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..randomness import forked
@@ -220,11 +222,20 @@ class Recorded(TorchDispatchMode):
         return torch.cat(self.draws)
 
 
-def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+def compiled(
+    graph: GraphModule, inputs: Sequence[Tensor], apart: bool = False
+) -> Callable[[list[Tensor]], Tensor]:
     """Machine code for a graph from `traced`: a function of the list of inputs.
+
+    The same graph again, in this process or another, comes from inductor's cache.
 
     Random numbers come from torch's own generators in the graph's order, so that the same seed
     gives the same noise as the eager function.
+
+    Args:
+        graph, inputs: what to compile, and example inputs.
+        apart: keep writes to an input out of the kernels that read it. Inductor of torch 2.11 may
+            else put the write before another of the kernel's reads.
 
     Raises:
         TraceFailure: there is no working compiler, or inductor cannot lower an operation.
@@ -235,16 +246,37 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Ten
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         ours = lowered() if use_onednn(graph) else contextlib.nullcontext()
-        patched = config.patch(OPTIONS)
-        with torch.no_grad(), patched, ours, warnings.catch_warnings():
+        writes = _writes_apart() if apart else contextlib.nullcontext()
+        # inductor looks into its cache only where it finds an environment of shapes
+        fake = FakeTensorMode(shape_env=ShapeEnv())
+        examples = [fake.from_tensor(t, static_shapes=True) for t in inputs]
+        with (
+            torch.no_grad(), config.patch(OPTIONS), ours, writes, warnings.catch_warnings(),
+            tracing(TracingContext(fake)),
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
-            run: Any = compile_fx(graph, list(inputs))
+            run: Any = compile_fx(graph, examples)
             trial = [t.clone() for t in inputs]
             with forked():
                 run(*trial)  # compile_fx is lazy: errors come with the first call
     except Exception as error:
         raise _failure(error, "") from error
     return functools.partial(_call, run)
+
+
+@contextlib.contextmanager
+def _writes_apart() -> Iterator[None]:
+    """Inductor fuses no write with an earlier read of the same memory, and caches nothing."""
+    import torch._inductor.config as config
+    from torch._inductor.scheduler import Scheduler
+
+    before = Scheduler.fusable_weak_dep
+    Scheduler.fusable_weak_dep = lambda *_: False  # type: ignore[method-assign]
+    try:
+        with config.patch(fx_graph_cache=False):
+            yield
+    finally:
+        Scheduler.fusable_weak_dep = before  # type: ignore[method-assign]
 
 
 def _call(run: Callable, inputs: list[Tensor]) -> Tensor:

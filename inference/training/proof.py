@@ -20,6 +20,10 @@ SEED = 20  # of their noise
 ROUNDINGS = 4  # of a stored value in one update, at most: decay, two terms, the sum
 
 
+class Disproved(TraceFailure):
+    """A compiled step changes its variables in another way than the eager one."""
+
+
 class Proof:
     """Some eager updates, made on creation, that compiled ones are held against.
 
@@ -71,7 +75,7 @@ class Proof:
             together: whether several updates are to be made in one call too.
 
         Raises:
-            TraceFailure: a loss or a variable differs.
+            Disproved: a loss or a variable differs.
         """
         n = len(self.rows)
         drawn = None if noise is None else self._tape.noise.view(n, -1)
@@ -97,7 +101,7 @@ class Proof:
 
     def _compare(self, losses: Tensor, variables: Variables, what: str) -> None:
         if not torch.allclose(losses, self.losses, rtol=self.tolerance, atol=self.tolerance):
-            raise TraceFailure(
+            raise Disproved(
                 f"the compiled step's losses are {_digits(losses)}, the eager one's "
                 f"{_digits(self.losses)}, after {what} on the same noise"
             )
@@ -113,7 +117,7 @@ class Proof:
                     allowed = self.tolerance * (change + 0.01 * whole)
                     allowed += ROUNDINGS * len(self.rows) * stored
                 if not gap <= allowed:
-                    raise TraceFailure(
+                    raise Disproved(
                         f"the compiled step's {kind} {name!r} differs from the eager one's by "
                         f"{gap:.3g} (it changed by {change:.3g}), after {what} on the same noise"
                     )

@@ -23,7 +23,7 @@ from ..graph import (
 )
 from ..optim import Adam
 from ..pairs.pair import Pair, own_copy
-from .proof import PROVED, Proof
+from .proof import PROVED, Disproved, Proof
 from .update import Update, Variables
 
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
@@ -115,23 +115,33 @@ class CompiledStep:
         ]
         # the eager step comes first: its memory is free again when the compiled one takes its own
         proof = Proof(self.update, self.variables, self.lr, rows) if self.prove else None
-        run, inputs, noise = self._compile(rows[0])
-        own = len(inputs) - sum(map(torch.is_tensor, batch)) - (noise is not None)
+        try:
+            run = self._proved(rows[0], proof, apart=False)
+        except Disproved:
+            run = self._proved(rows[0], proof, apart=True)
+        self._ready[key] = run
+        self.seconds += time.perf_counter() - start
+        return run
+
+    def _proved(self, batch: tuple, proof: Proof | None, apart: bool) -> Callable:
+        """Compiled updates that pass the proof: replayed, or else called from Python."""
+        run, inputs, noise = self._compile(batch, apart)
+        own = len(self.variables.flat()) + 1
         repeated: Replay | Captured | Launched
         try:
             repeated = Captured(run, inputs, own) if on_cuda(self.lr) else Replay(run, inputs, own)
             if proof is not None:
                 proof.hold(repeated, noise, together=self.repeats > 1)
-        except (NotReplayable, TraceFailure) as failure:
-            self.not_replayed, self.repeats = str(failure), 1
+        except (NotReplayable, Disproved) as failure:
             repeated = Launched(run, inputs, own)
             if proof is not None:
                 proof.hold(repeated, noise, together=False)
-        self._ready[key] = repeated if noise is None else _with_noise(repeated, noise)
-        self.seconds += time.perf_counter() - start
-        return self._ready[key]
+            self.not_replayed, self.repeats = str(failure), 1
+        return repeated if noise is None else _with_noise(repeated, noise)
 
-    def _compile(self, batch: tuple) -> tuple[Callable, list[Tensor], Noise | None]:
+    def _compile(
+        self, batch: tuple, apart: bool = False
+    ) -> tuple[Callable, list[Tensor], Noise | None]:
         """One update as compiled code, its example inputs, and what its noise is drawn into."""
         flat = self.variables.flat()
 
@@ -149,7 +159,7 @@ class CompiledStep:
         if noisy is not None:
             graph, noise = noisy
             inputs = [*inputs, noise.values]
-        return compiled(graph, inputs), inputs, noise
+        return compiled(graph, inputs, apart), inputs, noise
 
 
 def _with_noise(run: Callable, noise: Noise) -> Callable:

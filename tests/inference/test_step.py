@@ -134,7 +134,7 @@ def test_no_compiler(monkeypatch):
 def test_a_wrong_compiled_step_is_not_used(monkeypatch):
     import inference.training.steps as step_module
 
-    def wrong(graph, inputs, own=0):
+    def wrong(graph, inputs, apart=False):
         return lambda now: torch.zeros(())
 
     monkeypatch.setattr(step_module, "compiled", wrong)
@@ -265,7 +265,7 @@ def test_fits_in_two_threads_are_those_of_one_after_the_other():
 def test_an_argument_that_keeps_changing(monkeypatch):
     import inference.training.steps as step_module
 
-    monkeypatch.setattr(step_module, "compiled", lambda graph, inputs, own=0: lambda now: LR)
+    monkeypatch.setattr(step_module, "compiled", lambda graph, inputs, apart: lambda now: LR)
 
     def model(x):
         with pyro.plate("data", len(x)):
