@@ -14,7 +14,7 @@ from ..randomness import forked
 
 
 def cuda_graph(device: torch.device, body: Callable[[], None]) -> Callable[[], None]:
-    """What replays the launches that `body` makes on a device."""
+    """Capture the launches that `body` makes on a device; the result replays them."""
     with torch.cuda.device(device):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

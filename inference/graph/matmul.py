@@ -67,7 +67,7 @@ def _product(node: Any) -> tuple | None:
 
 
 def multiply_adds(node: Any) -> int:
-    """Of the product that a node of a graph is; 0 for any other."""
+    """Count the multiply-adds of a matrix product; 0 for any other node."""
     if node.target not in PRODUCTS:
         return 0
     a, b = node.args[-2:]

@@ -133,7 +133,7 @@ def _layout(t: Tensor) -> tuple:
 
 
 class _Offsets:
-    """Where the pointer table points into one input: (place in the table, offset in bytes)."""
+    """Offsets of one input in the pointer table: (place in the table, offset in bytes)."""
 
     def __init__(self, example: Tensor, pointers: list[int]):
         self.layout, self.dim = _layout(example), example.dim()
@@ -146,7 +146,7 @@ class _Offsets:
 
 
 class _Arena:
-    """Memory for what a graph computes on the way, given out again as soon as it is free.
+    """Reuse memory of intermediate results as soon as it is free.
 
     The same calls in the same order may share it in the same way.
     """
@@ -187,7 +187,7 @@ def _array(kind: Any, values: list[int]) -> Any:
 
 
 class _Calls:
-    """What was called, in order, as lines of C over a table of pointers."""
+    """Kernel calls in order, as lines of C over a table of pointers."""
 
     def __init__(self) -> None:
         self.pointers: list[int] = []

@@ -45,7 +45,7 @@ _HELP = {
 
 
 class TraceFailure(Exception):
-    """Why a step cannot be compiled: `str()` is one line, `long()` tells where."""
+    """A step cannot be compiled: `str()` is the reason in one line, `long()` adds the place."""
 
     def __init__(
         self, why: str, where: str = "", site: str = "", cause: BaseException | None = None
@@ -131,7 +131,7 @@ STANDARD = {
 
 
 class Noise:
-    """What a graph draws, outside of it: standard normals and uniforms, one after another.
+    """Random numbers of a graph as an input: standard normals and uniforms, one after another.
 
     Attributes:
         values: (total,), or (repeats, total) for so many updates in one call.
@@ -203,7 +203,7 @@ def _random(target: Any) -> bool:
 
 
 class Recorded(TorchDispatchMode):
-    """Keeps every standard normal and uniform that is drawn inside, in order, as one vector."""
+    """Record every standard normal and uniform drawn inside, in order, as one vector."""
 
     def __init__(self) -> None:
         super().__init__()

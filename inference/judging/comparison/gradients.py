@@ -73,7 +73,7 @@ class Gradients:
         self.note: str | None = None
         self.how = "batched"
         self._run: Callable[[], Tensor] = self._batched
-        self._try_out()
+        self._choose_batching()
         if replicates is None:
             room = NUMBERS.get(self._device().type, 2**24) // (end + self._saved_floats())
             self.replicates = max(1, min(draws, room))
@@ -100,15 +100,15 @@ class Gradients:
         return 1e3 * ordered[len(ordered) // 2] / self.replicates
 
     def _objective(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(surrogate, value)."""
+        """Return the surrogate and the value."""
         with no_validation(), self.pair.bind(params, self.buffers):
-            pair, told = self.pair, {"nesting": self.pair.nesting, **self.kwargs}
-            told["full_sizes"] = self.pair.full_sizes
+            pair, options = self.pair, {"nesting": self.pair.nesting, **self.kwargs}
+            options["full_sizes"] = self.pair.full_sizes
             if self.reference:
-                surrogate = self.estimator.reference(pair.model, pair.guide, *self.args, **told)
+                surrogate = self.estimator.reference(pair.model, pair.guide, *self.args, **options)
                 return surrogate, surrogate.detach()
             value, surrogate = self.estimator.value_and_surrogate(
-                pair.model, pair.guide, *self.args, **told
+                pair.model, pair.guide, *self.args, **options
             )
         return surrogate, value
 
@@ -138,7 +138,7 @@ class Gradients:
         return torch.stack([self._row(*self.params.values()) for _ in range(self.replicates)])
 
     def _saved_floats(self) -> int:
-        """Numbers that one draw keeps for its gradient, parameters and data aside."""
+        """Count the floats autograd saves per draw, without parameters and data."""
         shared = {t.data_ptr() for t in (*self.params.values(), *self.args) if torch.is_tensor(t)}
         sizes: dict[int, int] = {}
 
@@ -156,8 +156,8 @@ class Gradients:
     def _device(self) -> torch.device:
         return next(iter(self.params.values())).device
 
-    def _try_out(self) -> None:
-        """Run a batch of two: a pair that `vmap` cannot take is run draw by draw."""
+    def _choose_batching(self) -> None:
+        """Run a batch of two; a pair that `vmap` cannot batch is run draw by draw."""
         wanted, self.replicates = self.replicates, min(2, self.replicates)
         try:
             self._run()
@@ -224,7 +224,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Kernels compiled inside use one thread."""
+    """Compile with one thread inside the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
