@@ -1,30 +1,56 @@
-"""Fit and judge a Pyro pair: any Pyro model and guide, the zoo's or yours."""
+"""Fit and judge a Pyro pair: any Pyro model and guide, the zoo's or yours.
 
-from . import elbo, optim
-from .draws.datatree import to_datatree, write_datatree
-from .guides import fit_guides, make_guide
-from .judging.calibration import calibrate
-from .judging.comparison import compare
-from .judging.diagnosis import diagnose
-from .judging.evaluation import evaluate
-from .pairs.inspection import check
-from .training.fitting import fit
-from .training.many import fit_many
-from .weights import log_weights
+Each name below is imported when it is first used, so that `import inference` costs next to nothing.
+"""
 
-__all__ = [
-    "calibrate",
-    "check",
-    "compare",
-    "diagnose",
-    "elbo",
-    "evaluate",
-    "fit",
-    "fit_guides",
-    "fit_many",
-    "log_weights",
-    "make_guide",
-    "optim",
-    "to_datatree",
-    "write_datatree",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import elbo as elbo
+    from . import optim as optim
+    from .draws.datatree import to_datatree as to_datatree
+    from .draws.datatree import write_datatree as write_datatree
+    from .guides import fit_guides as fit_guides
+    from .guides import make_guide as make_guide
+    from .judging.calibration import calibrate as calibrate
+    from .judging.comparison import compare as compare
+    from .judging.diagnosis import diagnose as diagnose
+    from .judging.evaluation import evaluate as evaluate
+    from .pairs.inspection import check as check
+    from .training.fitting import fit as fit
+    from .training.many import fit_many as fit_many
+    from .weights import log_weights as log_weights
+
+_HOMES = {
+    "calibrate": "judging.calibration",
+    "check": "pairs.inspection",
+    "compare": "judging.comparison",
+    "diagnose": "judging.diagnosis",
+    "elbo": "",
+    "evaluate": "judging.evaluation",
+    "fit": "training.fitting",
+    "fit_guides": "guides",
+    "fit_many": "training.many",
+    "log_weights": "weights",
+    "make_guide": "guides",
+    "optim": "",
+    "to_datatree": "draws.datatree",
+    "write_datatree": "draws.datatree",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    if not home:
+        return importlib.import_module(f".{name}", __name__)
+    return getattr(importlib.import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
