@@ -13,6 +13,7 @@ from ..pair import Pair
 from ..references import referred
 from .findings import Finding
 from .record import Recording
+from .texts import finding
 
 SHOWN = 4  # names written out before "and n more"
 
@@ -25,10 +26,9 @@ def gradients(
     The gradient is that of the sum of all log densities: what it reaches, any bound can.
     """
     leaves = {k: v.detach().clone().requires_grad_() for k, v in pair.params.items()}
+    options = {"particles": particles, "nesting": pair.nesting, **kwargs}
     with pair.bind(leaves, {k: b.clone() for k, b in pair.buffers.items()}):
-        weights = log_weights(
-            pair.model, pair.guide, *args, particles=particles, nesting=pair.nesting, **kwargs
-        )
+        weights = log_weights(pair.model, pair.guide, *args, **options)
         loss = sum((t.log_prob.sum() for _, t in weights.terms()), start=torch.zeros(()))
     known = {id(t) for t in (*leaves.values(), *args, *kwargs.values())}
     strangers = [t for t in _leaves(loss) if id(t) not in known]
@@ -45,120 +45,62 @@ def reached(
     """Find parameters without a gradient, and guides that learn nothing."""
     lost = [n for n, g in grads.items() if g is None]
     latents = {
-        n: q for n, q in weights.guide.items() if not q.observed and not q.auxiliary
-        and not _is_factor(q)
-    }  # fmt: skip
-    fixed = [
-        n for n, q in latents.items()
-        if not _has_gradient(q.value) and not _has_gradient(q.log_prob) and not q.enumerated
-    ]  # fmt: skip
+        name: any(torch.is_tensor(a) and a.requires_grad for a in (q.value, q.log_prob))
+        for name, q in weights.guide.items()
+        if not (q.observed or q.auxiliary or type(q.fn).__name__ == "Unit")
+    }
+    fixed = [n for n, learns in latents.items() if not learns and not weights.guide[n].enumerated]
+    nothing = bool(latents) and len(fixed) == len(latents)
     if latents and not grads:
-        yield Finding(
-            "error" if trains else "note", None, "the pair has no parameters", "something to learn",
-            "neither a pyro.param nor a registered module",
-            "use pyro.param, or pyro.module(\"name\", net) for a network; a bare "
-            "torch.tensor(..., requires_grad=True) is not seen by Pyro.",
-        )  # fmt: skip
-        return
-    if latents and len(fixed) == len(latents):
-        cut = bool(lost)
-        yield Finding(
-            "error" if cut else "note", fixed[0],
-            "the guide learns nothing" if cut else "the guide has nothing to learn",
-            "draws that depend on the guide's parameters" if cut else "",
-            f"no gradient reaches {_first_names(lost)}" if cut else
-            "no parameter in its distributions",
-            "remove detach(), .data, torch.no_grad() and torch.tensor(...) copies between the "
-            "parameters and the distribution." if cut else "nothing to do if that is meant.",
-        )  # fmt: skip
-        if cut:
-            return
-    if lost:
-        yield Finding(
-            "warning", fixed[0] if fixed else None, "parameters that get no gradient",
-            "a gradient for every parameter", f"none for {_first_names(lost)}",
-            "remove what is not used (or freeze it with requires_grad_(False)); if it should be "
-            "used, look for detach(), .data or torch.no_grad() on the way.",
-        )  # fmt: skip
+        yield finding("no-parameters", level="error" if trains else "note")
+    elif nothing and not lost:
+        yield finding("fixed", fixed[0])
+    elif lost:
+        at = fixed[0] if fixed else None
+        yield finding("cut" if nothing else "unused", at, lost=_first_names(lost))
 
 
 def unregistered(strangers: list[Tensor], model: Callable, guide: Callable) -> Iterable[Finding]:
     """Find tensors that the loss depends on and that Pyro was never told of."""
-    if not strangers:
-        return
     wanted = {id(t): t for t in strangers}
-    for name, obj in referred(model, guide).items():
+    tensors: list[tuple[str, Tensor]] = []
+    for name, obj in referred(model, guide).items() if strangers else ():
         if isinstance(obj, nn.Module):
             mine = [n for n, p in obj.named_parameters() if id(p) in wanted]
+            for p in obj.parameters():
+                wanted.pop(id(p), None)
             if mine:
-                for _, p in obj.named_parameters():
-                    wanted.pop(id(p), None)
-                yield Finding(
-                    "error", None, f"module {name!r} is used but not registered",
-                    f"pyro.module({name!r}, {name}) in the model or guide that uses it",
-                    f"its {len(mine)} parameters ({_first_names(mine)}) never reach Pyro and would "
-                    "keep their random starting values",
-                    f"add pyro.module({name!r}, {name}), or make it an attribute of the pair's "
-                    f"module; if it is meant to stay as it is, {name}.requires_grad_(False).",
-                )  # fmt: skip
+                yield finding("module", name=name, number=len(mine), shown=_first_names(mine))
         elif id(obj) in wanted:
-            wanted.pop(id(obj))
-            yield _unregistered_tensor(f"tensor {name!r}", obj)
-    for tensor in wanted.values():
-        yield _unregistered_tensor("a tensor", tensor)
+            tensors.append((f"tensor {name!r}", wanted.pop(id(obj))))
+    for name, tensor in (*tensors, *(("a tensor", t) for t in wanted.values())):
+        yield finding("tensor", name=name, shape=tuple(tensor.shape))
 
 
 def collisions(model: Recording, guide: Recording) -> Iterable[Finding]:
     """Find different modules, or parameters of different shape, under one name."""
-    seen: dict[str, bool] = {}
     for name in {**guide.starts, **model.starts}:
         starts = [s for r in (guide, model) for s in r.starts.get(name, []) if torch.is_tensor(s)]
+        shapes = sorted({tuple(s.shape) for s in starts})
         if "$$$" in name:
-            module = name.split("$$$")[0]
-            if len({id(s) for s in starts}) > 1 and module not in seen:
-                seen[module] = True
-                yield Finding(
-                    "error", None, f"two modules are registered as {module!r}",
-                    "one name for each module", f"pyro.module({module!r}, ...) with different "
-                    "modules; only the first would be fitted",
-                    f"name them apart, for example {module}_model and {module}_guide.",
-                )  # fmt: skip
-        elif len({tuple(s.shape) for s in starts}) > 1:
-            shapes = sorted({tuple(s.shape) for s in starts})
-            yield Finding(
-                "error", None, f"two parameters are called {name!r}", "one name for each parameter",
-                f"shapes {' and '.join(map(str, shapes))}; only the first is made",
-                "rename one of them.",
-            )  # fmt: skip
+            if len({id(s) for s in starts}) > 1:
+                yield finding("two-modules", name=name.split("$$$")[0])
+        elif len(shapes) > 1:
+            yield finding("two-parameters", name=name, shapes=" and ".join(map(str, shapes)))
 
 
 def cached(modules: Iterable[nn.Module]) -> Iterable[Finding]:
     """Find tensors computed from parameters once, outside of model and guide."""
-    for module in modules:
-        for path, sub in module.named_modules():
-            for key, value in vars(sub).items():
-                if torch.is_tensor(value) and value.grad_fn is not None:
-                    name = ".".join(p for p in (path, key) if p)
-                    yield Finding(
-                        "error", None, f"attribute {name!r} is computed from a parameter only once",
-                        "computed in model or guide, at each step",
-                        f"a tensor in a graph ({type(value.grad_fn).__name__}), made when "
-                        f"{type(sub).__name__} was, which later steps would not update",
-                        f"keep the parameter in __init__ and compute {key!r} where it is used.",
-                    )  # fmt: skip
-
-
-def _unregistered_tensor(name: str, tensor: Tensor) -> Finding:
-    return Finding(
-        "error", None, f"{name} asks for a gradient, but is not a parameter",
-        "pyro.param(name, start), or an nn.Parameter of a registered module",
-        f"shape {tuple(tensor.shape)}, requires_grad=True, unknown to Pyro: it would not be fitted",
-        "make it a pyro.param; a constant needs no requires_grad.",
-    )  # fmt: skip
+    for path, sub in (named for module in modules for named in module.named_modules()):
+        for key, value in vars(sub).items():
+            if torch.is_tensor(value) and value.grad_fn is not None:
+                name = ".".join(p for p in (path, key) if p)
+                made = {"node": type(value.grad_fn).__name__, "owner": type(sub).__name__}
+                yield finding("cached", name=name, key=key, **made)
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """The leaf tensors that a graph was made from."""
+    """Return the leaf tensors that a graph was made from."""
     found, seen, stack = {}, set(), [loss.grad_fn]
     while stack:
         node: Any = stack.pop()
@@ -169,14 +111,6 @@ def _leaves(loss: Tensor) -> list[Tensor]:
             found[id(node.variable)] = node.variable
         stack.extend(n for n, _ in node.next_functions)
     return list(found.values())
-
-
-def _has_gradient(value: Any) -> bool:
-    return torch.is_tensor(value) and value.requires_grad
-
-
-def _is_factor(term: Any) -> bool:
-    return type(term.fn).__name__ == "Unit"
 
 
 def _first_names(names: list[str]) -> str:

@@ -2,119 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-
-@dataclass
-class Site:
-    """A sample site as it was reached: Pyro's distribution, value, plates, scale and mask."""
-
-    name: str
-    fn: Any
-    value: Any
-    observed: bool
-    frames: tuple
-    scale: Any
-    mask: Any
-    infer: Mapping[str, Any]
-
-    @property
-    def plates(self) -> dict[str, tuple[int, int]]:
-        """Name -> (dim, size) of the vectorised plates around it."""
-        return {f.name: (f.dim, f.size) for f in self.frames if f.vectorized}
-
-    @property
-    def auxiliary(self) -> bool:
-        """Return whether the guide marked it as no latent of the model."""
-        return bool(self.infer.get("is_auxiliary"))
-
-    @property
-    def point(self) -> bool:
-        """Return whether it is a Delta: a value given, not drawn."""
-        return type(base(self.fn)).__name__ == "Delta"
-
-    @property
-    def family(self) -> str:
-        """The name of its distribution."""
-        fn = self.fn
-        while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-            fn = fn.base_dist
-        return type(fn).__name__
-
-    def log_prob(self) -> Tensor:
-        """The log density, masked, not scaled."""
-        out = self.fn.log_prob(self.value)
-        if self.mask is None or self.mask is True:
-            return out
-        mask = torch.as_tensor(self.mask, device=out.device)
-        return torch.where(mask, out, out.new_zeros(()))
+from ...weights.sites import log_prob, sample_sites
 
 
-@dataclass
-class Recording:
-    """The sites and parameters that one run of a half reached.
+class Site(SimpleNamespace):
+    """A sample site as it was reached: the entries of Pyro's message, and what follows from them.
 
     Attributes:
-        sites: name -> Site, in the order reached.
+        plates: name -> (dim, size) of the vectorised plates around it.
+        auxiliary: the guide marked it as no latent of the model.
+        family: the name of its distribution.
+        point: it is a Delta, a value given and not drawn.
+        finite: its latent can be summed out.
+    """
+
+    def __init__(self, **message: Any):
+        super().__init__(**message)
+        self.plates = {f.name: (f.dim, f.size) for f in self.cond_indep_stack if f.vectorized}
+        self.auxiliary = bool(self.infer.get("is_auxiliary"))
+        self.family = type(base(self.fn, through_transforms=False)).__name__
+        self.point = type(base(self.fn)).__name__ == "Delta"
+        self.finite = getattr(self.fn, "has_enumerate_support", False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the distribution's draws; an error of the pair's where its parameters do not fit."""
+        return tuple(self.fn.shape())
+
+    def log_prob(self) -> Tensor:
+        """Return the log density, masked, not scaled."""
+        return log_prob(vars(self))
+
+
+class Recording(Messenger):
+    """The sites and parameters that one run of a half reached.
+
+    Innermost of the handlers, so that it sees what the code itself gave.
+
+    Attributes:
+        half: "model" or "guide".
+        sites: name -> Site, in the order reached; `latents` and `observed` (with `pyro.factor`)
+            are those that are drawn and those that are not.
         starts: parameter name -> the tensors it was given to start from.
-        indices: plate -> (indices that the code gave or None, indices that were used).
+        given: plate -> the indices of a mini-batch that the code gave, or None.
         last: the sample site that was reached last.
         error: what stopped the run, or None.
         trace: Pyro's trace, for replaying.
     """
 
-    half: str
-    sites: dict[str, Site] = field(default_factory=dict)
-    starts: dict[str, list[Any]] = field(default_factory=dict)
-    indices: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    last: str | None = None
-    error: Exception | None = None
-    trace: Any = None
-
-    def latents(self) -> dict[str, Site]:
-        """Sites that are drawn."""
-        return {n: s for n, s in self.sites.items() if not s.observed}
-
-    def observed(self) -> dict[str, Site]:
-        """Sites that are observed, `pyro.factor` among them."""
-        return {n: s for n, s in self.sites.items() if s.observed}
-
-
-class _Recorder(Messenger):
-    """Innermost of the handlers, so that it sees what the code itself gave."""
-
-    def __init__(self, into: Recording):
+    def __init__(self, half: str):
         super().__init__()
-        self.into = into
+        self.half = half
+        self.starts: dict[str, list[Any]] = {}
         self.given: dict[str, Any] = {}
+        self.last: str | None = None
+        self.error: Exception | None = None
+        self.trace: Any = None
+        self.sites: dict[str, Site] = {}
+        self.latents: dict[str, Site] = {}
+        self.observed: dict[str, Site] = {}
 
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "param":
-            start = msg["args"][1] if len(msg["args"]) > 1 else None
-            self.into.starts.setdefault(msg["name"], []).append(start)
+            self.starts.setdefault(msg["name"], []).extend(msg["args"][1:2])
         elif msg["type"] == "sample":
             if type(msg["fn"]).__name__ == "_Subsample":
                 self.given[msg["name"]] = msg["value"]
             else:
-                self.into.last = msg["name"]
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if type(msg["fn"]).__name__ == "_Subsample":
-            self.into.indices[msg["name"]] = (self.given[msg["name"]], msg["value"])
-            return
-        self.into.sites[msg["name"]] = Site(
-            msg["name"], msg["fn"], msg["value"], msg["is_observed"], msg["cond_indep_stack"],
-            msg["scale"], msg["mask"], msg["infer"] or {},
-        )  # fmt: skip
+                self.last = msg["name"]
 
 
 def record(
@@ -124,22 +89,20 @@ def record(
     out = Recording(half)
     torch.manual_seed(seed)
     at = nullcontext() if replay is None else poutine.replay(trace=replay)
-    with poutine.trace() as tracer, at, _Recorder(out):
+    with poutine.trace() as tracer, at, out:
         try:
             function(*args, **kwargs)
         except Exception as error:  # whatever the user's code does becomes a finding
             out.error = error
-        out.trace = tracer.trace
+    out.trace = tracer.trace
+    out.sites = {name: Site(**msg) for name, msg in sample_sites(out.trace).items()}
+    out.latents = {n: s for n, s in out.sites.items() if not s.is_observed}
+    out.observed = {n: s for n, s in out.sites.items() if s.is_observed}
     return out
 
 
-def base(fn: Any) -> Any:
-    """The distribution inside Independent, expanded, masked and transformed ones."""
-    while hasattr(fn, "base_dist"):
+def base(fn: Any, *, through_transforms: bool = True) -> Any:
+    """Return the distribution inside Independent, expanded, masked and transformed ones."""
+    while hasattr(fn, "base_dist") and (through_transforms or not hasattr(fn, "transforms")):
         fn = fn.base_dist
     return fn
-
-
-def stored_shapes() -> dict[str, torch.Size]:
-    """Parameter -> its shape in the present store."""
-    return {n: p.shape for n, p in pyro.get_param_store()._params.items()}

@@ -6,48 +6,63 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, ComposeTransform, constraints
 
 from .findings import Finding
 from .record import Site, base
+from .texts import finding
 
-_RANGES = {  # open and closed ends differ by a set of measure zero
-    "_Real": lambda c: (-math.inf, math.inf),
-    "_GreaterThan": lambda c: (c.lower_bound, math.inf),
-    "_GreaterThanEq": lambda c: (c.lower_bound, math.inf),
-    "_SoftplusPositive": lambda c: (0.0, math.inf),
-    "_LessThan": lambda c: (-math.inf, c.upper_bound),
-    "_Interval": lambda c: (c.lower_bound, c.upper_bound),
-    "_UnitInterval": lambda c: (0.0, 1.0),
-    "_HalfOpenInterval": lambda c: (c.lower_bound, c.upper_bound),
+# real numbers between two ends; open and closed ends differ by a set of measure zero
+_RANGES = (
+    *("_Real", "_GreaterThan", "_GreaterThanEq", "_SoftplusPositive"),
+    *("_LessThan", "_Interval", "_HalfOpenInterval"),
+)
+_WORDS = {
+    ("-inf", "inf"): "real numbers",
+    ("0", "inf"): "positive numbers",
+    ("0", "1"): "the unit interval",
+    "Simplex": "a simplex",
+    "Boolean": "0 or 1",
+    "OneHot": "one-hot vectors",
 }
 _ADVICE = {
-    "positive": "LogNormal or Gamma, or a parameter with constraint=constraints.positive",
-    "unit interval": "Beta, or TransformedDistribution(Normal(...), SigmoidTransform()); "
+    "real numbers": "Normal or StudentT",
+    "positive numbers": "LogNormal or Gamma, or a parameter with constraint=constraints.positive",
+    "the unit interval": "Beta, or TransformedDistribution(Normal(...), SigmoidTransform()); "
     "for a parameter, constraint=constraints.unit_interval",
-    "simplex": "Dirichlet; for a parameter, constraint=constraints.simplex",
-    "lower Cholesky": "LKJCholesky, or TransformedDistribution(Normal(...).to_event(1), "
+    "a simplex": "Dirichlet; for a parameter, constraint=constraints.simplex",
+    "LowerCholesky": "LKJCholesky, or TransformedDistribution(Normal(...).to_event(1), "
     "biject_to(support)); for a parameter, constraint=constraints.lower_cholesky",
 }
+_UNKNOWN = NotImplementedError, RuntimeError, IndexError, ValueError  # no support, or no shape
 
 
 def describe(constraint: Any) -> str:
     """Say a constraint in words."""
     bounds = _bounds(constraint)
     if bounds is not None:
-        low, high = (_number_text(b) for b in bounds)
-        if (low, high) == ("-inf", "inf"):
-            return "real numbers"
-        if (low, high) == ("0", "inf"):
-            return "positive numbers"
-        if (low, high) == ("0", "1"):
-            return "the unit interval"
-        return f"the interval ({low}, {high})"
+        low, high = map(_number_text, bounds)
+        return _WORDS.get((low, high), f"the interval ({low}, {high})")
     name = type(_innermost(constraint)).__name__.strip("_")
-    words = {"Simplex": "a simplex", "Boolean": "0 or 1", "OneHot": "one-hot vectors"}
-    return words.get(name, name)
+    return _WORDS.get(name, name)
+
+
+def advice(constraint: Any) -> str:
+    """Name distributions and the constraint for a support."""
+    text, bounds = describe(constraint), _bounds(constraint)
+    for key, value in _ADVICE.items():
+        if text.endswith(key):
+            return value
+    if bounds is None:
+        return "TransformedDistribution(Normal(...).to_event(...), biject_to(support))"
+    low, high = map(_number_text, bounds)
+    name = f"constraints.interval({low}, {high})"
+    name = f"constraints.greater_than({low})" if high == "inf" else name
+    name = f"constraints.less_than({high})" if low == "-inf" else name
+    return f"TransformedDistribution(Normal(...), biject_to({name})); for a parameter, {name}"
 
 
 def compare(p: Site, q: Site) -> Iterable[Finding]:
@@ -55,32 +70,32 @@ def compare(p: Site, q: Site) -> Iterable[Finding]:
     try:
         mine, theirs = p.fn.support, q.fn.support
         outside = _outside(mine, q.value)
-        kinds = mine.is_discrete, theirs.is_discrete
-    except (NotImplementedError, RuntimeError, IndexError, ValueError):
-        return  # no support is declared, or the shapes already differ
-    if q.point:
-        if outside:
-            yield _unreachable(p, q, mine, f"a point mass at {_range_text(q.value)}")
+        discrete = mine.is_discrete, theirs.is_discrete
+    except _UNKNOWN:
         return
-    if kinds[0] != kinds[1]:
-        yield Finding(
-            "error", p.name, "the guide draws from another kind of set than the model",
-            f"{p.family}, over {'whole numbers' if kinds[0] else describe(mine)}",
-            f"{q.family}, over {'whole numbers' if kinds[1] else describe(theirs)}",
-            "draw it from a discrete distribution, or leave it out: it is then summed out exactly."
-            if kinds[0] else f"use {advice(mine)}.",
-        )  # fmt: skip
+    told = {"p": p, "q": q, "mine": describe(mine), "advice": advice(mine)}
+    if q.point:
+        free = _free_parameter(q.value)
+        if outside:
+            found = f"a point mass at {range_text(q.value)}"
+            yield finding("unreachable", p.name, **told, found=found)
+        elif free is not None and told["mine"] != "real numbers":
+            yield finding("leaves-support", p.name, **told, name=free)
+        return
+    if discrete[0] != discrete[1]:
+        words = ["whole numbers" if d else describe(s) for d, s in zip(discrete, (mine, theirs))]
+        exact = "a discrete distribution, or leave it out: it is then summed out exactly"
+        hint = f"draw it from {exact}." if discrete[0] else f"use {advice(mine)}."
+        told |= {"mine": words[0], "theirs": words[1], "hint": hint}
+        yield finding("other-kind", p.name, **told)
         return
     theirs = reach(q.fn)
     inside = _contains(mine, theirs)
+    told["theirs"] = describe(theirs)
     if outside or inside is False:
-        yield _unreachable(p, q, mine, f"{q.family}, over {describe(theirs)}")
+        yield finding("unreachable", p.name, **told, found=f"{q.family}, over {told['theirs']}")
     elif inside and _contains(theirs, mine) is False:
-        yield Finding(
-            "warning", p.name, "the guide cannot reach all that the model allows",
-            f"{p.family}, over {describe(mine)}", f"{q.family}, over {describe(theirs)}",
-            f"if the posterior may lie outside, use {advice(mine)}.",
-        )  # fmt: skip
+        yield finding("unreached", p.name, **told)
 
 
 def reach(fn: Any) -> Any:
@@ -88,11 +103,8 @@ def reach(fn: Any) -> Any:
 
     torch takes the codomain of the last transform, which is all real numbers where it is affine.
     """
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
-    steps = ComposeTransform(list(getattr(fn, "transforms", ())))
-    bounds = None
-    for step in _parts_of(steps):
+    fn, bounds = base(fn, through_transforms=False), None
+    for step in _parts_of(ComposeTransform(list(getattr(fn, "transforms", ())))):
         if isinstance(step, AffineTransform) and bounds is not None:
             ends = [torch.as_tensor(b) * step.scale + step.loc for b in bounds]
             bounds = torch.minimum(*ends), torch.maximum(*ends)
@@ -101,82 +113,61 @@ def reach(fn: Any) -> Any:
     return fn.support if bounds is None else constraints.interval(*bounds)
 
 
-def _parts_of(transform: Any) -> Iterable[Any]:
-    for part in getattr(transform, "parts", (transform,)):
-        yield from _parts_of(part) if hasattr(part, "parts") else (part,)
-
-
-def advice(constraint: Any) -> str:
-    """Name distributions and the constraint for a support."""
-    text = describe(constraint)
-    for key, value in _ADVICE.items():
-        if key.replace(" ", "").lower() in text.replace(" ", "").lower():
-            return value
-    bounds = _bounds(constraint)
-    if text == "real numbers":
-        return "Normal or StudentT"
-    if bounds is not None:
-        low, high = (_number_text(b) for b in bounds)
-        name = f"constraints.interval({low}, {high})"
-        name = f"constraints.greater_than({low})" if high == "inf" else name
-        name = f"constraints.less_than({high})" if low == "-inf" else name
-        return f"TransformedDistribution(Normal(...), biject_to({name})); for a parameter, {name}"
-    return "TransformedDistribution(Normal(...).to_event(...), biject_to(support))"
-
-
 def out_of_support(site: Site) -> Iterable[Finding]:
     """Find an observed value that its distribution cannot have made."""
     try:
         support = site.fn.support
-        outside = _outside(support, site.value)
-    except (NotImplementedError, RuntimeError, IndexError, ValueError):
+        if not _outside(support, site.value):
+            return
+    except _UNKNOWN:
         return
-    if not outside:
-        return
-    span = _whole_span(support)
-    value = site.value
-    if span and bool(((value >= span[0]) & (value <= span[1])).all()):
-        yield Finding(
-            "warning", site.name, "the data are not whole numbers",
-            f"{site.family}, over whole numbers from {_number_text(span[0])} to "
-            f"{_number_text(span[1])}",
-            _range_text(value),
-            "the value is then a loss, not a log density: binarise or round the data for nats.",
-        )  # fmt: skip
-        return
-    yield Finding(
-        "error", site.name, "the data lie outside what the model can make",
-        f"{site.family}, over {describe(support)}", _range_text(value),
-        "rescale or clean the data, or choose another likelihood.",
-    )  # fmt: skip
+    low, high = _ends_of_whole_numbers(support)
+    told = {"p": site, "mine": describe(support), "span": range_text(site.value)}
+    if bool(((site.value >= low) & (site.value <= high)).all()):
+        ends = {"low": _number_text(low), "high": _number_text(high)}
+        yield finding("not-whole", site.name, **told, **ends)
+    else:
+        yield finding("outside", site.name, **told)
 
 
-def unconstrained_points(p: Site, q: Site, free: dict[int, str]) -> Iterable[Finding]:
-    """Find a point mass at an unconstrained parameter, for a latent that is constrained.
-
-    `free` maps the storage of every unconstrained `pyro.param` of the guide to its name.
-    """
-    if (
-        not q.point
-        or not torch.is_tensor(q.value)
-        or q.value.is_meta
-        or describe(p.fn.support) == "real numbers"
-    ):
-        return
-    name = free.get(q.value.data_ptr())
-    if name is not None and _bounds(p.fn.support) != (-math.inf, math.inf):
-        yield Finding(
-            "warning", p.name, f"the point mass at parameter {name!r} may leave the support",
-            f"a parameter that stays in {describe(p.fn.support)}", "a parameter without constraint",
-            f"use {advice(p.fn.support)}.",
-        )  # fmt: skip
+def invalid_parameters(site: Site) -> Iterable[Finding]:
+    """Find a distribution with a parameter out of range, as a negative scale: the first one."""
+    fn = base(site.fn)
+    for name, constraint in getattr(fn, "arg_constraints", {}).items():
+        value = fn.__dict__.get(name)
+        if constraints.is_dependent(constraint) or not torch.is_tensor(value) or value.is_meta:
+            continue
+        bad, nans = ~constraint.check(value), int((~torch.isfinite(value)).sum())
+        if bad.any():
+            span = f"{nans} of them NaN or infinite" if nans else range_text(value)
+            use = f"torch.nn.functional.softplus or exp, or use {advice(constraint)}."
+            origin = "find where the NaN comes from: the data, a log of 0, 0 / 0."
+            told = {"name": name, "family": site.family, "allowed": describe(constraint)}
+            told |= {"bad": int(bad.sum()), "all": bad.numel(), "span": span}
+            told["hint"] = origin if nans else f"pass it through {use}"
+            yield finding("out-of-range", site.name, **told)
+            return
 
 
-def _unreachable(p: Site, q: Site, mine: Any, found: str) -> Finding:
-    return Finding(
-        "error", p.name, "the guide draws values that the model cannot have",
-        f"{p.family}, over {describe(mine)}", found, f"use {advice(mine)}.",
-    )  # fmt: skip
+def range_text(value: Tensor) -> str:
+    """Say between which ends values lie."""
+    return f"values in [{float(value.min()):.4g}, {float(value.max()):.4g}]"
+
+
+def _free_parameter(value: Any) -> str | None:
+    """Return the name of the `pyro.param` without a constraint that a value is, if it is one."""
+    if not torch.is_tensor(value) or value.is_meta:
+        return None
+    store, real = pyro.get_param_store(), constraints.real
+    for name, tensor in store._params.items():
+        if tensor.data_ptr() == value.data_ptr() and store._constraints.get(name, real) is real:
+            return name
+    return None
+
+
+def _parts_of(transform: Any) -> Iterable[Any]:
+    for part in getattr(transform, "parts", (transform,)):
+        yield from _parts_of(part) if hasattr(part, "parts") else (part,)
 
 
 def _innermost(constraint: Any) -> Any:
@@ -186,9 +177,11 @@ def _innermost(constraint: Any) -> Any:
 
 
 def _bounds(constraint: Any) -> tuple[Any, Any] | None:
+    """Return the ends of an interval; None for other sets."""
     inner = _innermost(constraint)
-    get = _RANGES.get(type(inner).__name__)
-    return None if get is None else get(inner)
+    if type(inner).__name__ not in _RANGES:
+        return None
+    return getattr(inner, "lower_bound", -math.inf), getattr(inner, "upper_bound", math.inf)
 
 
 def _contains(outer: Any, inner: Any) -> bool | None:
@@ -196,9 +189,8 @@ def _contains(outer: Any, inner: Any) -> bool | None:
     a, b = _bounds(outer), _bounds(inner)
     if a is not None and b is not None:
         try:
-            low = torch.as_tensor(a[0]) <= torch.as_tensor(b[0])
-            high = torch.as_tensor(b[1]) <= torch.as_tensor(a[1])
-            return bool(low.all() and high.all())
+            ends = torch.as_tensor(a[0]) <= b[0], torch.as_tensor(b[1]) <= a[1]
+            return all(bool(end.all()) for end in ends)
         except RuntimeError:
             return None
     if a is not None:
@@ -214,50 +206,16 @@ def _outside(support: Any, value: Any) -> bool:
     return not bool(support.check(value).all())
 
 
-def _whole_span(support: Any) -> tuple[Any, Any] | None:
-    """Return smallest and largest value of a set of whole numbers."""
+def _ends_of_whole_numbers(support: Any) -> tuple[Any, Any]:
+    """Return smallest and largest value of a set of whole numbers; of others an empty range."""
     inner = _innermost(support)
-    if type(inner).__name__ == "_Boolean":
-        return 0.0, 1.0
-    if type(inner).__name__ == "_IntegerInterval":
-        return inner.lower_bound, inner.upper_bound
-    if type(inner).__name__ == "_IntegerGreaterThan":
-        return inner.lower_bound, math.inf
-    return None
+    kind = type(inner).__name__
+    if kind in ("_IntegerInterval", "_IntegerGreaterThan"):
+        return inner.lower_bound, getattr(inner, "upper_bound", math.inf)
+    return (0.0, 1.0) if kind == "_Boolean" else (math.inf, -math.inf)
 
 
 def _number_text(bound: Any) -> str:
-    if isinstance(bound, Tensor):
-        if bound.numel() > 1 and not bool((bound == bound.flatten()[0]).all()):
-            return f"{float(bound.min()):g}..{float(bound.max()):g}"
-        bound = float(bound.flatten()[0])
-    return f"{bound:g}"
-
-
-def _range_text(value: Tensor) -> str:
-    return f"values in [{float(value.min()):.4g}, {float(value.max()):.4g}]"
-
-
-def invalid_parameters(site: Site) -> Iterable[Finding]:
-    """Find distributions whose parameters are out of range, as a negative scale."""
-    fn = base(site.fn)
-    for name, constraint in getattr(fn, "arg_constraints", {}).items():
-        if constraints.is_dependent(constraint) or name not in fn.__dict__:
-            continue
-        value = fn.__dict__[name]
-        if not torch.is_tensor(value) or value.is_meta:
-            continue
-        bad = ~constraint.check(value)
-        if not bad.any():
-            continue
-        spread = value.detach()
-        nans = int((~torch.isfinite(spread)).sum())
-        found = f"{int(bad.sum())} of {bad.numel()} out of range, "
-        found += f"{nans} of them NaN or infinite" if nans else f"{_range_text(spread)}"
-        yield Finding(
-            "error", site.name, f"{name} of {site.family} is out of range",
-            describe(constraint), found,
-            f"pass it through torch.nn.functional.softplus or exp, or use {advice(constraint)}."
-            if not nans else "find where the NaN comes from: the data, a log of 0, 0 / 0.",
-        )  # fmt: skip
-        return
+    bound = torch.as_tensor(bound)
+    low, high = float(bound.min()), float(bound.max())
+    return f"{low:g}" if low == high else f"{low:g}..{high:g}"
