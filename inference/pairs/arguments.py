@@ -99,24 +99,27 @@ def check_signature(model: Callable, args: tuple, name: str = "data") -> tuple:
 
 def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | None:
     """Return a function's signature and why it cannot take the arguments; None where it can."""
-    called = function.forward if isinstance(function, nn.Module) else function
+    signature = _signature(function.forward if isinstance(function, nn.Module) else function)
     try:
-        signature = inspect.signature(called)
-    except (TypeError, ValueError):  # built in, or without one: the call itself will tell
-        return None
-    try:
-        signature.bind(*args, **kwargs)
+        if signature is not None:  # else the call itself will tell
+            signature.bind(*args, **kwargs)
     except TypeError as error:
         return str(signature), str(error)
     return None
 
 
+def _signature(function: Callable) -> inspect.Signature | None:
+    """Return a function's signature; None where it is built in, or has none."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
 def parameter_names(function: Callable) -> set[str]:
     """Name a function's arguments; none where it has no signature."""
-    try:
-        return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return set()
+    signature = _signature(function)
+    return set(signature.parameters) if signature else set()
 
 
 def takes_size(*functions: Callable) -> bool:

@@ -14,21 +14,14 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..randomness import forked
-from ..weights import (
-    LogWeights,
-    Term,
-    at,
-    log_weights,
-    no_validation,
-    plate_nesting,
-    simulate,
-)
+from ..weights import LogWeights, Term, at, log_weights, no_validation, plate_nesting, simulate
 from .arguments import as_arguments, check_signature, check_values, moved, rows_of, take_rows
 from .inspection import refuse_errors
 from .options import check_options
@@ -118,25 +111,8 @@ class CheckedPair:
         self, particles: int = 1, given: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """Run the model with observed sites drawn; return its sites and what it had observed."""
-        return simulate(
-            self.model, *self.args, values=given, particles=particles, nesting=self.nesting,
-            **self.kwargs,
-        )  # fmt: skip
-
-
-class Halves(NamedTuple):
-    """A model, its guide, and what was given after them.
-
-    Attributes:
-        model, guide: the two callables; of a run its own modules, without its parameters.
-        rest: what was given after them.
-        run: the fit they are of, or None.
-    """
-
-    model: Callable
-    guide: Callable
-    rest: tuple
-    run: Any = None
+        told = {"values": given, "particles": particles, "nesting": self.nesting, **self.kwargs}
+        return simulate(self.model, *self.args, **told)
 
 
 def admit(
@@ -165,22 +141,18 @@ def admit(
     model, guide, rest, run = halves(given, rest, who)
     if not rest:
         raise TypeError(f"{who + ': ' if who else ''}no data was given.")
-    args = check_values(as_arguments(rest[0] if len(rest) == 1 else rest))
-    args = check_signature(
-        model, moved(args, run.device if run is not None else _device(model, guide))
-    )
+    device = run.device if run is not None else _device(model, guide)
+    args = moved(check_values(as_arguments(rest[0] if len(rest) == 1 else rest)), device)
+    check_signature(model, args)
     if run is not None:
-        pair, params, buffers = run.pair_, run.state, run.variables.buffers
+        pair, params, buffers = run.pair_, dict(run.state), dict(run.variables.buffers)
         vectorized = run.estimator.vectorized if vectorized is None else vectorized
         kwargs = dict.fromkeys(run.kwargs, rows_of(args))
-        device = run.device
-    else:
-        inspect_once(model, guide, args, who=who)
-        pair, kwargs = Pair(*own_copy(model, guide), args, {}, present=True), {}
-        params, buffers, device = pair.params, pair.buffers, _device(model, guide)
-    return CheckedPair(
-        pair, args, kwargs, dict(params), dict(buffers), device, vectorized is not False, run
-    )
+        return CheckedPair(pair, args, kwargs, params, buffers, device, vectorized, run)
+    inspect_once(model, guide, args, who=who)
+    pair = Pair(*own_copy(model, guide), args, present=True)
+    params, buffers = dict(pair.params), dict(pair.buffers)
+    return CheckedPair(pair, args, {}, params, buffers, device, vectorized is not False)
 
 
 def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:
@@ -199,21 +171,23 @@ def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:
     return [admit(given, *rest, **options)]
 
 
-def halves(given: Any, rest: tuple = (), who: str = "") -> Halves:
-    """Return model, guide, and what follows them.
+def halves(given: Any, rest: tuple = (), who: str = "") -> tuple[Callable, Callable, tuple, Any]:
+    """Return a model, its guide, what follows them, and the run they are of or None.
+
+    Of a run, model and guide are its own modules, without its parameters.
 
     Raises:
         TypeError: neither a run, nor a pair, nor a model followed by its guide.
     """
     if hasattr(given, "pair_"):
-        return Halves(given.pair_.model, given.pair_.guide, rest, given)
+        return given.pair_.model, given.pair_.guide, rest, given
     if callable(getattr(given, "model", None)) and callable(getattr(given, "guide", None)):
-        return Halves(given.model, given.guide, rest)
+        return given.model, given.guide, rest, None
     if callable(given) and rest and callable(rest[0]):
-        run = getattr(given, "run", None)  # `run.model` and `run.guide` know their run
+        run: Any = getattr(given, "run", None)  # `run.model` and `run.guide` know their run
         if hasattr(run, "pair_") and getattr(rest[0], "run", None) is run:
-            return Halves(run.pair_.model, run.pair_.guide, rest[1:], run)
-        return Halves(given, rest[0], rest[1:])
+            return run.pair_.model, run.pair_.guide, rest[1:], run
+        return given, rest[0], rest[1:], None
     say = f"{who}: " if who else ""
     if callable(getattr(given, "model", None)) and not hasattr(given, "guide"):
         raise TypeError(
@@ -238,19 +212,16 @@ def inspect_once(
     Raises:
         ValueError: `check` finds errors.
     """
-    seen, kwargs = _facts(model, guide), kwargs or {}
-    kinds = tuple(
-        (type(a), getattr(a, "dtype", None), getattr(a, "ndim", None))
-        for a in (*args, *kwargs.values())
-    )
+    seen, given = _facts(model, guide), (*args, *(kwargs or {}).values())
+    kinds = tuple((type(a), getattr(a, "dtype", None), getattr(a, "ndim", None)) for a in given)
     if kinds not in seen:
-        few = take_rows(args, slice(FEW))
+        look = partial(refuse_errors, model, guide, kwargs=kwargs, who=who, trains=False)
         try:
-            refuse_errors(model, guide, few, kwargs=kwargs, who=who, trains=False)
+            look(take_rows(args, slice(FEW)))
         except ValueError:
             if rows_of(args) <= FEW:
                 raise
-            refuse_errors(model, guide, args, kwargs=kwargs, who=who, trains=False)
+            look(args)
         seen[kinds] = {}
     return seen[kinds]
 
@@ -267,29 +238,23 @@ def nesting_of(model: Callable, guide: Callable, args: tuple, kwargs: dict, who:
     return known["nesting"]
 
 
-_SEEN: dict[tuple, tuple[weakref.ref, weakref.ref, dict[tuple, dict[str, int]]]] = {}
+_SEEN: dict[tuple[int, str, int, str], dict[tuple, dict[str, int]]] = {}
 
 
-def _facts(model: Callable, guide: Callable) -> dict[tuple, dict[str, int]]:
+def _facts(*functions: Callable) -> dict[tuple, dict[str, int]]:
     """Return what is known of a pair by kinds of arguments, kept for as long as it lives."""
-    (a, half_a), (b, half_b) = _anchor(model), _anchor(guide)
-    key = id(a), half_a, id(b), half_b
-    if key in _SEEN and _SEEN[key][0]() is a and _SEEN[key][1]() is b:
-        return _SEEN[key][2]
-    for old in [k for k, (x, y, _) in _SEEN.items() if x() is None or y() is None]:
-        del _SEEN[old]
-    try:
-        _SEEN[key] = weakref.ref(a), weakref.ref(b), {}
-    except TypeError:  # an object that cannot be referred to weakly is looked at every time
-        return {}
-    return _SEEN[key][2]
-
-
-def _anchor(function: Any) -> tuple[Any, str]:
-    """Return the object that lives as long as a function does, and the method's name."""
-    if inspect.ismethod(function):
-        return function.__self__, function.__name__
-    return function, ""
+    # a bound method is new at every look: its owner lives, and its name says which it is
+    owners = [f.__self__ if inspect.ismethod(f) else f for f in functions]
+    names = [f.__name__ if inspect.ismethod(f) else "" for f in functions]
+    key = id(owners[0]), names[0], id(owners[1]), names[1]
+    if key not in _SEEN:
+        try:
+            for owner in owners:
+                weakref.finalize(owner, _SEEN.pop, key, None)
+        except TypeError:  # an object that cannot be referred to weakly is looked at every time
+            return {}
+        _SEEN[key] = {}
+    return _SEEN[key]
 
 
 def _device(model: Callable, guide: Callable) -> torch.device:

@@ -7,6 +7,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro.optim
@@ -56,26 +57,12 @@ def number(
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if real and math.isfinite(value) and (least < value < most if open else least <= value <= most):
         return float(value)
-    low = f"{'>' if open else '>='} {least:g}" if least > -math.inf else ""
-    high = f"{'<' if open else '<='} {most:g}" if most < math.inf else ""
-    span = " and ".join(filter(None, [low, high]))
-    raise ValueError(f"{name}: expected a number {span or 'that is finite'}, got {value!r}.")
-
-
-def _positive(name: str, value: Any) -> float:
-    return number(name, value, 0.0, open=True)
-
-
-def _flag(name: str, value: Any) -> bool:
-    return one_of(name, value, (True, False))
-
-
-def _auto(name: str, value: Any) -> Any:
-    return one_of(name, value, (True, False, "auto"))
-
-
-def _seed(name: str, value: Any) -> int:
-    return whole(name, value, 0, SEEDS - 1)
+    equal = "" if open else "="
+    ends = [f">{equal} {least:g}"] * (least > -math.inf) + [f"<{equal} {most:g}"] * (
+        most < math.inf
+    )
+    span = " and ".join(ends) or "that is finite"
+    raise ValueError(f"{name}: expected a number {span}, got {value!r}.")
 
 
 def _schedule(name: str, value: Any) -> Any:
@@ -95,31 +82,31 @@ def _callbacks(name: str, value: Any) -> tuple:
     return tuple(value)
 
 
+_count = partial(whole, least=0)
+_positive = partial(number, least=0.0, open=True)
+_flag = partial(one_of, known=(True, False))
 # option -> its check; those of OPTIONAL may be None
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(
-        ("steps", "batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "draws",
-         "particles", "rows", "critic_steps", "datasets", "simulations", "max_steps"),
-        whole,
+        ("steps", "max_steps", "batch_size", "valid_every", "patience", "repeats"), whole
     ),
+    **dict.fromkeys(("chunk", "fits", "draws", "particles", "rows", "critic_steps"), whole),
+    **dict.fromkeys(("datasets", "simulations"), whole),
+    **dict.fromkeys(("surgery", "gap", "settle"), _count),
     **dict.fromkeys(("lr", "clip"), _positive),
     **dict.fromkeys(("autocast", "tf32", "check"), _flag),
-    "compile": _auto,
-    "seed": _seed,
+    **dict.fromkeys(("jitter", "penalty"), partial(number, least=0.0)),
+    "average": partial(number, least=0.0, most=1.0),
+    "held_out": partial(number, least=0.0, most=1.0, open=True),
+    "compile": partial(one_of, known=(True, False, "auto")),
+    "seed": partial(whole, least=0, most=SEEDS - 1),
     "schedule": _schedule,
     "callbacks": _callbacks,
-    "surgery": lambda name, value: whole(name, value, 0),
-    "gap": lambda name, value: whole(name, value, 0),
-    "settle": lambda name, value: whole(name, value, 0),
-    "jitter": lambda name, value: number(name, value, 0.0),
-    "penalty": lambda name, value: number(name, value, 0.0),
-    "average": lambda name, value: number(name, value, 0.0, 1.0),
-    "held_out": lambda name, value: number(name, value, 0.0, 1.0, open=True),
-}  # fmt: skip
+}
 OPTIONAL = {
-    "batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip", "critic_steps",
-    "penalty", "settle", "lr",
-}  # fmt: skip
+    *("batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip"),
+    *("critic_steps", "penalty", "settle", "lr"),
+}
 
 
 def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> dict[str, Any]:
@@ -132,15 +119,12 @@ def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> di
     Raises:
         ValueError: the type or range of one is wrong.
     """
-    out = dict(given)
+    checks = {**CHECKS, **{name: partial(whole, least=n) for name, n in (least or {}).items()}}
     for name, value in given.items():
-        if name in (least or {}):
-            out[name] = whole(name, value, least[name])  # type: ignore[index]
-        elif value is None and name in OPTIONAL:
-            continue
-        elif name in CHECKS:
-            out[name] = CHECKS[name](name, value)
-    return out
+        optional = value is None and name in OPTIONAL and name not in (least or {})
+        if name in checks and not optional:
+            given[name] = checks[name](name, value)
+    return given
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -156,9 +140,8 @@ def device_of(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=where)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ValueError(
-            f"device: {device!r} is not on this machine (there is: {there})."
-        ) from error
+        said = f"device: {device!r} is not on this machine (there is: {there})."
+        raise ValueError(said) from error
     return where
 
 
@@ -175,18 +158,14 @@ def optimiser_of(given: Any, lr: float) -> Any:
     """
     if given is None or (inspect.isclass(given) and issubclass(given, optim.Optimiser)):
         return (given or optim.Adam)(lr)
-    if isinstance(given, (optim.Optimiser, pyro.optim.PyroOptim)):
+    if isinstance(given, (optim.Optimiser, pyro.optim.PyroOptim)) or callable(given):
         return given
-    if callable(given):
-        return given
-    known = ("Adam", "AdamW", "ClippedAdam", "SGD", "RMSprop")
-    hint = ""
-    if isinstance(given, str):
-        hint = nearest(given, known)
+    known, kind = ("Adam", "AdamW", "ClippedAdam", "SGD", "RMSprop"), type(given).__name__
+    hint = nearest(given, known) if isinstance(given, str) else ""
     if isinstance(given, torch.optim.Optimizer):
-        hint = f" Give the function: lambda params: torch.optim.{type(given).__name__}(params)."
+        hint = f" Give the function: lambda params: torch.optim.{kind}(params)."
     raise TypeError(
         f"optimiser: expected one of inference.optim ({', '.join(known)}), a function params -> "
-        f"torch.optim.Optimizer, or a pyro.optim optimiser; got "
-        f"{given if isinstance(given, str) else type(given).__name__!r}.{hint}"
+        "torch.optim.Optimizer, or a pyro.optim optimiser; got "
+        f"{given if isinstance(given, str) else kind!r}.{hint}"
     )

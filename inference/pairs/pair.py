@@ -73,13 +73,14 @@ class Pair:
                 self.params[ours] = tensor.detach().clone()
 
     def _collect(self, store: Mapping[str, Any], registered: Mapping[str, nn.Module]) -> None:
-        modules = {m: None for f in (self.model, self.guide) for m in modules_of(f)}
-        prefixes = _prefixes(self.model, self.guide)
+        """Find every tensor of the pair, its name and its places, and copy its value."""
+        of_model, of_guide = modules_of(self.model), modules_of(self.guide)
+        one = set(of_model) == set(of_guide)  # both are methods of one module: no prefix
         seen: dict[int, str] = {}
-        for module in modules:
-            self._add_module(module, prefixes.get(id(module), ""), seen)
+        for module in dict.fromkeys([*of_model, *of_guide]):
+            prefix = "" if one else "model" if module in of_model else "guide"
+            self._add_module(module, prefix, seen)
         for name, tensor in store["params"].items():
-            constraint = store["constraints"].get(name, constraints.real)
             module, _, local = name.partition("$$$")
             if local and id(tensor) not in seen:  # pyro.module inside a plain function
                 owner = registered.get(module) or self._owner(tensor, local, name)
@@ -88,20 +89,17 @@ class Pair:
             if id(tensor) not in seen:  # a bare pyro.param
                 self.params[name] = tensor
                 seen[id(tensor)] = name
-            self._stored[name] = (seen[id(tensor)], constraint)
-        self.params = {
-            k: v.detach().clone(memory_format=torch.contiguous_format)
-            for k, v in self.params.items()
-        }
+            constraint = store["constraints"].get(name, constraints.real)
+            self._stored[name] = seen[id(tensor)], constraint
+        flat = torch.contiguous_format
+        self.params = {k: v.detach().clone(memory_format=flat) for k, v in self.params.items()}
         self.buffers = {k: v.detach().clone() for k, v in self.buffers.items()}
 
     def _owner(self, tensor: Tensor, local: str, name: str) -> nn.Module:
         """Return the module, among those the pair refers to, with `tensor` under a local name."""
         for module in referred(self.model, self.guide).values():
-            if (
-                isinstance(module, nn.Module)
-                and dict(module.named_parameters()).get(local) is tensor
-            ):
+            named = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
+            if named.get(local) is tensor:
                 return module
         raise ValueError(
             f"parameter {name!r}: the module that owns it was not found. Call pyro.module outside "
@@ -109,21 +107,20 @@ class Pair:
         )
 
     def _add_module(self, module: nn.Module, prefix: str, seen: dict[int, str]) -> None:
+        """Add a module's tensors; one that is tied has several places under its first name."""
         for path, sub in module.named_modules():
-            for table, kind in ((sub._parameters, "param"), (sub._buffers, "buffer")):
+            for table in (sub._parameters, sub._buffers):
                 for key, tensor in table.items():
                     if tensor is None:
                         continue
-                    name = ".".join(p for p in (prefix, path, key) if p)
-                    if id(tensor) in seen:  # tied: one tensor, several places
-                        name = seen[id(tensor)]
-                        if (table, key) not in [(t, k) for t, k in self._slots[name] if t is table]:
-                            self._slots[name].append((table, key))
-                        continue
-                    seen[id(tensor)] = name
-                    learned = kind == "param" and tensor.requires_grad
-                    (self.params if learned else self.buffers)[name] = tensor
-                    self._slots[name] = [(table, key)]
+                    if id(tensor) not in seen:
+                        name = seen[id(tensor)] = ".".join(p for p in (prefix, path, key) if p)
+                        learned = table is sub._parameters and tensor.requires_grad
+                        (self.params if learned else self.buffers)[name] = tensor
+                        self._slots[name] = []
+                    places = self._slots[seen[id(tensor)]]
+                    if not any(t is table and k == key for t, k in places):
+                        places.append((table, key))
 
     @contextmanager
     def bind(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[None]:
@@ -194,11 +191,12 @@ def own_copy(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
     part.
     """
     mine, theirs = modules_of(model), modules_of(guide)
-    if not mine and not theirs:
+    if not (mine or theirs) or (not mine and _uses(model, theirs)):
         return model, guide
-    if (not mine and _uses(model, theirs)) or (not theirs and _uses(guide, mine)):
+    if not theirs and _uses(guide, mine):
         return model, guide
-    return tuple(copy.deepcopy(_Together(model, guide)).functions)  # type: ignore[return-value]
+    memo: dict = {}  # one, so that what they share stays shared
+    return _copy(model, memo), _copy(guide, memo)
 
 
 def _uses(function: Callable, modules: list[nn.Module]) -> bool:
@@ -224,16 +222,6 @@ class _Registered(Messenger):
             frame = frame.f_back
         if "nn_module" in frame.f_locals:
             self.modules[name] = frame.f_locals["nn_module"]
-
-
-class _Together:
-    """One object, so that one deepcopy keeps what model and guide share."""
-
-    def __init__(self, *functions: Callable):
-        self.functions = functions
-
-    def __deepcopy__(self, memo: dict) -> _Together:
-        return _Together(*(_copy(f, memo) for f in self.functions))
 
 
 def _copy(function: Any, memo: dict) -> Any:
@@ -264,17 +252,6 @@ def _copy_module(module: nn.Module, memo: dict) -> nn.Module:
     for m, (model, _) in zip((m for m in twin.modules() if isinstance(m, AutoGuide)), kept):
         m.__dict__["_model"] = model and tuple(_copy(f, memo) for f in model)
     return twin
-
-
-def _prefixes(model: Callable, guide: Callable) -> dict[int, str]:
-    """Return a prefix for each module's names; none where both halves are methods of one module."""
-    of_model, of_guide = modules_of(model), modules_of(guide)
-    if {id(m) for m in of_model} == {id(m) for m in of_guide}:
-        return {}
-    return {
-        **{id(m): "guide" for m in of_guide},
-        **{id(m): "model" for m in of_model},
-    }
 
 
 def _learnable(p: Tensor) -> Tensor:
