@@ -132,7 +132,7 @@ def rows_of(args: tuple) -> int:
     return next((len(a) for a in args if torch.is_tensor(a) and a.dim()), 0)
 
 
-def has_rows(a: Any, n: int) -> bool:
+def has_rows(a: Any, n: int | None) -> bool:
     """Return whether an argument is a tensor with n rows, to be cut with the data."""
     return torch.is_tensor(a) and a.dim() > 0 and len(a) == n
 

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from ..estimate import Estimate
 from ..optim import Adam
+from ..pairs.arguments import moved
 from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
-from ..training.batches import Batches, arguments, batch_transform, halves, pick_device, to
+from ..training.batches import Batches, arguments, batch_transform, halves, pick_device
 from ..training.game import GameUpdate, as_function, load_modules, module_tensors, named, under
 from ..training.loop import Loop
 from ..training.progress import Progress
@@ -266,8 +267,8 @@ def fit_implicit(
     refuse_done(steps + more, resume)
     where = pick_device(device)
     args, held_out = arguments(model, data, valid)
-    args = tuple(to(a, where) for a in args)
-    held_out = None if valid is None or held_out is None else tuple(to(a, where) for a in held_out)
+    args = moved(args, where)
+    held_out = None if valid is None or held_out is None else moved(held_out, where)
     rows = len(args[0])
     if rows < 2:
         raise ValueError(f"data: expected at least 2 rows, got {rows}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,14 @@ import torch
 from torch import Tensor
 
 from ..pairs import gate
-from ..pairs.arguments import as_arguments, check_signature, check_values
+from ..pairs.arguments import (
+    as_arguments,
+    check_signature,
+    check_values,
+    has_rows,
+    parameter_names,
+    take_rows,
+)
 from ..pairs.options import device_of
 
 LARGEST = 2**26  # particles times numbers of data in one pass
@@ -41,18 +47,15 @@ class Batches:
         self.whole = batch_size is None or batch_size == self.size
         self.batch_size = self.size if self.whole else batch_size
         self._order = torch.Generator().manual_seed(seed)
-        self._where = next((a.device for a in args if self._sliced(a)), torch.device("cpu"))
+        self._where = next((a.device for a in args if has_rows(a, self.size)), torch.device("cpu"))
         self._queue = torch.empty(0, dtype=torch.long, device=self._where)
-
-    def _sliced(self, a: Any) -> bool:
-        return torch.is_tensor(a) and a.dim() > 0 and len(a) == self.size
 
     def example(self, rows: int | None = None) -> tuple:
         """The first rows, in order: a batch, or as many as asked for."""
         if self.whole and rows is None:
             return self.args
         n = rows or self.batch_size
-        return tuple(a[:n] if self._sliced(a) else a for a in self.args)
+        return take_rows(self.args, slice(n), self.size)
 
     def next(self, repeats: int = 1) -> tuple[tuple, bool]:
         """A batch, and whether it is shared by all repeats (else it has a leading axis)."""
@@ -67,7 +70,7 @@ class Batches:
         shape = (repeats, self.batch_size) if repeats > 1 else (self.batch_size,)
 
         def take(a: Any) -> Any:
-            if self._sliced(a):
+            if has_rows(a, self.size):
                 return a.index_select(0, index).reshape(*shape, *a.shape[1:])
             return a.expand(repeats, *a.shape) if repeats > 1 and torch.is_tensor(a) else a
 
@@ -129,7 +132,7 @@ def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | No
     if hasattr(data, "train"):
         args: tuple = (data.train,)
         held: tuple | None = (data.valid,) if len(data.valid) else None
-        if "y" in signature(model):
+        if "y" in parameter_names(model):
             if data.train_labels is None:
                 raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
             args += (data.train_labels,)
@@ -148,16 +151,3 @@ def batch_transform(data: Any) -> Callable[[tuple], tuple]:
     if getattr(data, "pixels", "") != "dynamic":
         return lambda batch: batch
     return lambda batch: (data.transform(batch[0]), *batch[1:])
-
-
-def signature(function: Callable) -> set[str]:
-    """Names of a function's parameters."""
-    try:
-        return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return set()
-
-
-def to(a: Any, device: torch.device) -> Any:
-    """On a device, where it is a tensor."""
-    return a.to(device) if torch.is_tensor(a) else a

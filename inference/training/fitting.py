@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace, estimator_of
 from ..optim import Adam, Optimiser
+from ..pairs.arguments import moved
 from ..pairs.inspection import refuse_errors
 from ..pairs.options import check_options, optimiser_of
 from ..randomness import forked
-from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device, to
+from .batches import Batches, arguments, batch_transform, chunk_rows, halves, pick_device
 from .foreign import ForeignStep
 from .loop import Loop
 from .progress import Progress
@@ -124,7 +125,7 @@ def fit(
     if callable(validate := getattr(pair, "validate", None)):  # a zoo pair knows its range of data
         with forked():
             validate(*transform(args))  # as a step will see them
-    args = tuple(to(a, where) for a in args)
+    args = moved(args, where)
     if hasattr(data, "train") and options["batch_size"] is None:
         options["batch_size"] = min(BATCH, len(args[0]))
     batches = Batches(args, options["batch_size"], seed)
@@ -179,7 +180,7 @@ def _validation(run: Run, held_out: tuple | None, batch_size: int | None) -> Cal
     """The validation of a run on held-out arguments, where there are any."""
     if held_out is None:
         return None
-    args = tuple(to(a, run.device) for a in held_out)
+    args = moved(held_out, run.device)
 
     def validate() -> tuple[Tensor, dict[str, float]]:
         score, values = held_out_values(run, run.variables, args, batch_size)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace, estimator_of
 from ..optim import Optimiser
+from ..pairs.arguments import moved
 from ..pairs.inspection import refuse_errors
 from ..randomness import forked
-from .batches import Batches, arguments, halves, pick_device, to
+from .batches import Batches, arguments, halves, pick_device
 from .fitting import ADVICE, chosen_optimiser
 from .loop import Loop
 from .progress import Progress
@@ -191,8 +192,7 @@ def fit_many(
     refuse_done(steps, resume)
     where = pick_device(device)
     args, held_out = (
-        None if part is None else tuple(to(a, where) for a in part)
-        for part in arguments(model, data, valid)
+        None if part is None else moved(part, where) for part in arguments(model, data, valid)
     )
     vary: tuple[int | None, ...] = tuple(0 if i in stacked else None for i in range(len(args)))
     lengths = {len(a) for a, v in zip(args, vary) if v == 0}

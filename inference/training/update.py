@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..elbo import Estimator
 from ..optim import Optimiser, State
+from ..pairs.arguments import rows_of, take_rows
 from ..pairs.options import one_of
 from ..pairs.pair import Pair
 from ..weights import no_validation
@@ -23,11 +24,6 @@ def even_parts(rows: int, most: int) -> list[slice]:
     """As few parts as have at most so many rows each, of sizes that differ by one at most."""
     parts = -(-rows // max(1, most))
     return [slice(i * rows // parts, (i + 1) * rows // parts) for i in range(parts)]
-
-
-def take(args: tuple, part: slice, rows: int) -> tuple:
-    """Some rows of every tensor that has so many of them."""
-    return tuple(a[part] if torch.is_tensor(a) and a.dim() and len(a) == rows else a for a in args)
 
 
 @dataclass
@@ -125,14 +121,14 @@ class Update:
 
     def gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
         """The loss, () or (R,) for R fits at once, and its clipped gradient per parameter."""
-        rows = next((len(b) for b in batch if torch.is_tensor(b) and b.dim()), 0)
+        rows = rows_of(batch)
         if self.chunk is None or self.chunk >= rows:
             loss, grads = self._gradients(variables, batch)
         else:  # each part estimates the whole gradient: weighted by their rows, they sum to it
             loss, grads = 0.0, [torch.zeros_like(p) for p in variables.params.values()]
             for part in even_parts(rows, self.chunk):
                 share = (part.stop - part.start) / rows
-                more, add = self._gradients(variables, take(batch, part, rows))
+                more, add = self._gradients(variables, take_rows(batch, part, rows))
                 loss, grads = loss + share * more, [g + share * a for g, a in zip(grads, add)]
         if self.clip is not None:
             grads = clipped(grads, self.clip, 0 if self.vary is None else 1)

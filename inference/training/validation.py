@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..pairs.arguments import rows_of, take_rows
 from ..weights import no_validation
 from .run import Run
-from .update import DrawnAnew, Variables, at_step, even_parts, take
+from .update import DrawnAnew, Variables, at_step, even_parts
 
 
 def held_out_values(
@@ -39,7 +40,7 @@ def held_out_values(
 
     pair, estimator = run.pair_, run.estimator
     fitwise = vary is not None
-    rows = next((len(a) for a in args if torch.is_tensor(a) and a.dim()), 1)
+    rows = rows_of(args) or 1
     kwargs = dict.fromkeys(run.kwargs, rows)
 
     def values(params: dict, buffers: dict, part: tuple) -> dict[str, Tensor]:
@@ -58,7 +59,7 @@ def held_out_values(
     with torch.no_grad(), no_validation(), at_step(estimator, annealed):
         for part in parts:
             buffers = {k: b.clone() for k, b in variables.buffers.items()}
-            batch = args if whole else take(args, part, rows)
+            batch = args if whole else take_rows(args, part, rows)
             if fitwise:
                 with DrawnAnew():
                     found = values(variables.params, buffers, batch)

@@ -49,14 +49,9 @@ def simulated(chain: CheckedPair, datasets: int) -> DataSets:
     Raises:
         ValueError: the model observes something that is not one of its arguments as it stands.
     """
-    n = len(chain.args[0]) if torch.is_tensor(chain.args[0]) and chain.args[0].dim() else 0
-    local = any(p.dim == -1 and p.size == n for p in chain.weights(1).plates)
+    local = any(p.dim == -1 and p.size == chain.rows for p in chain.weights(1).plates)
     if local:
-        rows = torch.arange(datasets) % n
-        sliced = [torch.is_tensor(a) and a.dim() > 0 and len(a) == n for a in chain.args]
-        args = tuple(a[rows.to(a.device)] if s else a for a, s in zip(chain.args, sliced))
-        kwargs = {"size": datasets} if chain.kwargs else {}
-        chain = replace(chain, args=args, kwargs=kwargs)
+        chain = chain.take(torch.arange(datasets) % chain.rows)
     k = 1 if local else datasets
     terms, observed = chain.simulate(k)
     drawn = {n: values(t, k, chain.nesting)[0] for n, t in terms.items()}

@@ -17,6 +17,7 @@ from ...draws.psis import khat
 from ...elbo import Trace
 from ...estimate import Estimate
 from ...optim import Adam
+from ...pairs.arguments import has_rows, take_rows
 from ...pairs.gate import CheckedPair
 from ...pairs.pair import Pair
 from ...randomness import forked
@@ -105,8 +106,8 @@ def amortization_gap(
         raise ValueError("the pair has a latent outside the data plate: nothing is amortised")
     if isinstance(rows, int):
         rows = torch.linspace(0, n - 1, min(rows, n)).round().long()
-    sliced = [torch.is_tensor(a) and a.dim() > 0 and len(a) == n for a in args]
-    batch = tuple(a[rows.to(a.device)][:, None] if s else a for a, s in zip(args, sliced))
+    sliced = [has_rows(a, n) for a in args]
+    batch = tuple(a[:, None] if s else a for a, s in zip(take_rows(args, rows, n), sliced))
     vary = tuple(0 if s else None for s in sliced)
     kwargs = {"size": 1} if chain.kwargs else {}
 
