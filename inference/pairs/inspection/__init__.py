@@ -11,18 +11,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
-from ...weights.sites import latents_only
 from ..arguments import misfit, rows_of, takes_size
 from ..pair import Pair, modules_of
-from ..references import referred
 from . import minibatch, parameters, sites
-from .failures import explain, mixtures, module_tensors, named_tensors
-from .findings import Finding, Findings
-from .isolation import afresh, put_back, untouched
-from .record import record
-from .texts import finding
+from .failures import explain, mixtures
+from .findings import Finding, Findings, finding
+from .runs import Recording, Subject, afresh, put_back, untouched
 
 __all__ = ["Finding", "Findings", "check", "findings_of", "refuse_errors"]
 
@@ -104,20 +99,19 @@ def findings_of(
         trains: whether it is to be fitted; a pair without parameters can be judged.
         errors_only: leave out what can only lead to notes and warnings.
     """
-    kwargs = dict(kwargs or {})
+    subject = Subject(model, guide, args, dict(kwargs or {}))
     if size is not None and takes_size(model, guide):
-        kwargs["size"] = size
-    found = [*_refusals(model, guide, args, kwargs), *sites.data(args, kwargs)]
-    own = dict.fromkeys(m for f in (model, guide) for m in modules_of(f))
-    found += parameters.cached(own)
-    modules = [*own, *(o for o in referred(model, guide).values() if isinstance(o, nn.Module))]
+        subject.kwargs["size"] = size
+    own = [m for f in (model, guide) for m in modules_of(f)]
+    found = [*_refusals(subject), *sites.data(args, subject.kwargs), *parameters.cached(own)]
+    modules = subject.modules()
     batched = size is not None and size > rows_of(args)
     looks: list[Callable[[], Iterable[Finding]]] = [
-        lambda: _site_findings(model, guide, args, kwargs),
-        lambda: _weight_findings(model, guide, args, kwargs, elbo, trains, errors_only),
+        lambda: _site_findings(subject),
+        lambda: _weight_findings(subject, elbo, trains, errors_only),
     ]
     if batched or not errors_only:
-        looks.append(lambda: minibatch.biases(model, guide, args, kwargs, modules, batched))
+        looks.append(lambda: minibatch.biases(subject, modules, batched))
     with untouched(), put_back(modules):
         for module in own if device is not None else ():
             module.to(device)
@@ -128,21 +122,20 @@ def findings_of(
     return Findings(found)
 
 
-def _refusals(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterable[Finding]:
+def _refusals(subject: Subject) -> Iterable[Finding]:
     """Find a half that does not take these arguments."""
-    for half, function in (("model", model), ("guide", guide)):
-        if (why := misfit(function, args, kwargs)) is not None:
+    args, kwargs = subject.args, subject.kwargs
+    for half in ("model", "guide"):
+        if (why := misfit(getattr(subject, half), args, kwargs)) is not None:
             given = ", ".join([type(a).__name__ for a in args] + [f"{k}=" for k in kwargs])
             yield finding("arguments", half=half, signature=why[0], given=given, why=why[1])
 
 
-def _site_findings(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict
-) -> Iterable[Finding]:
+def _site_findings(subject: Subject) -> Iterable[Finding]:
     """Run each half once and compare them site by site."""
-    q = record(latents_only(guide), args, kwargs, "guide")
-    p = record(model, args, kwargs, "model", replay=q.trace if q.error is None else None)
-    known = named_tensors(args, module_tensors(model, guide))
+    q = Recording(subject, "guide")
+    p = Recording(subject, "model", replay=q.trace if q.error is None else None)
+    known = subject.tensors()
     for r in (q, p):
         if r.error is not None and not (r is q and str(p.error) == str(q.error)):
             yield explain(r.error, r.half, r.last, known)
@@ -159,27 +152,19 @@ def _site_findings(
 
 
 def _weight_findings(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
-    elbo: Any,
-    trains: bool,
-    errors_only: bool,
+    subject: Subject, elbo: Any, trains: bool, errors_only: bool
 ) -> Iterable[Finding]:
     """Run the pair again for its noise, gradients, particles and closed forms."""
     if not errors_only:
-        one, two = (record(latents_only(guide), args, kwargs, "guide", seed=i) for i in (0, 1))
-        yield from sites.fixed_seeds(one, two)
+        yield from sites.fixed_seeds(*(Recording(subject, "guide", seed=i) for i in (0, 1)))
     try:
-        pair = Pair(model, guide, args, kwargs)
-        weights, grads, strangers = parameters.gradients(pair, args, kwargs, 1)
+        pair = Pair(*subject)
+        weights, grads, strangers = parameters.gradients(pair, subject, 1)
     except Exception as error:
-        known = named_tensors(args, module_tensors(model, guide))
-        yield explain(error, "pair", None, known)
+        yield explain(error, "pair", None, subject.tensors())
         return
-    yield from mixtures(named_tensors(args, {**pair.params, **pair.buffers}))
-    yield from parameters.unregistered(strangers, model, guide)
+    yield from mixtures(subject.tensors({**pair.params, **pair.buffers}))
+    yield from parameters.unregistered(strangers, subject)
     if not strangers:
         yield from parameters.reached(weights, grads, trains)
     asked = bool(getattr(elbo, "closed_form", False))
@@ -190,7 +175,7 @@ def _weight_findings(
         yield finding("closed-form", level="error" if asked else "note", why=error)
     try:
         if not errors_only:
-            parameters.gradients(pair, args, kwargs, 2)
+            parameters.gradients(pair, subject, 2)
     except Exception as error:
         raised = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
         yield finding("particles", raised=raised)

@@ -7,13 +7,9 @@ import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..pair import modules_of
-from ..references import referred
-from .findings import Finding
-from .texts import finding
+from .findings import Finding, finding
 
 _OURS = str(Path(__file__).resolve().parents[2])
 _CAUSES = {  # finding -> what torch and Pyro say then
@@ -61,23 +57,6 @@ def mixtures(tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
     sized = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dim()}
     if len({t.dtype for t in sized.values()}) > 1:
         yield finding("all-dtypes", **_by_kind(sized))
-
-
-def named_tensors(args: tuple, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return arguments and parameters under the names that findings call them by."""
-    out = {f"argument {i}": a for i, a in enumerate(args) if torch.is_tensor(a)}
-    return out | {f"parameter {n}": p for n, p in parameters.items()}
-
-
-def module_tensors(*functions: object) -> dict[str, Tensor]:
-    """Return the parameters and buffers of the functions' modules, and of those they refer to."""
-    own: dict[str, Tensor] = {}
-    for module in (m for f in functions for m in modules_of(f)):
-        own |= {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, obj in referred(*functions).items():
-        if isinstance(obj, nn.Module):
-            own |= {f"{name}.{n}": p for n, p in obj.named_parameters()}
-    return {n: p.detach() for n, p in own.items()}
 
 
 def _users_line(error: Exception) -> str:

@@ -1,61 +1,215 @@
-"""What `check` returns: findings in words."""
+"""What `check` returns: findings in words, and the words of them all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+import re
+from collections.abc import Iterable
+from typing import Any
 
 from ...results.finding import Finding
 
-__all__ = ["Finding", "Findings"]
+__all__ = ["Finding", "Findings", "finding"]
 
 ORDER = ("error", "warning", "note")
 
 
-class Findings(Sequence[Finding]):
+class Findings(tuple[Finding, ...]):
     """Findings, errors first. `str()` reads as advice.
 
     True when there is any finding, as for a list: `if check(...)` asks whether there is something
     to read, and `if check(...).errors` whether a fit would be refused.
     """
 
-    def __init__(self, findings: Iterable[Finding] = ()):
+    def __new__(cls, findings: Iterable[Finding] = ()) -> Findings:
+        """Sort them, and take each once."""
         unique = dict.fromkeys(findings)
-        self._all = tuple(sorted(unique, key=lambda f: ORDER.index(f.level)))
+        return super().__new__(cls, sorted(unique, key=lambda f: ORDER.index(f.level)))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """Those with which a fit does not start."""
-        return tuple(f for f in self._all if f.level == "error")
+        return tuple(f for f in self if f.level == "error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
         """Those with which a fit may come out wrong."""
-        return tuple(f for f in self._all if f.level == "warning")
+        return tuple(f for f in self if f.level == "warning")
 
     @property
     def notes(self) -> tuple[Finding, ...]:
         """Those that are good to know."""
-        return tuple(f for f in self._all if f.level == "note")
-
-    @overload
-    def __getitem__(self, index: int) -> Finding: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Finding, ...]: ...
-    def __getitem__(self, index: int | slice) -> Finding | tuple[Finding, ...]:
-        return self._all[index]
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __iter__(self) -> Iterator[Finding]:
-        return iter(self._all)
+        return tuple(f for f in self if f.level == "note")
 
     def __str__(self) -> str:
-        if not self._all:
-            return "Nothing found: the pair looks fit to be fitted."
-        return "\n".join(map(str, self._all))
+        return "\n".join(map(str, self)) or "Nothing found: the pair looks fit to be fitted."
 
     def __repr__(self) -> str:
-        counts = [f"{sum(f.level == k for f in self._all)} {k}s" for k in ORDER]
+        counts = [f"{sum(f.level == k for f in self)} {k}s" for k in ORDER]
         return f"Findings({', '.join(counts)})"
+
+
+def finding(name: str, site: str | None = None, /, level: Any = None, **values: Any) -> Finding:
+    """Return the finding of that name, at its own level or another, with these values in it."""
+    usual, *texts = TEXTS[name]
+    what, expected, found, fix = (text.format(site=site, **values) for text in texts)
+    return Finding(level or usual, site, what, expected, found, fix)
+
+
+# name and level | what is wrong | what was expected | what was found | what to do
+_TABLE = """
+left-out note | a discrete latent that the guide leaves out | | {family} | nothing to do: it is
+  summed out exactly.
+forgotten error | the guide forgets a latent of the model | a pyro.sample({site!r}, ...) in the
+  guide, or obs= in the model | the guide has {drawn}; Pyro would draw it from its prior without a
+  word | {hint}add the site to the guide (or condition the model on it).
+unknown error | the guide draws a site that the model does not have | one of {latents} |
+  pyro.sample({site!r}, ...) | {hint}mark it infer={{'is_auxiliary': True}} if it only helps to draw
+  others.
+draws-data error | the guide draws what the model observes | latents only | pyro.sample({site!r},
+  ...) in the guide | remove the site from the guide: data belong to the model.
+observes error | the guide observes data | latents only | pyro.sample({site!r}, ..., obs=...) in the
+  guide, which divides the weight by its density | remove the site from the guide: the likelihood
+  belongs to the model.
+nothing-observed warning | the model observes nothing | a site with obs=data, or a pyro.factor |
+  latents {latents} only | pass obs=; as it is, the guide is fitted to the prior.
+loop note | plate {plate!r} of the {half} is a Python loop | with pyro.plate(...): and batched
+  distributions | for i in pyro.plate({plate!r}) | a vectorised plate does the same in one step, and
+  compiles to a small graph.
+nan error | {name} holds NaN or infinite values | finite data | {bad} of {all}, the first at {first}
+  | drop or impute them, or mask them in the model with poutine.mask.
+asks-gradient warning | {name} asks for a gradient | data without requires_grad | requires_grad=True
+  | pass it detached; what is to be learned goes into pyro.param or a module.
+baseline warning | infer={{'baseline': ...}} is ignored | no baseline | a baseline in Pyro's way |
+  remove it: Score(8), VIMCO(8) and Trace(8) make theirs from the other particles.
+own-rows error | the guide draws its own mini-batch at plate {plate!r} | one mini-batch for model
+  and guide | the model is given subsample=..., the guide (an autoguide?) draws random rows, and
+  Pyro replays the model at those (issue 3468) | pass create_plates= to the autoguide, make the
+  guide's local latents a function of the data (amortised), or fit on all data.
+few-rows error | parameter {name!r} has one row for each of a mini-batch | {full} rows, one for each
+  element of plate {plate!r} (pyro.param(..., event_dim=...) inside the plate), or an amortised
+  guide | shape {shape}: the same {rows} rows serve whatever is drawn (as in issue 3286) | size it
+  for the whole plate, or compute it from the data; with an AutoDiscreteParallel, leave the site
+  out: it is then summed out exactly.
+plates error | model and guide have it in different plates | {p} (the model) | {q} (the guide) |
+  open the same plates around it in both, with the same names, dims and sizes.
+event-dims error | model and guide count its event dimensions differently | event dimension
+  {p.fn.event_dim}, {p.family} of shape {p.shape} (the model) | event dimension {q.fn.event_dim},
+  {q.family} of shape {q.shape} (the guide) | {hint}
+shapes error | model and guide give it different shapes | {p.shape} (the model) | {q.shape} (the
+  guide) | make the guide's parameters of the model's shape.
+plate-names warning | model and guide call its plates differently | {p} (the model) | {q} (the
+  guide) | use one name: weights are only taken apart along plates that both halves name.
+scales error | model and guide scale it differently | one scale for log p and log q, {p:g} as in the
+  model | {q:g} in the guide | {hint}
+undeclared error | a batch dimension that the {half} does not declare | each batch dimension in a
+  plate; it is in {plates} | {family} of batch shape {batch}: dimension {dim} of size {size} | with
+  pyro.plate('data', {size}): around independent data, or .to_event({event}) for the parts of one
+  value. A (N, 1) against a (N,) also makes (N, N).
+data-shapes error | data and distribution have different shapes | data of shape {shape}, as the
+  distribution | data of shape {data} | squeeze or unsqueeze one of them: (N, 1) and (N,) broadcast
+  to (N, N).
+density error | the first log density of the {half} that is not finite | finite log densities at the
+  start | {bad} of {all} are {first}, {family} at {span} | check its support and scale; use logits
+  instead of probabilities, clamp an exp or a log.
+out-of-range error | {name} of {family} is out of range | {allowed} | {bad} of {all} out of range,
+  {span} | {hint}
+misfit error | the {half} does not fit plate {plate!r} | size {size} (or 1) at dimension {dim}, or
+  no batch dimension there | size {got} at dimension {dim} ({line}) | give the distribution shape
+  (..., {size}) at that dimension, or declare its own dimensions with .to_event(1), or let the plate
+  be of size {got}.
+twice error | the {half} has two sites called {site!r} | a name of its own for each site (plates
+  count: a plate is a site too) | a second {site!r} at {line} | rename one; in a loop use an
+  f-string, pyro.sample(f"{site}_{{i}}", ...), or a vectorised plate.
+both-kinds error | the {half} uses {site!r} both as a {kind} and as another kind of site | different
+  names for a parameter and a sample site | {text} ({line}) | rename the parameter, for example
+  pyro.param("{site}_loc", ...).
+devices error | the {half} mixes devices | all tensors on one device | {devices} ({at}) | move the
+  module and the data to one device (module.to(x.device)); make constants from the data
+  (x.new_zeros(...)); an autoguide stays on the device it was first called on: make it, or call it
+  first, after moving the data.
+dtypes error | the {half} mixes floating-point types | one dtype throughout | {dtypes} ({at}) |
+  x.float(), or module.double(); numpy makes float64 where torch makes float32.
+wrong-call error | the {half} is called with the wrong arguments | model and guide take the same
+  arguments | {at} | give both one signature.
+stops-at-shapes error | the {half} stops {reached} | shapes that fit each other | {raised} | look at
+  the line named; networks act on the last axis, and batch dimensions come first.
+stops error | the {half} stops {reached} | the {half} runs to its end | {raised} | mend the line
+  named.
+all-devices error | parameters and data are on different devices | all tensors on one device |
+  {devices} | move the module and the data to one device: module.to(x.device).
+all-dtypes warning | parameters and data have different floating-point types | one dtype throughout
+  | {dtypes} | x.float(), or module.double(); numpy makes float64 where torch makes float32.
+unreachable error | the guide draws values that the model cannot have | {p.family}, over {mine} |
+  {found} | use {advice}.
+other-kind error | the guide draws from another kind of set than the model | {p.family}, over {mine}
+  | {q.family}, over {theirs} | {hint}
+unreached warning | the guide cannot reach all that the model allows | {p.family}, over {mine} |
+  {q.family}, over {theirs} | if the posterior may lie outside, use {advice}.
+leaves-support warning | the point mass at parameter {name!r} may leave the support | a parameter
+  that stays in {mine} | a parameter without constraint | use {advice}.
+not-whole warning | the data are not whole numbers | {p.family}, over whole numbers from {low} to
+  {high} | {span} | the value is then a loss, not a log density: binarise or round the data for
+  nats.
+outside error | the data lie outside what the model can make | {p.family}, over {mine} | {span} |
+  rescale or clean the data, or choose another likelihood.
+no-parameters error | the pair has no parameters | something to learn | neither a pyro.param nor a
+  registered module | use pyro.param, or pyro.module("name", net) for a network; a bare
+  torch.tensor(..., requires_grad=True) is not seen by Pyro.
+cut error | the guide learns nothing | draws that depend on the guide's parameters | no gradient
+  reaches {lost} | remove detach(), .data, torch.no_grad() and torch.tensor(...) copies between the
+  parameters and the distribution.
+fixed note | the guide has nothing to learn | | no parameter in its distributions | nothing to do if
+  that is meant.
+unused warning | parameters that get no gradient | a gradient for every parameter | none for {lost}
+  | remove what is not used (or freeze it with requires_grad_(False)); if it should be used, look
+  for detach(), .data or torch.no_grad() on the way.
+module error | module {name!r} is used but not registered | pyro.module({name!r}, {name}) in the
+  model or guide that uses it | its {number} parameters ({shown}) never reach Pyro and would keep
+  their random starting values | add pyro.module({name!r}, {name}), or make it an attribute of the
+  pair's module; if it is meant to stay as it is, {name}.requires_grad_(False).
+tensor error | {name} asks for a gradient, but is not a parameter | pyro.param(name, start), or an
+  nn.Parameter of a registered module | shape {shape}, requires_grad=True, unknown to Pyro: it would
+  not be fitted | make it a pyro.param; a constant needs no requires_grad.
+two-modules error | two modules are registered as {name!r} | one name for each module |
+  pyro.module({name!r}, ...) with different modules; only the first would be fitted | name them
+  apart, for example {name}_model and {name}_guide.
+two-parameters error | two parameters are called {name!r} | one name for each parameter | shapes
+  {shapes}; only the first is made | rename one of them.
+cached error | attribute {name!r} is computed from a parameter only once | computed in model or
+  guide, at each step | a tensor in a graph ({node}), made when {owner} was, which later steps would
+  not update | keep the parameter in __init__ and compute {key!r} where it is used.
+all-at-once note | the pair only takes all data at once | | half of the rows: {raised} | fit it with
+  batch_size=None.
+rows-of-batch error | parameters with a row for each datum of a mini-batch | parameters for all
+  data, or an amortised guide | parameter {name!r} has shape {shape} on {n} rows, and follows their
+  number | fit on all data (batch_size=None), or compute them from the data: make_guide(...,
+  amortized=True).
+rows-of-data note | the guide has parameters for each datum | | parameter {name!r} has shape {shape}
+  on {n} rows, and follows their number | fit on all data (batch_size=None), or compute them from
+  the data: make_guide(..., amortized=True).
+biased error | the bound of a mini-batch is biased | the mean bound of two halves of the data,
+  scaled to all, equals the bound on all | {halves:.2f} ± {halves_se:.2f} nats against {full:.2f} ±
+  {full_se:.2f} on {n} rows: z = {z:.1f} | {hint}
+arguments error | the {half} does not take these arguments | {half}{signature} | called with
+  ({given}): {why} | model and guide get the same arguments, in the same order: give both one
+  signature (with defaults for what one of them does not use).
+particles warning | the pair does not broadcast over particles | latents of shape (K, batch, event)
+  work as (batch, event) do | with two particles: {raised} | index and reduce from the right (z[...,
+  0], .sum(-1)); or use vectorized=False in the estimator.
+closed-form error | the closed-form mean-field KL does not apply | every prior depends only on
+  latents that the guide draws before | {why} | use elbo.Trace(), or draw the guide's sites in the
+  model's order.
+score note | the guide's distribution has no reparameterisation | | {family} | {hint}
+seeded warning | the guide draws the same values under every seed | fresh noise at each step | equal
+  draws under two seeds | remove pyro.set_rng_seed or torch.manual_seed from model and guide.
+"""
+
+
+def _entries(table: str) -> Iterable[tuple[str, list[Any]]]:
+    for entry in re.split(r"\n(?=\w)", table.strip()):
+        head, *texts = entry.split("|")
+        name, level = head.split()
+        yield name, [level, *(" ".join(text.split()) for text in texts)]
+
+
+TEXTS = dict(_entries(_TABLE))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,23 +11,15 @@ from torch import nn
 from ...weights import LogWeights, log_weights
 from ..arguments import rows_of, take_rows, takes_size
 from ..pair import Pair
-from .findings import Finding
-from .isolation import put_back
-from .texts import finding
+from .findings import Finding, finding
+from .runs import Subject, put_back
 
 ROWS = 64  # of the data are enough to see a wrong scale
 DRAWS = 16  # of the latents for a first look; eight times as many for a second one
 FIRST, SECOND = 4.0, 6.0  # |z| that asks for a second look, and that counts
 
 
-def biases(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
-    modules: list[nn.Module],
-    minibatch: bool,
-) -> Iterable[Finding]:
+def biases(subject: Subject, modules: list[nn.Module], minibatch: bool) -> Iterable[Finding]:
     """Compare the bound on some rows with the mean bound of their two halves.
 
     The halves are told the size of the whole, as mini-batches are. Over a partition, the mean
@@ -37,6 +29,7 @@ def biases(
         modules: what the pair is made of.
         minibatch: whether the pair is about to be fitted in mini-batches, of which `args` is one.
     """
+    model, guide, args, kwargs = subject
     sized, n = takes_size(model, guide), 2 * min(rows_of(args) // 2, ROWS // 2)
     if n < 4:
         return

@@ -12,10 +12,9 @@ from torch import Tensor
 from ..arguments import not_finite
 from ..options import nearest
 from .failures import explain
-from .findings import Finding
-from .record import Recording, Site
+from .findings import Finding, finding
+from .runs import Recording, Site
 from .supports import compare, invalid_parameters, out_of_support, range_text
-from .texts import finding
 
 
 def names(model: Recording, guide: Recording) -> Iterable[Finding]:

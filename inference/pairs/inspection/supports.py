@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, ComposeTransform, constraints
 
-from .findings import Finding
-from .record import Site, base
-from .texts import finding
+from .findings import Finding, finding
+from .runs import Site, base
 
 # real numbers between two ends; open and closed ends differ by a set of measure zero
 _RANGES = (
