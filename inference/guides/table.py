@@ -14,7 +14,7 @@ from ..draws.psis import ess
 from ..draws.sampler import joint_log_weights
 from ..elbo import Estimator, Trace, estimator_of
 from ..estimate import Estimate
-from ..pairs.arguments import as_arguments, check_signature, check_values
+from ..pairs.arguments import checked_arguments
 from ..pairs.gate import admit
 from ..pairs.options import check_options
 from ..results.result import Result
@@ -151,8 +151,7 @@ def fit_guides(
     elbo = estimator_of(elbo, lambda: Trace(8))
     if callable(getattr(model, "model", None)) and callable(getattr(model, "guide", None)):
         model = model.model
-    args = check_signature(model, as_arguments(data))
-    check_values(args)
+    args = checked_arguments(model, data)
     options = {"schedule": "cosine", "progress": False, **options}
     made = _named(model, guides)
     rows, runs, failed = [], {}, {}

@@ -10,6 +10,23 @@ import torch
 from torch import Tensor, nn
 
 
+def checked_arguments(model: Callable, data: Any, name: str = "data") -> tuple:
+    """Return one tuple of arguments that hold values and that the model can be called with.
+
+    Raises:
+        TypeError: too few or too many of them (the message shows the signature); and as
+            `as_arguments`.
+        ValueError: as `as_arguments` and `check_values`.
+    """
+    args = check_values(as_arguments(data), name)
+    if (why := misfit(model, args, {})) is not None:
+        raise TypeError(
+            f"{name}: the model takes {why[0]}, got {len(args)} argument{'s' * (len(args) != 1)}: "
+            f"{why[1]}. Pass all of them, as one tuple."
+        )
+    return args
+
+
 def as_arguments(data: Any) -> tuple:
     """Return one tuple of arguments; arrays and data frames become tensors.
 
@@ -81,20 +98,6 @@ def not_finite(a: Tensor) -> tuple[int, tuple[int, ...]] | None:
         return None
     wrong = ~torch.isfinite(a)
     return int(wrong.sum()), tuple(int(i) for i in wrong.nonzero()[0])
-
-
-def check_signature(model: Callable, args: tuple, name: str = "data") -> tuple:
-    """Return the arguments, where the model's signature can take them.
-
-    Raises:
-        TypeError: too few or too many of them; the message shows the signature.
-    """
-    if (why := misfit(model, args, {})) is not None:
-        raise TypeError(
-            f"{name}: the model takes {why[0]}, got {len(args)} argument{'s' * (len(args) != 1)}: "
-            f"{why[1]}. Pass all of them, as one tuple."
-        )
-    return args
 
 
 def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | None:

@@ -1,19 +1,18 @@
 """The gate: whatever a user gives becomes a checked pair with its data, or one sentence.
 
 Everything that fits or judges a pair begins here. `halves` tells a run, a pair, or a model and its
-guide apart; `as_arguments` and `check_values` look at the data, `pairs.options` at the options, and
-`inspect_once` at the pair itself. `admit` does all of it and returns a `CheckedPair`: pure
-functions of given parameters, and the data they are asked about.
+guide apart, `checked_arguments` looks at the data, `pairs.options` at the options, `inspect_once`
+at the pair itself. `admit` does all of it and returns a `CheckedPair`: pure functions of given
+parameters, and the data they are asked about.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ..randomness import forked
 from ..weights import LogWeights, Term, at, log_weights, no_validation, plate_nesting, simulate
-from .arguments import as_arguments, check_signature, check_values, moved, rows_of, take_rows
+from .arguments import checked_arguments, moved, rows_of, take_rows
 from .inspection import refuse_errors
 from .options import check_options
 from .pair import Pair, modules_of, own_copy
@@ -73,21 +72,17 @@ class CheckedPair:
         return rows_of(self.args)
 
     def take(self, rows: slice | Tensor) -> CheckedPair:
-        """Return the same pair on some rows of its data."""
-        return self.on(take_rows(self.args, rows))
+        """Return the same pair on some rows of its data, which then count as all data."""
+        args = take_rows(self.args, rows)
+        return replace(self, args=args, kwargs=dict.fromkeys(self.kwargs, rows_of(args)))
 
-    def on(self, args: tuple) -> CheckedPair:
-        """Return the same pair on other arguments, whose rows count as all data."""
-        kwargs = dict.fromkeys(self.kwargs, rows_of(args))
-        return dataclasses.replace(self, args=args, kwargs=kwargs)
-
-    @contextlib.contextmanager
+    @contextmanager
     def bound(self) -> Iterator[None]:
         """Run what is inside with these parameters, without distributions' own checks."""
         with no_validation(), self.pair.bind(self.params, self.buffers):
             yield
 
-    @contextlib.contextmanager
+    @contextmanager
     def ready(self, seed: int) -> Iterator[None]:
         """`bound`, without gradients and under a random state of its own."""
         with forked(seed), torch.no_grad(), self.bound():
@@ -142,8 +137,7 @@ def admit(
     if not rest:
         raise TypeError(f"{who + ': ' if who else ''}no data was given.")
     device = run.device if run is not None else _device(model, guide)
-    args = moved(check_values(as_arguments(rest[0] if len(rest) == 1 else rest)), device)
-    check_signature(model, args)
+    args = moved(checked_arguments(model, rest[0] if len(rest) == 1 else rest), device)
     if run is not None:
         pair, params, buffers = run.pair_, dict(run.state), dict(run.variables.buffers)
         vectorized = run.estimator.vectorized if vectorized is None else vectorized
@@ -163,12 +157,12 @@ def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:
     """
     if isinstance(given, tuple) and len(given) == 2 and all(map(callable, given)):
         return [admit(*given, *rest, **options)]
-    if isinstance(given, (list, tuple)) or (hasattr(given, "__getitem__") and not callable(given)):
-        runs = list(given)
-        if not runs:
-            raise ValueError("expected at least one run, got an empty list.")
-        return [p for run in runs for p in admit_all(run, *rest, **options)]
-    return [admit(given, *rest, **options)]
+    if not hasattr(given, "__getitem__") or callable(given):
+        return [admit(given, *rest, **options)]
+    pairs = [p for run in given for p in admit_all(run, *rest, **options)]
+    if not pairs:
+        raise ValueError("expected at least one run, got an empty list.")
+    return pairs
 
 
 def halves(given: Any, rest: tuple = (), who: str = "") -> tuple[Callable, Callable, tuple, Any]:

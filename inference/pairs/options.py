@@ -57,11 +57,9 @@ def number(
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if real and math.isfinite(value) and (least < value < most if open else least <= value <= most):
         return float(value)
-    equal = "" if open else "="
-    ends = [f">{equal} {least:g}"] * (least > -math.inf) + [f"<{equal} {most:g}"] * (
-        most < math.inf
-    )
-    span = " and ".join(ends) or "that is finite"
+    low = f"{'>' if open else '>='} {least:g}" if least > -math.inf else ""
+    high = f"{'<' if open else '<='} {most:g}" if most < math.inf else ""
+    span = " and ".join(filter(None, [low, high])) or "that is finite"
     raise ValueError(f"{name}: expected a number {span}, got {value!r}.")
 
 
@@ -82,31 +80,27 @@ def _callbacks(name: str, value: Any) -> tuple:
     return tuple(value)
 
 
-_count = partial(whole, least=0)
-_positive = partial(number, least=0.0, open=True)
-_flag = partial(one_of, known=(True, False))
+Check = Callable[[str, Any], Any]
+_OF_CHECK: dict[Check, str] = {
+    whole: "steps max_steps batch_size valid_every patience repeats chunk fits draws particles "
+    "rows critic_steps datasets simulations",
+    partial(whole, least=0): "surgery gap settle",
+    partial(whole, least=0, most=SEEDS - 1): "seed",
+    partial(number, least=0.0): "jitter penalty",
+    partial(number, least=0.0, open=True): "lr clip",
+    partial(number, least=0.0, most=1.0): "average",
+    partial(number, least=0.0, most=1.0, open=True): "held_out",
+    partial(one_of, known=(True, False)): "autocast tf32 check",
+    partial(one_of, known=(True, False, "auto")): "compile",
+    _schedule: "schedule",
+    _callbacks: "callbacks",
+}
 # option -> its check; those of OPTIONAL may be None
-CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(
-        ("steps", "max_steps", "batch_size", "valid_every", "patience", "repeats"), whole
-    ),
-    **dict.fromkeys(("chunk", "fits", "draws", "particles", "rows", "critic_steps"), whole),
-    **dict.fromkeys(("datasets", "simulations"), whole),
-    **dict.fromkeys(("surgery", "gap", "settle"), _count),
-    **dict.fromkeys(("lr", "clip"), _positive),
-    **dict.fromkeys(("autocast", "tf32", "check"), _flag),
-    **dict.fromkeys(("jitter", "penalty"), partial(number, least=0.0)),
-    "average": partial(number, least=0.0, most=1.0),
-    "held_out": partial(number, least=0.0, most=1.0, open=True),
-    "compile": partial(one_of, known=(True, False, "auto")),
-    "seed": partial(whole, least=0, most=SEEDS - 1),
-    "schedule": _schedule,
-    "callbacks": _callbacks,
-}
+CHECKS = {name: check for check, names in _OF_CHECK.items() for name in names.split()}
 OPTIONAL = {
-    *("batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip"),
-    *("critic_steps", "penalty", "settle", "lr"),
+    *["batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip", "critic_steps"]
 }
+OPTIONAL |= {"penalty", "settle", "lr"}
 
 
 def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> dict[str, Any]:
@@ -119,7 +113,8 @@ def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> di
     Raises:
         ValueError: the type or range of one is wrong.
     """
-    checks = {**CHECKS, **{name: partial(whole, least=n) for name, n in (least or {}).items()}}
+    checks: dict[str, Check] = dict(CHECKS)
+    checks |= {name: partial(whole, least=n) for name, n in (least or {}).items()}
     for name, value in given.items():
         optional = value is None and name in OPTIONAL and name not in (least or {})
         if name in checks and not optional:

@@ -98,8 +98,10 @@ class Pair:
     def _owner(self, tensor: Tensor, local: str, name: str) -> nn.Module:
         """Return the module, among those the pair refers to, with `tensor` under a local name."""
         for module in referred(self.model, self.guide).values():
-            named = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
-            if named.get(local) is tensor:
+            if (
+                isinstance(module, nn.Module)
+                and dict(module.named_parameters()).get(local) is tensor
+            ):
                 return module
         raise ValueError(
             f"parameter {name!r}: the module that owns it was not found. Call pyro.module outside "

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..pairs import gate
 from ..pairs.arguments import (
     as_arguments,
-    check_signature,
     check_values,
+    checked_arguments,
     has_rows,
     parameter_names,
     take_rows,
@@ -138,12 +138,8 @@ def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | No
             args += (data.train_labels,)
             held = held and (*held, data.valid_labels)
         return args, held if valid is None else as_arguments(valid)
-    args = check_signature(model, as_arguments(data))
-    check_values(args)
-    if valid is not None:
-        valid = check_signature(model, as_arguments(valid), "valid")
-        check_values(valid, "valid")
-    return args, valid
+    args = checked_arguments(model, data)
+    return args, None if valid is None else checked_arguments(model, valid, "valid")
 
 
 def batch_transform(data: Any) -> Callable[[tuple], tuple]:

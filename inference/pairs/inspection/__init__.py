@@ -17,7 +17,7 @@ from ..pair import Pair, modules_of
 from . import minibatch, parameters, sites
 from .failures import explain, mixtures
 from .findings import Finding, Findings, finding
-from .runs import Recording, Subject, afresh, put_back, untouched
+from .runs import Recording, Trial, afresh, put_back, untouched
 
 __all__ = ["Finding", "Findings", "check", "findings_of", "refuse_errors"]
 
@@ -99,19 +99,19 @@ def findings_of(
         trains: whether it is to be fitted; a pair without parameters can be judged.
         errors_only: leave out what can only lead to notes and warnings.
     """
-    subject = Subject(model, guide, args, dict(kwargs or {}))
+    trial = Trial(model, guide, args, dict(kwargs or {}))
     if size is not None and takes_size(model, guide):
-        subject.kwargs["size"] = size
+        trial.kwargs["size"] = size
     own = [m for f in (model, guide) for m in modules_of(f)]
-    found = [*_refusals(subject), *sites.data(args, subject.kwargs), *parameters.cached(own)]
-    modules = subject.modules()
+    found = [*_refusals(trial), *sites.data(args, trial.kwargs), *parameters.cached(own)]
+    modules = trial.modules()
     batched = size is not None and size > rows_of(args)
     looks: list[Callable[[], Iterable[Finding]]] = [
-        lambda: _site_findings(subject),
-        lambda: _weight_findings(subject, elbo, trains, errors_only),
+        lambda: _site_findings(trial),
+        lambda: _weight_findings(trial, elbo, trains, errors_only),
     ]
     if batched or not errors_only:
-        looks.append(lambda: minibatch.biases(subject, modules, batched))
+        looks.append(lambda: minibatch.biases(trial, modules, batched))
     with untouched(), put_back(modules):
         for module in own if device is not None else ():
             module.to(device)
@@ -122,20 +122,20 @@ def findings_of(
     return Findings(found)
 
 
-def _refusals(subject: Subject) -> Iterable[Finding]:
+def _refusals(trial: Trial) -> Iterable[Finding]:
     """Find a half that does not take these arguments."""
-    args, kwargs = subject.args, subject.kwargs
+    args, kwargs = trial.args, trial.kwargs
     for half in ("model", "guide"):
-        if (why := misfit(getattr(subject, half), args, kwargs)) is not None:
+        if (why := misfit(getattr(trial, half), args, kwargs)) is not None:
             given = ", ".join([type(a).__name__ for a in args] + [f"{k}=" for k in kwargs])
             yield finding("arguments", half=half, signature=why[0], given=given, why=why[1])
 
 
-def _site_findings(subject: Subject) -> Iterable[Finding]:
+def _site_findings(trial: Trial) -> Iterable[Finding]:
     """Run each half once and compare them site by site."""
-    q = Recording(subject, "guide")
-    p = Recording(subject, "model", replay=q.trace if q.error is None else None)
-    known = subject.tensors()
+    q = Recording(trial, "guide")
+    p = Recording(trial, "model", replay=q.trace if q.error is None else None)
+    known = trial.tensors()
     for r in (q, p):
         if r.error is not None and not (r is q and str(p.error) == str(q.error)):
             yield explain(r.error, r.half, r.last, known)
@@ -151,20 +151,18 @@ def _site_findings(subject: Subject) -> Iterable[Finding]:
     yield from parameters.collisions(p, q)
 
 
-def _weight_findings(
-    subject: Subject, elbo: Any, trains: bool, errors_only: bool
-) -> Iterable[Finding]:
+def _weight_findings(trial: Trial, elbo: Any, trains: bool, errors_only: bool) -> Iterable[Finding]:
     """Run the pair again for its noise, gradients, particles and closed forms."""
     if not errors_only:
-        yield from sites.fixed_seeds(*(Recording(subject, "guide", seed=i) for i in (0, 1)))
+        yield from sites.fixed_seeds(*(Recording(trial, "guide", seed=i) for i in (0, 1)))
     try:
-        pair = Pair(*subject)
-        weights, grads, strangers = parameters.gradients(pair, subject, 1)
+        pair = Pair(*trial)
+        weights, grads, strangers = parameters.gradients(pair, trial, 1)
     except Exception as error:
-        yield explain(error, "pair", None, subject.tensors())
+        yield explain(error, "pair", None, trial.tensors())
         return
-    yield from mixtures(subject.tensors({**pair.params, **pair.buffers}))
-    yield from parameters.unregistered(strangers, subject)
+    yield from mixtures(trial.tensors({**pair.params, **pair.buffers}))
+    yield from parameters.unregistered(strangers, trial)
     if not strangers:
         yield from parameters.reached(weights, grads, trains)
     asked = bool(getattr(elbo, "closed_form", False))
@@ -175,7 +173,7 @@ def _weight_findings(
         yield finding("closed-form", level="error" if asked else "note", why=error)
     try:
         if not errors_only:
-            parameters.gradients(pair, subject, 2)
+            parameters.gradients(pair, trial, 2)
     except Exception as error:
         raised = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
         yield finding("particles", raised=raised)

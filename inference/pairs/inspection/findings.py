@@ -1,4 +1,4 @@
-"""What `check` returns: findings in words, and the words of them all."""
+"""Findings in words, errors first, and the table of all their words."""
 
 from __future__ import annotations
 
@@ -189,7 +189,13 @@ rows-of-data note | the guide has parameters for each datum | | parameter {name!
   the data: make_guide(..., amortized=True).
 biased error | the bound of a mini-batch is biased | the mean bound of two halves of the data,
   scaled to all, equals the bound on all | {halves:.2f} ± {halves_se:.2f} nats against {full:.2f} ±
-  {full_se:.2f} on {n} rows: z = {z:.1f} | {hint}
+  {full_se:.2f} on {n} rows: z = {z:.1f} | put every site of a datum in pyro.plate('data', size,
+  subsample=x) with the full size, global sites outside it, and nothing scaled by hand; or fit on
+  all data.
+coupled warning | the bound of a mini-batch is biased | the mean bound of two halves of the data,
+  scaled to all, equals the bound on all | {halves:.2f} ± {halves_se:.2f} nats against {full:.2f} ±
+  {full_se:.2f} on {n} rows: z = {z:.1f} | {layer} couples the rows of a batch: use LayerNorm, or
+  fit on all data.
 arguments error | the {half} does not take these arguments | {half}{signature} | called with
   ({given}): {why} | model and guide get the same arguments, in the same order: give both one
   signature (with defaults for what one of them does not use).
@@ -199,7 +205,10 @@ particles warning | the pair does not broadcast over particles | latents of shap
 closed-form error | the closed-form mean-field KL does not apply | every prior depends only on
   latents that the guide draws before | {why} | use elbo.Trace(), or draw the guide's sites in the
   model's order.
-score note | the guide's distribution has no reparameterisation | | {family} | {hint}
+summable note | the guide's distribution has no reparameterisation | | {family} | mark it
+  infer={{'enumerate': 'parallel'}}, or leave it out of the guide, to sum it out exactly.
+score note | the guide's distribution has no reparameterisation | | {family} | its gradient has a
+  high variance: use several particles (they make a baseline), or a distribution with rsample.
 seeded warning | the guide draws the same values under every seed | fresh noise at each step | equal
   draws under two seeds | remove pyro.set_rng_seed or torch.manual_seed from model and guide.
 """

@@ -12,14 +12,14 @@ from ...weights import LogWeights, log_weights
 from ..arguments import rows_of, take_rows, takes_size
 from ..pair import Pair
 from .findings import Finding, finding
-from .runs import Subject, put_back
+from .runs import Trial, put_back
 
 ROWS = 64  # of the data are enough to see a wrong scale
 DRAWS = 16  # of the latents for a first look; eight times as many for a second one
 FIRST, SECOND = 4.0, 6.0  # |z| that asks for a second look, and that counts
 
 
-def biases(subject: Subject, modules: list[nn.Module], minibatch: bool) -> Iterable[Finding]:
+def biases(trial: Trial, modules: list[nn.Module], minibatch: bool) -> Iterable[Finding]:
     """Compare the bound on some rows with the mean bound of their two halves.
 
     The halves are told the size of the whole, as mini-batches are. Over a partition, the mean
@@ -29,7 +29,7 @@ def biases(subject: Subject, modules: list[nn.Module], minibatch: bool) -> Itera
         modules: what the pair is made of.
         minibatch: whether the pair is about to be fitted in mini-batches, of which `args` is one.
     """
-    model, guide, args, kwargs = subject
+    model, guide, args, kwargs = trial
     sized, n = takes_size(model, guide), 2 * min(rows_of(args) // 2, ROWS // 2)
     if n < 4:
         return
@@ -56,15 +56,11 @@ def biases(subject: Subject, modules: list[nn.Module], minibatch: bool) -> Itera
             yield finding("all-at-once", raised=raised)
         return
     if abs(measured["z"]) > SECOND:  # not where it is not a number: a density is infinite
-        coupled = [type(m).__name__ for root in modules for m in root.modules() if _couples(m)]
-        hint = (
-            f"{coupled[0]} couples the rows of a batch: use LayerNorm, or fit on all data."
-            if coupled
-            else "put every site of a datum in pyro.plate('data', size, subsample=x) with the full "
-            "size, global sites outside it, and nothing scaled by hand; or fit on all data."
-        )
+        layers = [m for root in modules for m in root.modules() if m.training]
+        coupled = [m for m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         level = "error" if minibatch and not coupled else "warning"
-        yield finding("biased", level=level, **measured, hint=hint)
+        layer = type(coupled[0]).__name__ if coupled else ""
+        yield finding("coupled" if coupled else "biased", level=level, layer=layer, **measured)
 
 
 def _size_to_tell(pair: Pair, parts: tuple[tuple, tuple], kwargs: dict) -> dict[str, int] | None:
@@ -112,7 +108,3 @@ def _draw(
     buffers = {k: b.clone() for k, b in pair.buffers.items()}
     with torch.no_grad(), pair.bind(pair.params, buffers):
         return log_weights(pair.model, pair.guide, *args, vectorized=vectorized, **options)
-
-
-def _couples(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training

@@ -12,24 +12,24 @@ from ...weights import LogWeights, log_weights
 from ..pair import Pair
 from ..references import referred
 from .findings import Finding, finding
-from .runs import Recording, Subject
+from .runs import Recording, Trial
 
 SHOWN = 4  # names written out before "and n more"
 
 
 def gradients(
-    pair: Pair, subject: Subject, particles: int
+    pair: Pair, trial: Trial, particles: int
 ) -> tuple[LogWeights, dict[str, Tensor | None], list[Tensor]]:
     """Return log weights of one draw, gradients by parameter, and leaves that Pyro does not know.
 
     The gradient is that of the sum of all log densities: what it reaches, any bound can.
     """
     leaves = {k: v.detach().clone().requires_grad_() for k, v in pair.params.items()}
-    options = {"particles": particles, "nesting": pair.nesting, **subject.kwargs}
+    options = {"particles": particles, "nesting": pair.nesting, **trial.kwargs}
     with pair.bind(leaves, {k: b.clone() for k, b in pair.buffers.items()}):
-        weights = log_weights(pair.model, pair.guide, *subject.args, **options)
+        weights = log_weights(pair.model, pair.guide, *trial.args, **options)
         loss = sum((t.log_prob.sum() for _, t in weights.terms()), start=torch.zeros(()))
-    known = {id(t) for t in (*leaves.values(), *subject.args, *subject.kwargs.values())}
+    known = {id(t) for t in (*leaves.values(), *trial.args, *trial.kwargs.values())}
     strangers = [t for t in _leaves(loss) if id(t) not in known]
     grads: dict[str, Tensor | None] = dict.fromkeys(leaves)
     if loss.requires_grad and leaves:
@@ -59,11 +59,11 @@ def reached(
         yield finding("cut" if nothing else "unused", at, lost=_first_names(lost))
 
 
-def unregistered(strangers: list[Tensor], subject: Subject) -> Iterable[Finding]:
+def unregistered(strangers: list[Tensor], trial: Trial) -> Iterable[Finding]:
     """Find tensors that the loss depends on and that Pyro was never told of."""
     wanted = {id(t): t for t in strangers}
     tensors: list[tuple[str, Tensor]] = []
-    for name, obj in referred(*subject[:2]).items() if strangers else ():
+    for name, obj in referred(*trial[:2]).items() if strangers else ():
         if isinstance(obj, nn.Module):
             mine = [n for n, p in obj.named_parameters() if id(p) in wanted]
             for p in obj.parameters():

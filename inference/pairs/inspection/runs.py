@@ -28,8 +28,8 @@ from ..pair import modules_of
 from ..references import referred
 
 
-class Subject(NamedTuple):
-    """A model and a guide, and the arguments that they are looked at with."""
+class Trial(NamedTuple):
+    """A model and a guide, and the arguments that they are tried with."""
 
     model: Callable
     guide: Callable
@@ -104,8 +104,8 @@ def _restorer(module: nn.Module) -> Callable[[], None]:
         for table, content in tables:
             table.clear()
             table.update(content)
-        for items, content in lists:
-            items[:] = content
+        for items, kept in lists:
+            items[:] = kept
         with torch.no_grad():
             for tensor, data, value in tensors:
                 if tensor.device != data.device:  # it had been moved
@@ -161,7 +161,7 @@ class Recording(Messenger):
         trace: Pyro's trace, for replaying.
     """
 
-    def __init__(self, subject: Subject, half: str, replay: Any = None, seed: int = 0):
+    def __init__(self, trial: Trial, half: str, replay: Any = None, seed: int = 0):
         """Run a half once, at the values of the trace `replay` where it has them."""
         super().__init__()
         self.half = half
@@ -169,12 +169,12 @@ class Recording(Messenger):
         self.given: dict[str, Any] = {}
         self.last: str | None = None
         self.error: Exception | None = None
-        function = subject.model if half == "model" else latents_only(subject.guide)
+        function = trial.model if half == "model" else latents_only(trial.guide)
         torch.manual_seed(seed)
         at = nullcontext() if replay is None else poutine.replay(trace=replay)
         with poutine.trace() as tracer, at, self:
             try:
-                function(*subject.args, **subject.kwargs)
+                function(*trial.args, **trial.kwargs)
             except Exception as error:  # whatever the user's code does becomes a finding
                 self.error = error
         self.trace: Any = tracer.trace

@@ -152,14 +152,7 @@ def draws(guide: Recording) -> Iterable[Finding]:
             yield finding("baseline", name)
         drawn = site.family not in ("Unit", "Delta") and not site.auxiliary
         if drawn and not site.fn.has_rsample and not site.infer.get("enumerate"):
-            hint = (
-                "mark it infer={'enumerate': 'parallel'}, or leave it out of the guide, to sum it "
-                "out exactly."
-                if site.finite
-                else "its gradient has a high variance: use several particles (they make a "
-                "baseline), or a distribution with rsample."
-            )
-            yield finding("score", name, family=site.family, hint=hint)
+            yield finding("summable" if site.finite else "score", name, family=site.family)
 
 
 def fixed_seeds(one: Recording, two: Recording) -> Iterable[Finding]:
@@ -179,9 +172,11 @@ def minibatches(model: Recording, guide: Recording) -> Iterable[Finding]:
     And guide parameters with one row per row of a mini-batch, where the plate has more, as in
     Pyro's issue 3286.
     """
+    frames = [[f for s in r.sites.values() for f in s.cond_indep_stack] for r in (model, guide)]
+    part = [{f.name for f in half if f.full_size not in (None, f.size)} for half in frames]
     for plate, given in model.given.items():
         own = guide.given.get(plate, given) is None
-        if own and given is not None and _is_subsampled(plate, guide, model):
+        if own and given is not None and plate in part[0] & part[1]:
             used = model.trace.nodes[plate]["value"]
             if not torch.is_tensor(given) or not torch.equal(given.cpu(), used.cpu()):
                 yield finding("own-rows", plate=plate)
@@ -196,14 +191,6 @@ def minibatches(model: Recording, guide: Recording) -> Iterable[Finding]:
                 if rows and shape[: len(batch)] == batch:
                     sizes = {"full": f.full_size, "rows": f.size, "shape": shape}
                     yield finding("few-rows", site.name, name=name, plate=f.name, **sizes)
-
-
-def _is_subsampled(plate: str, *recordings: Recording) -> bool:
-    """Return whether a plate holds a mini-batch of the rows that it is told of, in every run."""
-    frames = [[f for s in r.sites.values() for f in s.cond_indep_stack] for r in recordings]
-    return all(
-        any(f.name == plate and f.full_size not in (None, f.size) for f in r) for r in frames
-    )
 
 
 def _plates_text(site: Site) -> str:
