@@ -6,10 +6,10 @@ lowers it. The two losses are pure functions of (critic, samples); `fit_adversar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from matplotlib.figure import Figure
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ..optim import Adam
-from ..pairs.options import one_of
-from ..pairs.pair import Pair, modules_of, own_copy
+from ..pairs.options import device_of, one_of
+from ..pairs.pair import Pair, modules_of
 from ..randomness import forked
-from ..training.batches import Batches, batch_transform, pick_device
+from ..training.batches import Batches, batch_transform
 from ..training.game import (
     AVERAGE,
     GameUpdate,
@@ -31,17 +31,14 @@ from ..training.game import (
     under,
 )
 from ..training.loop import Loop
-from ..training.progress import Progress
-from ..training.state import Training, chosen, refuse_done
+from ..training.options import TrainingOptions, lasting, trainer
+from ..training.start import own_copy_on
+from ..training.state import Training
 from ..training.update import schedule_of
 from .critics import Critic, spread
 from .divergences import DIVERGENCES, gradient_penalty
 
-DEFAULTS: dict[str, Any] = {
-    "objective": "non-saturating", "steps": 5_000, "lr": 1e-3, "betas": (0.5, 0.99),
-    "batch_size": None, "critic_steps": None, "penalty": None, "schedule": "cosine",
-    "clip": None, "average": 0.999, "valid_every": None, "patience": None, "seed": 0,
-}  # fmt: skip
+BATCH = 256  # rows of a step, when no batch size is given
 HELD_OUT = 2_000  # rows, at most, of which all pairs are compared
 ADVICE = "Lower lr, raise the penalty, or choose another objective."
 OBJECTIVES = ("non-saturating", "minimax", "wasserstein", *DIVERGENCES)
@@ -164,31 +161,18 @@ class AdversarialRun(Training):
         return figure
 
 
+@trainer(steps=5_000, lr=1e-3, schedule="cosine")
 def fit_adversarial(
     generator: Callable | nn.Module,
     data: Any,
     *,
     critic: nn.Module | None = None,
-    objective: str | None = None,
-    steps: int | None = None,
-    lr: float | None = None,
-    betas: tuple[float, float] | None = None,
-    batch_size: int | None = None,
+    objective: str = "non-saturating",
+    betas: tuple[float, float] = (0.5, 0.99),
     critic_steps: int | None = None,
     penalty: float | None = None,
-    schedule: str | Callable[[Tensor], Tensor] | None = None,
-    clip: float | None = None,
-    average: float | None = None,
-    valid: Tensor | None = None,
-    valid_every: int | None = None,
-    patience: int | None = None,
-    compile: bool | str = "auto",
-    repeats: int | None = None,
-    device: str | torch.device = "auto",
-    seed: int | None = None,
-    progress: bool | Progress = True,
-    callbacks: Sequence[Callable[[AdversarialRun], Any]] = (),
-    resume: AdversarialRun | None = None,
+    average: float = 0.999,
+    **options: Unpack[TrainingOptions],
 ) -> AdversarialRun:
     """Fit a generator by lowering the divergence that a critic raises.
 
@@ -199,25 +183,20 @@ def fit_adversarial(
             may be anything whose draw is differentiable; it needs no density. It is copied.
         data: x (N, D), or a data set with `train`; dynamic pixels are drawn at every step.
         critic: a module (..., D) -> (...), copied; None takes a network of three layers of 128.
-        objective: one of `OBJECTIVES`, by default "non-saturating".
-        steps: moves of the generator, those of `resume` included; by default 5,000.
-        lr, betas: of Adam, for both players; by default 1e-3 and (0.5, 0.99).
+        objective: one of `OBJECTIVES`.
+        steps: moves of the generator, those of `resume` included.
+        lr, betas: of Adam, for both players.
         batch_size: rows of data and draws of the generator in a step; None takes 256, or all.
         critic_steps: moves of the critic for one of the generator; None: 5 for "wasserstein", 1
             for the others.
         penalty: weight of the critic's gradient penalty (`critic_loss`): λ in the units of x for
             "wasserstein" (None: 10), else γ in units in which the data's mean variance is 1
             (None: 0.5).
-        schedule: "cosine" (to zero, the default), "linear", "constant", or a function, as in `fit`.
-        clip: largest norm of each player's gradient; None leaves it.
-        average: decay of the running mean of the generator's weights that is kept, by default
-            0.999; 0 keeps the last weights.
+        average: decay of the running mean of the generator's weights that is kept; 0 keeps the
+            last weights.
         valid: held-out rows; the generator kept is then the one whose draws have the smallest
             energy distance to them, which needs no critic.
-        valid_every, patience, compile, repeats, callbacks, resume: as in `fit`.
-        device: "auto" (CUDA where there is one), or a torch device.
-        seed: of the batches, the noise and the default critic's weights; by default 0.
-        progress: show a progress bar with the generator's loss.
+        options: those of all trainers, `inference.training.options.TrainingOptions`.
 
     Returns:
         An `AdversarialRun`. Ctrl-C ends the training early, between two steps.
@@ -227,38 +206,27 @@ def fit_adversarial(
             or is smaller than a batch; the generator returns no x, or one of another dimension;
             `resume` is a run of another generator or of other data.
     """
-    given = {
-        "objective": objective, "steps": steps, "lr": lr, "betas": betas, "batch_size": batch_size,
-        "critic_steps": critic_steps, "penalty": penalty, "schedule": schedule, "clip": clip,
-        "average": average, "valid_every": valid_every, "patience": patience, "seed": seed,
-    }  # fmt: skip
-    options = chosen(DEFAULTS, given, resume)
-    objective, steps, seed = options["objective"], options["steps"], options["seed"]
     one_of("objective", objective, OBJECTIVES)
     wasserstein = objective == "wasserstein"
-    if options["critic_steps"] is None:
-        options["critic_steps"] = 5 if wasserstein else 1
-    if options["penalty"] is None:
-        options["penalty"] = 10.0 if wasserstein else 0.5
-    refuse_done(steps, resume)
-    factor = schedule_of(options["schedule"], steps)
-    x = check_rows(getattr(data, "train", data)).to(where := pick_device(device))
+    if critic_steps is None:
+        critic_steps = 5 if wasserstein else 1
+    if penalty is None:
+        penalty = 10.0 if wasserstein else 0.5
+    resume, steps, seed = options["resume"], options["steps"], options["seed"]
+    where, valid = device_of(options["device"]), options["valid"]
+    x = check_rows(getattr(data, "train", data)).to(where)
     held_out = None if valid is None else check_rows(valid).to(x)[:HELD_OUT]
     drawn = batch_transform(data)
-    batch_size = min(256, len(x)) if options["batch_size"] is None else options["batch_size"]
-    batches = Batches((x,), batch_size, seed)
+    batches = Batches((x,), options["batch_size"] or min(BATCH, len(x)), seed)
     n, dim = len(batches.example()[0]), x.shape[1]
-    weight = options["penalty"] * (1.0 if wasserstein else float(x.var(0).mean()))
+    weight = penalty * (1.0 if wasserstein else float(x.var(0).mean()))
 
     with forked(seed):
-        model, _ = own_copy(getattr(generator, "model", generator), _no_guide)
-        for module in modules_of(model):
-            module.to(where)
+        model, _ = own_copy_on(where, getattr(generator, "model", generator), _no_guide)
         pair = Pair(model, _no_guide, (n,))
         with pair.bind({k: v.requires_grad_() for k, v in pair.params.items()}, pair.buffers):
             _check_generator(pair.model(n), n, dim)
-        own = default_critic(x) if critic is None else deepcopy(critic)
-        own = own.to(where)
+        own = default_critic(x) if critic is None else deepcopy(critic).to(where)
         check_critic(own, x[:2])
 
         def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
@@ -275,29 +243,31 @@ def fit_adversarial(
 
         players = ("critic", "generator")
         update = GameUpdate(
-            losses, players, players, Adam(options["lr"], tuple(options["betas"])), factor,
-            options["average"], options["clip"],
+            losses, players, players, Adam(options["lr"], tuple(betas)),
+            schedule_of(options["schedule"], steps), average, options["clip"],
         )  # fmt: skip
         params, buffers = module_tensors({"critic": own})
         params = {**params, **named("generator.", pair.params)}
         buffers = {**buffers, **named("generator.", pair.buffers)}
-        if options["average"]:
+        if average:
             buffers |= named(AVERAGE, named("generator.", pair.params))
         run = AdversarialRun(
-            critic=own, objective=objective, _pair=pair, device=where, seed=seed, settings=options,
+            critic=own, objective=objective, _pair=pair, device=where, seed=seed,
             variables=update.start(params, buffers),
+            settings=lasting(options) | {
+                "objective": objective, "betas": betas, "critic_steps": critic_steps,
+                "penalty": penalty, "average": average,
+            },
         )  # fmt: skip
-        if resume is not None:
-            run.go_on_from(resume)
+        run.go_on_from(resume, steps)
 
         def validate() -> tuple[Tensor, dict[str, float]]:
             distance = energy_distance(held_out, run.sample(len(held_out), best=False))
             return -distance, {"valid_energy_distance": float(distance)}
 
         Loop(
-            run, update.moves(options["critic_steps"]), batches, steps, options["lr"], compile,
-            repeats, progress, callbacks, None if held_out is None else validate,
-            options["valid_every"], options["patience"], advice=ADVICE,
+            run, update.moves(critic_steps), batches, options,
+            None if held_out is None else validate, advice=ADVICE,
             unit="units of x" if wasserstein else "nats",
         ).go()  # fmt: skip
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,10 @@ from torch.func import functional_call, stack_module_state
 
 from ..estimate import Estimate
 from ..optim import Adam
-from ..pairs.options import check_options
 from ..randomness import forked
 from ..training.game import AVERAGE, GameUpdate, named, under
 from ..training.loop import Loop
-from ..training.progress import Progress
+from ..training.options import LoopOptions, lasting, trainer
 from ..training.update import even_parts, schedule_of
 from .adversarial import check_critic
 from .critics import logistic_critic, logistic_weights
@@ -26,25 +25,14 @@ from .result import CrossFitted, DensityRatio
 PIECE = 2**22  # numbers that go through a critic at once
 
 
+@trainer(least_steps=0, steps=2_000, lr=5e-3, schedule="cosine", progress=False)
 def density_ratio(
     x_p: Tensor,
     x_q: Tensor,
     *,
     critic: nn.Module | None = None,
-    steps: int = 2_000,
-    lr: float = 5e-3,
-    batch_size: int | None = None,
     held_out: float = 0.25,
-    schedule: str | Callable[[Tensor], Tensor] = "cosine",
-    clip: float | None = None,
-    valid_every: int | None = None,
-    patience: int | None = None,
-    compile: bool | str = "auto",
-    repeats: int | None = None,
-    seed: int = 0,
-    progress: bool | Progress = False,
-    callbacks: Sequence[Callable[[DensityRatio], Any]] = (),
-    resume: DensityRatio | None = None,
+    **options: Unpack[LoopOptions],
 ) -> DensityRatio:
     """Fit critics to two samples: ℓ(x) -> log p(x)/q(x).
 
@@ -62,12 +50,11 @@ def density_ratio(
         critic: a module (..., D) -> (...), copied; None takes `Critic` with as many quadratic terms
             as leave at least twenty training points of each sample a term.
         steps: Adam updates of the whole critics; 0 keeps the start.
-        lr: the largest learning rate; `schedule` as in `fit`, by default a cosine to zero.
         batch_size: points of each sample a step; None takes 512, or all where there are fewer.
         held_out: the share of each sample that a critic does not see: one over the folds' number.
-        clip, valid_every, patience, compile, repeats, progress, callbacks: as in `fit`.
-        seed: of the folds, the batches and the default critic's weights.
-        resume: go on from this result of the same samples, options and seed.
+        resume: go on from this result of the same samples and critic, with its options where none
+            is given here.
+        options: those of all trainers, `inference.training.options.LoopOptions`.
 
     Returns:
         A `DensityRatio`. Ctrl-C ends the training early, between two steps.
@@ -81,15 +68,12 @@ def density_ratio(
     2018 (arXiv:1608.00060), definition 3.1.
     """
     _check_samples(x_p, x_q)
-    check_options(
-        {"steps": 0}, steps=steps, lr=lr, batch_size=batch_size, held_out=held_out,
-        schedule=schedule, clip=clip, valid_every=valid_every, patience=patience, seed=seed,
-    )  # fmt: skip
+    resume, steps, seed = options["resume"], options["steps"], options["seed"]
     folds = max(2, round(1 / held_out))
     with forked(seed):
         sides = [_Sides(x, folds) for x in (x_p, x_q)]
         fewest = min(s.train.shape[1] for s in sides)
-        batch = min(512, fewest) if batch_size is None else batch_size
+        batch = options["batch_size"] or min(512, fewest)
         if not 1 <= batch <= fewest:
             raise ValueError(
                 f"batch_size: expected 1 to {fewest}, the training points of the smaller sample, "
@@ -115,15 +99,15 @@ def density_ratio(
             return {"critic_loss": -folds * DIVERGENCES["js"].bound(*ell)}  # the folds' sum
 
         update = GameUpdate(
-            losses, ("critic",), ("critic",), Adam(lr), schedule_of(schedule, max(steps, 1)),
-            decay=0.99, clip=clip,
+            losses, ("critic",), ("critic",), Adam(options["lr"]),
+            schedule_of(options["schedule"], max(steps, 1)), decay=0.99, clip=options["clip"],
         )  # fmt: skip
         params, buffers = named("critic.", params), named("critic.", buffers)
         means = named(AVERAGE, params)
         variables = update.start(params, {**buffers, **means})
-        ratio = DensityRatio(variables=variables, device=x_p.device, seed=seed)
-        if resume is not None:
-            ratio.go_on_from(resume)
+        settings = lasting(options) | {"held_out": held_out}
+        ratio = DensityRatio(variables=variables, device=x_p.device, seed=seed, settings=settings)
+        ratio.go_on_from(resume, steps)
 
         @torch.no_grad()
         def at(tensors: dict, fold: int, x: Tensor, rows: Tensor) -> Tensor:
@@ -146,10 +130,8 @@ def density_ratio(
             score, row = validate()
             ratio.history.add({"step": 0.0, **row})
             ratio.keep_best(score.double())
-        Loop(
-            ratio, [update], _Pairs(sides, batch, seed), steps, lr, compile, repeats, progress,
-            callbacks, validate, valid_every or max(1, steps // 20), patience,
-        ).go()  # fmt: skip
+        options["valid_every"] = options["valid_every"] or max(1, steps // 20)
+        Loop(ratio, [update], _Pairs(sides, batch, seed), options, validate).go()
 
         kept = [ratio.kept() if ratio.best_params is None else ratio.best_params]
         if critic is None and steps:  # what the start says, beside the trained critic

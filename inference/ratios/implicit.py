@@ -16,36 +16,31 @@ matched to moments of a network of a special form.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ..estimate import Estimate
 from ..optim import Adam
-from ..pairs.arguments import moved
-from ..pairs.pair import Pair, modules_of, own_copy
+from ..pairs.options import device_of
+from ..pairs.pair import Pair, modules_of
 from ..randomness import forked
-from ..training.batches import Batches, arguments, batch_transform, halves, pick_device
+from ..training.batches import Batches, arguments, batch_transform, halves
 from ..training.game import GameUpdate, as_function, load_modules, module_tensors, named, under
 from ..training.loop import Loop
-from ..training.progress import Progress
-from ..training.start import without_run
-from ..training.state import Training, chosen, refuse_done
+from ..training.options import TrainingOptions, lasting, trainer
+from ..training.start import own_copy_on
+from ..training.state import Training
 from ..training.update import schedule_of
 from ..weights import LogWeights, log_weights, no_validation
-from .adversarial import ADVICE, check_critic, critic_loss
+from .adversarial import ADVICE, BATCH, check_critic, critic_loss
 from .critics import Critic, spread
 
 PLAYERS = ("critic", "contrast", "pair")
-DEFAULTS: dict[str, Any] = {
-    "steps": 5_000, "settle": None, "lr": 1e-3, "betas": (0.9, 0.99), "batch_size": None,
-    "critic_steps": 2, "schedule": "cosine", "clip": None, "valid_every": None, "patience": None,
-    "seed": 0,
-}  # fmt: skip
 
 
 class Contrast(nn.Module):
@@ -195,30 +190,17 @@ class ImplicitRun(Training):
         )
 
 
+@trainer(steps=5_000, lr=1e-3, schedule="cosine")
 def fit_implicit(
     model: Callable | nn.Module,
     guide: Any = None,
     data: Any = None,
     *,
     critic: nn.Module | None = None,
-    steps: int | None = None,
     settle: int | None = None,
-    lr: float | None = None,
-    betas: tuple[float, float] | None = None,
-    batch_size: int | None = None,
-    critic_steps: int | None = None,
-    schedule: str | Callable[[Tensor], Tensor] | None = None,
-    clip: float | None = None,
-    valid: Any = None,
-    valid_every: int | None = None,
-    patience: int | None = None,
-    compile: bool | str = "auto",
-    repeats: int | None = None,
-    device: str | torch.device = "auto",
-    seed: int | None = None,
-    progress: bool | Progress = True,
-    callbacks: Sequence[Callable[[ImplicitRun], Any]] = (),
-    resume: ImplicitRun | None = None,
+    betas: tuple[float, float] = (0.9, 0.99),
+    critic_steps: int = 2,
+    **options: Unpack[TrainingOptions],
 ) -> ImplicitRun:
     """Fit a pair whose guide has no density.
 
@@ -229,22 +211,18 @@ def fit_implicit(
         data: a tensor, a tuple of arguments, or a data set with `train`; dynamic pixels are drawn
             at every step.
         critic: a module (..., D + L) -> (...), copied; None takes a network of three layers of 128.
-        steps: moves of the pair, those of `resume` included; by default 5,000.
+        steps: moves of the pair, those of `resume` included.
         settle: moves of critic and contrast alone after that, with the pair held fixed, so that
             the estimates are those of the final guide; None takes a fifth of `steps`.
-        lr, betas: of Adam, for all; by default 1e-3 and (0.9, 0.99).
+        lr, betas: of Adam, for all.
         batch_size: rows of a step; None takes 256, or all.
-        critic_steps: moves of critic and contrast for one of the pair, by default 2; more where the
-            posterior is far from Gaussian.
-        schedule: "cosine" (to zero, the default), "linear", "constant" or a function, as in `fit`;
-            for the moves of the pair, and again for the moves after.
-        clip: largest norm of each player's gradient; None leaves it.
+        critic_steps: moves of critic and contrast for one of the pair; more where the posterior is
+            far from Gaussian.
+        schedule: "constant", "linear" or "cosine" (both to zero), or a function of the step count,
+            as in `fit`; for the moves of the pair, and again for the moves after.
         valid: held-out data, like `data`; what is kept, while the pair moves, is what has the
             highest ELBO on it, as the critic of the moment estimates it.
-        valid_every, patience, compile, repeats, callbacks, resume: as in `fit`.
-        device: "auto" (CUDA where there is one), or a torch device.
-        seed: of everything random in the run; by default 0.
-        progress: show a progress bar.
+        options: those of all trainers, `inference.training.options.TrainingOptions`.
 
     Returns:
         An `ImplicitRun`. Ctrl-C ends the training early, between two steps.
@@ -256,30 +234,17 @@ def fit_implicit(
     """
     if data is None:
         model, guide, data = halves(model, guide)
-    given = {
-        "steps": steps, "settle": settle, "lr": lr, "betas": betas, "batch_size": batch_size,
-        "critic_steps": critic_steps, "schedule": schedule, "clip": clip,
-        "valid_every": valid_every, "patience": patience, "seed": seed,
-    }  # fmt: skip
-    options = chosen(DEFAULTS, given, resume)
-    steps, seed = options["steps"], options["seed"]
-    more = options["settle"] = steps // 5 if options["settle"] is None else options["settle"]
-    refuse_done(steps + more, resume)
-    where = pick_device(device)
-    args, held_out = arguments(model, data, valid)
-    args = moved(args, where)
-    held_out = None if valid is None or held_out is None else moved(held_out, where)
-    rows = len(args[0])
-    if rows < 2:
+    resume, steps, seed = options["resume"], options["steps"], options["seed"]
+    settle = steps // 5 if settle is None else settle
+    where, valid = device_of(options["device"]), options["valid"]
+    args, held_out = arguments(model, data, valid, where)
+    if (rows := len(args[0])) < 2:
         raise ValueError(f"data: expected at least 2 rows, got {rows}.")
     drawn = batch_transform(data)
-    batch_size = min(256, rows) if options["batch_size"] is None else options["batch_size"]
-    batches = Batches(args, batch_size, seed)
+    batches = Batches(args, options["batch_size"] or min(BATCH, rows), seed)
 
     with forked(seed):
-        model, guide = own_copy(without_run(model), without_run(guide))
-        for module in (*modules_of(model), *modules_of(guide)):
-            module.to(where)
+        model, guide = own_copy_on(where, model, guide)
         pair = Pair(model, guide, batches.example())
         leaves = {k: v.requires_grad_() for k, v in pair.params.items()}
         some = drawn(batches.example(min(rows, 4_096)))
@@ -310,22 +275,22 @@ def fit_implicit(
 
         modules = {"critic": critic, "contrast": contrast}
         params, buffers = module_tensors(modules)
-        optimiser = Adam(options["lr"], tuple(options["betas"]))
         update = GameUpdate(
-            losses, PLAYERS, PLAYERS, optimiser, schedule_of(options["schedule"], steps),
-            clip=options["clip"],
+            losses, PLAYERS, PLAYERS, Adam(options["lr"], tuple(betas)),
+            schedule_of(options["schedule"], steps), clip=options["clip"],
         )  # fmt: skip
         run = ImplicitRun(
             critic=critic, contrast=contrast, _pair=pair, device=where, seed=seed,
-            settings=options,
+            settings=lasting(options) | {
+                "settle": settle, "betas": betas, "critic_steps": critic_steps,
+            },
             variables=update.start(
                 {**params, **named("pair.", pair.params)},
                 {**buffers, **named("pair.", pair.buffers)},
             ),
         )  # fmt: skip
-        if resume is not None:
-            run.go_on_from(resume)
-            run.settle_from = resume.settle_from
+        run.go_on_from(resume, steps + settle)
+        run.settle_from = resume and resume.settle_from
 
         def validate() -> tuple[Tensor, dict[str, float]]:
             v = run.variables
@@ -333,20 +298,12 @@ def fit_implicit(
                 found = losses(v.params, {k: b.clone() for k, b in v.buffers.items()}, held_out)
             return found["elbo"], {f"valid_{k}": float(found[k]) for k in ("elbo", "kl")}
 
-        def loop(update: GameUpdate, moves: int, until: int, **more: Any) -> None:
-            Loop(
-                run, update.moves(moves), batches, until, options["lr"], compile, repeats,
-                progress, callbacks, advice=ADVICE, unit="nats per datum", **more,
-            ).go()  # fmt: skip
-
+        reported = {"unit": "nats per datum", "advice": ADVICE}
         if run.steps < steps:
             run.settle_from = None
-            loop(
-                update, options["critic_steps"], steps,
-                validate=None if held_out is None else validate,
-                valid_every=options["valid_every"], patience=options["patience"],
-            )  # fmt: skip
-        if more and (run.stopped is None or run.stopped.startswith("no better")):
+            held = None if valid is None else validate
+            Loop(run, update.moves(critic_steps), batches, options, held, **reported).go()
+        if settle and (run.stopped is None or run.stopped.startswith("no better")):
             if run.settle_from is None:  # the pair stays as it is kept; all else begins anew
                 run.settle_from = run.steps
                 for name, p in (run.best_params or {}).items():
@@ -354,12 +311,13 @@ def fit_implicit(
                 for slots in run.variables.optim.values():
                     for slot in slots:
                         slot.zero_()
-            begin, factor = run.settle_from, schedule_of(options["schedule"], more)
+            begin, factor = run.settle_from, schedule_of(options["schedule"], settle)
             alone = replace(
                 update, movers=PLAYERS[:-1],
                 schedule=factor and (lambda count: factor(count - begin)),
             )  # fmt: skip
-            loop(alone, 1, begin + more)
+            options |= {"steps": begin + settle, "patience": None}
+            Loop(run, alone.moves(1), batches, options, **reported).go()
 
     pair.write_back(*run.pair_state())
     load_modules(modules, run.variables.params, run.variables.buffers)

@@ -14,10 +14,10 @@ from ..pairs.arguments import (
     check_values,
     checked_arguments,
     has_rows,
+    moved,
     parameter_names,
     take_rows,
 )
-from ..pairs.options import device_of
 
 LARGEST = 2**26  # particles times numbers of data in one pass
 
@@ -116,9 +116,6 @@ def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | Non
     return chunk if chunk < rows else None
 
 
-pick_device = device_of
-
-
 def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
     """Model, guide and data of `fit(pair, data)`."""
     model, guide, rest, _ = gate.halves(pair, (data,), "fit")
@@ -127,8 +124,10 @@ def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
     return model, guide, rest[0]
 
 
-def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | None]:
-    """The pair's arguments, and the held-out ones."""
+def arguments(
+    model: Callable, data: Any, valid: Any, device: torch.device
+) -> tuple[tuple, tuple | None]:
+    """The pair's arguments on a device, and the held-out ones."""
     if hasattr(data, "train"):
         args: tuple = (data.train,)
         held: tuple | None = (data.valid,) if len(data.valid) else None
@@ -137,9 +136,12 @@ def arguments(model: Callable, data: Any, valid: Any) -> tuple[tuple, tuple | No
                 raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
             args += (data.train_labels,)
             held = held and (*held, data.valid_labels)
-        return args, held if valid is None else as_arguments(valid)
-    args = checked_arguments(model, data)
-    return args, None if valid is None else checked_arguments(model, valid, "valid")
+        if valid is not None:
+            held = as_arguments(valid)
+    else:
+        args = checked_arguments(model, data)
+        held = None if valid is None else checked_arguments(model, valid, "valid")
+    return moved(args, device), held and moved(held, device)
 
 
 def batch_transform(data: Any) -> Callable[[tuple], tuple]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..graph import TraceFailure
-from ..pairs.options import check_options
 from ..randomness import forked
 from .batches import Batches
+from .options import LoopOptions, complete
 from .progress import Progress
 from .state import Training, random_state, set_random_state
 from .steps import CompiledStep, EagerStep
@@ -62,14 +62,8 @@ class Loop:
         run: what is trained: `variables` change in place, and `history` grows.
         moves: the updates of one step, one batch each; one update, but for a critic's extra moves.
         batches: where the batches come from.
-        steps: in all, those that the run has made already included.
-        lr: learning rate.
-        compile: True, False, or "auto": where the steps ahead take longer than compiling.
-        repeats: most updates per call of a compiled step; None chooses.
-        progress: whether to show a bar, or a bar.
-        callbacks: called with the run after each row of the history; True stops the run.
+        options: those of every trainer; `progress` may be a bar.
         validate: () -> (score, columns): higher is better; the best parameters are kept.
-        valid_every: steps between validations; patience: validations without gain before a stop.
         foreign: a step with an optimiser of torch or Pyro, in place of our own.
         unit, advice: of the loss, and what to do when it is no longer finite.
 
@@ -80,28 +74,24 @@ class Loop:
     run: Training
     moves: Sequence[Any]
     batches: Batches
-    steps: int
-    lr: float
-    compile: bool | str = "auto"
-    repeats: int | None = None
-    progress: bool | Progress = True
-    callbacks: Sequence[Callable[[Any], Any]] = ()
+    options: LoopOptions
     validate: Callable[[], tuple[Tensor, dict[str, float]]] | None = None
-    valid_every: int | None = None
-    patience: int | None = None
     foreign: Any = None
     unit: str = "nats"
     advice: str = "Lower lr, or set clip=..."
+    steps: int = field(init=False)
+    valid_every: int | None = field(init=False)
     rate: Tensor = field(init=False)
     bar: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        check_options(compile=self.compile, repeats=self.repeats, callbacks=self.callbacks)
-        self.rate = torch.tensor(float(self.lr), device=self.run.variables.count.device)
-        shown = isinstance(self.progress, Progress)
-        self.bar = self.progress if shown else Progress(self.steps, self.unit, bool(self.progress))  # type: ignore[assignment]
+        options = self.options = complete(self.options)
+        self.steps, self.valid_every = options["steps"], options["valid_every"]
+        self.rate = torch.tensor(float(options["lr"]), device=self.run.variables.count.device)
+        bar = options["progress"]
+        self.bar = bar if isinstance(bar, Progress) else Progress(self.steps, self.unit, bool(bar))
         if self.validate is None:
-            if self.patience is not None:
+            if options["patience"] is not None:
                 raise ValueError("patience: there is no validation to wait for; give valid=...")
             self.valid_every = None
         elif self.valid_every is None:
@@ -109,7 +99,7 @@ class Loop:
 
     def go(self) -> None:
         """Make the steps."""
-        run, steps = self.run, self.steps
+        run, steps, options = self.run, self.steps, self.options
         if run.batches is not None:
             self.batches.restore(run.batches)
         if run.random_state is not None:
@@ -118,7 +108,7 @@ class Loop:
         ahead = max(1, len(self.moves))
         eager = self._eager()
         step, repeats = eager, 1
-        chosen = self.foreign is not None or self.compile is False
+        chosen = self.foreign is not None or options["compile"] is False
         begin = warm = time.perf_counter()
         spent, compiled_before, run.stopped = run.seconds, run.compile_seconds, None
         every = max(1, min(100, steps // 50))
@@ -149,7 +139,7 @@ class Loop:
                         break
                     if done == first + 1:  # the first step pays for what is loaded and allocated
                         warm = time.perf_counter()
-                    if not chosen and (self.compile is True or done == first + 1 + TIMED):
+                    if not chosen and (options["compile"] is True or done == first + 1 + TIMED):
                         each = (time.perf_counter() - warm) / TIMED
                         step, repeats = self._choose(each, eager)
                         chosen = True
@@ -171,13 +161,13 @@ class Loop:
                     logged = done
                     pause()
                     self.bar.update(done, row[self._shown], row.get("valid_elbo"))
-                    if self.callbacks:
+                    if options["callbacks"]:
                         with forked():
-                            asked = [c(run) for c in self.callbacks]  # every one is called
+                            asked = [c(run) for c in options["callbacks"]]  # every one is called
                         if any(asked):
                             run.stopped = "a callback asked for it"
                             break
-                    if look and self.patience is not None and run.since_best >= self.patience:
+                    if look and run.since_best >= (options["patience"] or math.inf):
                         run.stopped = f"no better validation in {run.since_best} rounds"
                         break
             except KeyboardInterrupt:
@@ -235,7 +225,7 @@ class Loop:
     def _choose(self, each: float, eager: Any) -> tuple[Any, int]:
         """The step to use, given an eager one's seconds: the one rule for compiling."""
         run, left = self.run, self.steps - self.run.steps
-        if self.compile == "auto" and each * left < WORTH_COMPILING:
+        if self.options["compile"] == "auto" and each * left < WORTH_COMPILING:
             return eager, 1
         self.bar.note("compiling the step")
         try:
@@ -267,8 +257,8 @@ class Loop:
         """Return the number of updates in a call of the compiled step, where they are replayed."""
         if len(self.moves) > 1:
             return 1
-        if self.repeats is not None:
-            return self.repeats
+        if (repeats := self.options["repeats"]) is not None:
+            return repeats
         most = min(LOOP, max(1, left // 50), self.valid_every or LOOP)
         if not self.batches.whole:
             size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -13,24 +14,18 @@ from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace, estimator_of
 from ..optim import Optimiser
-from ..pairs.arguments import moved
 from ..pairs.inspection import refuse_errors
+from ..pairs.options import device_of
 from ..randomness import forked
-from .batches import Batches, arguments, halves, pick_device
+from .batches import Batches, arguments, halves
 from .fitting import ADVICE, chosen_optimiser
 from .loop import Loop
-from .progress import Progress
+from .options import TrainingOptions, lasting, trainer
 from .run import Run
 from .start import new_run, without_run
-from .state import History, Training, chosen, refuse_done
+from .state import History, Training
 from .update import Update, Variables, schedule_of
-from .validation import held_out_values, validation_row
-
-DEFAULTS: dict[str, Any] = {
-    "elbo": None, "steps": 2_000, "lr": 1e-2, "batch_size": None, "optimiser": None,
-    "schedule": "constant", "clip": None, "valid_every": None, "patience": None, "jitter": 0.1,
-    "seed": 0, "fits": None, "stacked": (),
-}  # fmt: skip
+from .validation import held_out_values
 
 
 @dataclass(kw_only=True, repr=False)
@@ -125,32 +120,19 @@ class Runs(Training):
         return (self[i] for i in range(len(self)))
 
 
+@trainer(steps=2_000, lr=1e-2, progress=False)
 def fit_many(
     model: Callable | nn.Module,
     guide: Any = None,
     data: Any = None,
     *,
     fits: int | None = None,
-    stacked: Sequence[int] | None = None,
+    stacked: Sequence[int] = (),
     elbo: Estimator | None = None,
-    steps: int | None = None,
-    lr: float | None = None,
-    batch_size: int | None = None,
     optimiser: Optimiser | None = None,
-    schedule: str | Callable[[Tensor], Tensor] | None = None,
-    clip: float | None = None,
-    valid: Any = None,
-    valid_every: int | None = None,
-    patience: int | None = None,
-    jitter: float | None = None,
-    compile: bool | str = "auto",
-    repeats: int | None = None,
-    device: str | torch.device = "auto",
-    seed: int | None = None,
-    progress: bool | Progress = False,
+    jitter: float = 0.1,
     check: bool = True,
-    callbacks: Sequence[Callable[[Runs], Any]] = (),
-    resume: Runs | None = None,
+    **options: Unpack[TrainingOptions],
 ) -> Runs:
     """Fit one pair R times at once, under `torch.vmap`: every update is one batched step.
 
@@ -159,15 +141,13 @@ def fit_many(
         fits: R; may be left out when arguments are stacked.
         stacked: which of the arguments have a leading axis of R data sets; the others, and all
             of them when this is empty, are shared (restarts).
-        steps, lr: by default 2,000 and 1e-2.
+        elbo, check: as for `fit`; optimiser: of `inference.optim` only.
         jitter: standard deviation of the noise added to the unconstrained starting values, so
-            that restarts start apart; by default 0.1.
+            that restarts start apart.
+        batch_size: rows per step, shared by restarts, and refused for stacked data; None takes all.
         valid: held-out data, stacked like `data`; each fit keeps the parameters of its own best
             value, and `patience` counts validations in which no fit got better.
-        elbo, batch_size, optimiser, schedule, clip, valid_every, patience, compile, repeats,
-            device, seed, progress, check, callbacks, resume: as for `fit`, optimisers of
-            `inference.optim` only.
-            Mini-batches are shared by restarts, and refused for stacked data.
+        options: those of all trainers, `inference.training.options.TrainingOptions`.
 
     Returns:
         `Runs`: R runs. Ctrl-C ends the fits early, between two steps.
@@ -178,31 +158,22 @@ def fit_many(
     """
     if data is None:
         model, guide, data = halves(model, guide)
-    given = {
-        "elbo": elbo, "steps": steps, "lr": lr, "batch_size": batch_size, "optimiser": optimiser,
-        "schedule": schedule, "clip": clip, "valid_every": valid_every, "patience": patience,
-        "jitter": jitter, "seed": seed, "fits": fits, "stacked": stacked,
-    }  # fmt: skip
-    options = chosen(DEFAULTS, given, resume)
-    options["elbo"] = elbo = estimator_of(options["elbo"], Trace)
-    options["optimiser"] = optimiser = chosen_optimiser(options, given)
+    resume, seed = options["resume"], options["seed"]
+    estimator = estimator_of(elbo, Trace)
+    optimiser = chosen_optimiser(optimiser, options)
     if not isinstance(optimiser, Optimiser):
         raise TypeError("optimiser: many fits at once need one of inference.optim.")
-    steps, seed, stacked = options["steps"], options["seed"], options["stacked"]
-    refuse_done(steps, resume)
-    where = pick_device(device)
-    args, held_out = (
-        None if part is None else moved(part, where) for part in arguments(model, data, valid)
-    )
+    where = device_of(options["device"])
+    args, held_out = arguments(model, data, options["valid"], where)
     vary: tuple[int | None, ...] = tuple(0 if i in stacked else None for i in range(len(args)))
     lengths = {len(a) for a, v in zip(args, vary) if v == 0}
-    lengths |= {options["fits"]} if options["fits"] else set()
+    lengths |= {fits} if fits else set()
     if len(lengths) != 1 or min(lengths) < 1:
         raise ValueError(
             f"fits: expected one number of fits >= 1, from fits=R or the stacked arguments; got "
             f"{sorted(lengths)}."
         )
-    r = options["fits"] = lengths.pop()
+    r = lengths.pop()
     if stacked and options["batch_size"] is not None:
         raise ValueError("batch_size: every fit takes all of its own data when data is stacked.")
     batches = Batches(args, options["batch_size"], seed)
@@ -210,41 +181,34 @@ def fit_many(
     with forked(seed):
         size = None if options["batch_size"] is None else batches.size
         if check and resume is None:
-            refuse_errors(
-                without_run(model), without_run(guide), example, size=size, elbo=elbo, device=where
-            )
-        run = new_run(model, guide, example, size, elbo, where, seed)
+            found = without_run(model), without_run(guide)
+            refuse_errors(*found, example, size=size, elbo=estimator, device=where)
+        run = new_run(model, guide, example, size, estimator, where, seed)
         update = Update(
-            run.pair_, elbo, optimiser, run.divide, options["clip"], kwargs=run.kwargs, vary=vary,
-            schedule=schedule_of(options["schedule"], steps),
+            run.pair_, estimator, optimiser, run.divide, options["clip"], kwargs=run.kwargs,
+            vary=vary, schedule=schedule_of(options["schedule"], options["steps"]),
         )  # fmt: skip
-        run.settings = options
+        run.settings = lasting(options) | {
+            "elbo": estimator, "optimiser": optimiser, "jitter": jitter, "fits": r,
+            "stacked": stacked,
+        }  # fmt: skip
         run.variables = alone = Variables.start(run.pair_, optimiser)
         params, buffers = (
             {k: t.expand(r, *t.shape).clone() for k, t in tensors.items()}
             for tensors in (alone.params, alone.buffers)
         )
         for p in params.values():
-            p.add_(options["jitter"] * torch.randn_like(p))
+            p.add_(jitter * torch.randn_like(p))
         variables = Variables(
             params, buffers, optimiser.init(list(params.values())), alone.count.clone()
         )
         runs = Runs(
             first=run, variables=variables, data=args, vary=vary, device=where, seed=seed,
-            settings=options,
+            settings=run.settings,
         )  # fmt: skip
-        if resume is not None:
-            runs.go_on_from(resume)
-            runs.logged_steps = list(resume.logged_steps)
-
-        def validate() -> tuple[Tensor, dict[str, float]]:
-            score, values = held_out_values(run, variables, held_out, batches.batch_size, vary)
-            return score, validation_row(score, values)
-
-        Loop(
-            runs, [update], batches, steps, optimiser.lr, compile, repeats, progress, callbacks,
-            None if held_out is None else validate, options["valid_every"], options["patience"],
-            unit=run.unit, advice=ADVICE,
-        ).go()  # fmt: skip
+        runs.go_on_from(resume, options["steps"])
+        runs.logged_steps = [] if resume is None else list(resume.logged_steps)
+        held = held_out and partial(held_out_values, run, variables, held_out, batches, vary)
+        Loop(runs, [update], batches, options, held, unit=run.unit, advice=ADVICE).go()
     run.variables.count.fill_(runs.steps)
     return runs

@@ -31,10 +31,7 @@ def new_run(
         ValueError: the loss of a batch cannot be scaled to all data.
     """
     earlier = [getattr(f, "run", None) for f in (model, guide)]
-    model, guide = own_copy(without_run(model), without_run(guide))
-    for function in (model, guide):
-        for module in modules_of(function):
-            module.to(device)
+    model, guide = own_copy_on(device, model, guide)
     kwargs: dict[str, Any] = {}
     rows = len(example[0]) if torch.is_tensor(example[0]) and example[0].dim() else None
     if size is not None and takes_size(model, guide):
@@ -69,6 +66,15 @@ def new_run(
         divide=float(size) if per_datum and size else 1.0,
         unit="nats per datum" if per_datum else "nats", example=example,
     )  # fmt: skip
+
+
+def own_copy_on(device: torch.device, model: Callable, guide: Callable) -> tuple:
+    """Copies of model and guide, their modules on a device."""
+    copies = own_copy(without_run(model), without_run(guide))
+    for function in copies:
+        for module in modules_of(function):
+            module.to(device)
+    return copies
 
 
 def without_run(function: Callable) -> Callable:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pairs.options import check_options
 from .update import Variables
 
 
@@ -134,12 +133,20 @@ class Training:
         self.best = best if best.dim() else float(best)
         self.best_step, self.since_best = self.steps, 0
 
-    def go_on_from(self, other: Training) -> None:
-        """Take over another training's state, a copy of it.
+    def go_on_from(self, other: Training | None, steps: int) -> None:
+        """Take over a copy of the state of another training, if any, for so many steps in all.
 
         Raises:
-            ValueError: its variables are others than those here (names, shapes, optimiser).
+            ValueError: it has made them already, or its variables are others than those here
+                (names, shapes, optimiser).
         """
+        if other is None:
+            return
+        if steps <= other.steps:
+            raise ValueError(
+                f"steps: the run has made {other.steps:,} of them; ask for more in all, as in "
+                f"steps={2 * other.steps}."
+            )
         refuse_others(other.variables, self.variables, "resume: the run")
         self.variables.assign(other.variables)
         self.history = History([dict(row) for row in other.history.rows])
@@ -168,31 +175,6 @@ def refuse_others(found: Variables, expected: Variables, who: str) -> None:
             f"{who}: the state of its optimiser ({', '.join(sorted(found.optim))}) is of no use to "
             f"the one given ({', '.join(sorted(expected.optim))}). Leave optimiser= out, or begin "
             "anew from its parameters: fit(run.model, run.guide, data, optimiser=...)."
-        )
-
-
-def chosen(
-    defaults: Mapping[str, Any], given: Mapping[str, Any], resume: Training | None
-) -> dict[str, Any]:
-    """A trainer's options: what is given (not None), else the resumed run's, else the default.
-
-    Raises:
-        ValueError: the type or range of one is wrong.
-    """
-    before = {} if resume is None else resume.settings
-    options = {
-        k: given[k] if given.get(k) is not None else before.get(k, default)
-        for k, default in defaults.items()
-    }
-    return check_options(**options)
-
-
-def refuse_done(steps: int, resume: Training | None) -> None:
-    """Raise ValueError where a run that is to go on has made its steps already."""
-    if resume is not None and steps <= resume.steps:
-        raise ValueError(
-            f"steps: the run has made {resume.steps:,} of them; ask for more in all, as in "
-            f"steps={2 * resume.steps}."
         )
 
 

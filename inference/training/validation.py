@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from ..pairs.arguments import rows_of, take_rows
 from ..weights import no_validation
+from .batches import Batches
 from .run import Run
 from .update import DrawnAnew, Variables, at_step, even_parts
 
@@ -17,9 +16,9 @@ def held_out_values(
     run: Run,
     variables: Variables,
     args: tuple,
-    batch_size: int | None,
+    batches: Batches,
     vary: tuple[int | None, ...] | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, float]]:
     """The estimator's bound on held-out rows, and beside it the ELBO and its divergences.
 
     Buffers stay as they are. An annealed estimator is taken at the end of its schedule, so that
@@ -29,12 +28,12 @@ def held_out_values(
         run: the fit; what its plates are told.
         variables: at which values: of one fit, or of R with `vary`.
         args: held-out arguments.
-        batch_size: most rows at once; the parts are of one size, but for one row.
+        batches: most rows at once are those of a batch; parts are of one size, but for one row.
         vary: which arguments have a leading axis of fits; None is one single fit.
 
     Returns:
-        The score, () or (R,), and the columns of a row of the history; NaN fits are left out of
-        their means.
+        The score, () or (R,), and columns for the history: `valid_elbo`, `valid_bound` where it is
+        another, and `kl_SITE`; means over fits, of which those with NaN are left out.
     """
     from ..elbo import kl_by_site
 
@@ -53,7 +52,7 @@ def held_out_values(
     if fitwise:
         values = torch.vmap(values, in_dims=(0, 0, vary), randomness="different")
     whole = run.divide == 1.0 or (fitwise and any(v == 0 for v in vary or ()))
-    parts = [slice(0, rows)] if whole else even_parts(rows, batch_size or rows)
+    parts = [slice(0, rows)] if whole else even_parts(rows, batches.batch_size or rows)
     annealed = torch.tensor(1e9, device=variables.count.device)  # a schedule's value at its end
     sums: dict[str, Tensor] = {}
     with torch.no_grad(), no_validation(), at_step(estimator, annealed):
@@ -68,12 +67,7 @@ def held_out_values(
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
     per = 1.0 if run.divide == 1.0 else float(rows)
-    sums = {k: v / per for k, v in sums.items()}
-    return sums["bound"], sums
-
-
-def validation_row(score: Tensor, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Columns `valid_elbo`, `valid_bound` where it is another, and `kl_SITE`; means over fits."""
-    means = {k: float(v.nanmean()) for k, v in values.items()}
+    means = {k: float((v / per).nanmean()) for k, v in sums.items()}
     bound, elbo = means.pop("bound"), means.pop("elbo")
-    return {"valid_elbo": elbo, **({"valid_bound": bound} if bound != elbo else {}), **means}
+    row = {"valid_elbo": elbo, **({"valid_bound": bound} if bound != elbo else {}), **means}
+    return sums["bound"] / per, row

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from inference.pairs.options import device_of
 from inference.randomness import forked
 from inference.training import checkpoint
-from inference.training.batches import Batches, pick_device
+from inference.training.batches import Batches
 from inference.training.run import Run
 from inference.training.start import new_run
 from zoo.cards import Card
@@ -57,7 +58,7 @@ def arguments_of(model: Any, data: DataSet, split: str) -> tuple[Tensor, ...]:
 def restored(folder: Any, model: Any, data: DataSet, settings: Mapping[str, Any], seed: int) -> Run:
     """Read back the run in a folder, ready to be judged or to go on."""
     args = arguments_of(model, data, "train")
-    device = pick_device(settings.get("device", "auto"))
+    device = device_of(settings.get("device", "auto"))
     batches = Batches(tuple(a.to(device) for a in args), settings["batch_size"], seed)
     return checkpoint.load(
         folder,

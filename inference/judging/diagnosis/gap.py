@@ -23,6 +23,7 @@ from ...pairs.pair import Pair
 from ...randomness import forked
 from ...training.batches import Batches
 from ...training.loop import Loop
+from ...training.options import LoopOptions
 from ...training.state import Training
 from ...training.update import DrawnAnew, Update, Variables, schedule_of
 from ...weights import log_weights, no_validation
@@ -135,7 +136,8 @@ def amortization_gap(
             torch.zeros((), device=chain.device, dtype=torch.int64),
         )
         refit = Training(variables=variables, device=chain.device, seed=seed)
-        Loop(refit, [update], Batches(batch, None, seed), steps, lr, progress=False).go()
+        options: LoopOptions = {"steps": steps, "lr": lr, "progress": False}
+        Loop(refit, [update], Batches(batch, None, seed), options).go()
         if refit.stopped:
             raise KeyboardInterrupt
         best = variables.params

@@ -1,0 +1,144 @@
+"""The options that all trainers share: what each is, its default, and what a resumed run takes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, TypeVar, cast, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from ..pairs.options import check_options
+from .progress import Progress
+
+Trainer = TypeVar("Trainer", bound=Callable)
+
+
+class LoopOptions(TypedDict, total=False):
+    """Options of every trainer. One that is not given, or None, is the resumed run's or default.
+
+    steps: updates to make, in all: those of `resume` included.
+    lr: learning rate of Adam.
+    batch_size: rows per step, of every tensor that shares the first one's leading dimension.
+    schedule: "constant", "linear" or "cosine" (both to zero), or a function of the step count, a
+        tensor, that returns a factor of the learning rate.
+    clip: largest norm of the gradient of the loss (in the unit of the history), of each player's
+        where there are several; None leaves it.
+    valid_every: steps between validations; None chooses.
+    patience: stop after so many validations without a better value.
+    compile: True, False, or "auto": when the run is long enough to earn it.
+    repeats: most updates per call of the compiled step; None chooses.
+    seed: of everything that is random in the run.
+    progress: show a progress bar (plain lines in a pipe).
+    callbacks: called with the run after each validation or log interval; one that returns True
+        stops the run. What they draw does not change the run.
+    resume: go on from this run, which stays as it is, exactly as if it had never stopped. Its
+        options hold where none is given here.
+    """
+
+    steps: int
+    lr: float
+    batch_size: int | None
+    schedule: str | Callable[[Tensor], Tensor]
+    clip: float | None
+    valid_every: int | None
+    patience: int | None
+    compile: bool | str
+    repeats: int | None
+    seed: int
+    progress: bool | Progress
+    callbacks: Sequence[Callable[[Any], Any]]
+    resume: Any
+
+
+class TrainingOptions(LoopOptions, total=False):
+    """Options of the trainers that place the data, and hold some of it out.
+
+    valid: held-out data, like `data`; the parameters kept are then those of the best value.
+    device: "auto" (CUDA where there is one), or a torch device.
+    """
+
+    valid: Any
+    device: str | torch.device
+
+
+DEFAULTS: dict[str, Any] = {
+    "schedule": "constant",
+    "compile": "auto",
+    "seed": 0,
+    "progress": True,
+    "callbacks": (),
+    "device": "auto",
+}  # of the others: None
+LASTING = ("steps", "lr", "batch_size", "schedule", "clip", "valid_every", "patience", "seed")
+
+
+def lasting(options: LoopOptions) -> dict[str, Any]:
+    """The shared options that a run keeps, for one that is resumed from it."""
+    return {k: v for k, v in options.items() if k in LASTING}
+
+
+def complete(options: LoopOptions) -> LoopOptions:
+    """The options with defaults for those that are missing."""
+    defaults = dict.fromkeys(LoopOptions.__annotations__) | DEFAULTS
+    return cast(LoopOptions, defaults | options)
+
+
+def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Trainer]:
+    """Complete the options of a trainer `(..., **options: Unpack[TrainingOptions])` at each call.
+
+    An option that is not given, or None, is the resumed run's, else the default: of the trainer's
+    own options in its signature, of shared ones here, else in `DEFAULTS`. Types and ranges are
+    checked. `inspect.signature` and `help` show the shared options among the trainer's own.
+
+    Args:
+        least_steps: the smallest number of steps.
+        defaults: of shared options, where the trainer's differ from `DEFAULTS`.
+    """
+
+    def decorate(function: Trainer) -> Trainer:
+        shared = get_args(get_type_hints(function)["options"])[0]
+        signature = _signature(function, shared, {**DEFAULTS, **defaults})
+        own = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+        @functools.wraps(function)
+        def trained(*args: Any, **given: Any) -> Any:
+            signature.bind(*args, **given)  # raises TypeError like any other call
+            given = {k: v for k, v in given.items() if v is not None}
+            before = {} if given.get("resume") is None else given["resume"].settings
+            options = {p.name: given.pop(p.name, before.get(p.name, p.default)) for p in own}
+            return function(*args, **given, **check_options({"steps": least_steps}, **options))
+
+        trained.__signature__ = signature  # type: ignore[attr-defined]
+        trained.__doc__ = _help(function.__doc__ or "", shared)
+        return cast(Trainer, trained)
+
+    return decorate
+
+
+def _signature(function: Callable, shared: type, defaults: dict[str, Any]) -> inspect.Signature:
+    """The function's signature with a parameter for each shared option."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return signature.replace(parameters=own + [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name),
+            annotation=hint.__forward_arg__,
+        )
+        for name, hint in shared.__annotations__.items()
+    ])  # fmt: skip
+
+
+def _help(text: str, shared: type) -> str:
+    """The docstring with the explanation of shared options in place of its line `options: ...`."""
+    explained = {n for names in re.findall(r"^ +((?:\w+, )*\w+): ", text, re.M)
+                 for n in names.split(", ")}  # fmt: skip
+    lines = []
+    for options in (LoopOptions, TrainingOptions)[: 1 + (shared is TrainingOptions)]:
+        entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", options.__doc__ or "", re.M)
+        lines += [f"{n}: {said}" for n, said in entries if n not in explained]
+    listed = "\n".join(" " * 8 + line.replace("\n", "\n    ") for line in lines)
+    return re.sub(r"^ +options: .*(?:\n {12}.*)*", lambda _: listed, text, flags=re.M)
