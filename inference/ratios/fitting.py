@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Unpack
 
@@ -74,7 +74,7 @@ def density_ratio(
         sides = [_Sides(x, folds) for x in (x_p, x_q)]
         fewest = min(s.train.shape[1] for s in sides)
         batch = options["batch_size"] or min(512, fewest)
-        if not 1 <= batch <= fewest:
+        if batch > fewest:
             raise ValueError(
                 f"batch_size: expected 1 to {fewest}, the training points of the smaller sample, "
                 f"got {batch}. Give more samples or a smaller batch."
@@ -110,20 +110,20 @@ def density_ratio(
         ratio.go_on_from(resume, steps)
 
         @torch.no_grad()
-        def at(tensors: dict, fold: int, x: Tensor, rows: Tensor) -> Tensor:
-            """One fold's critic at some rows."""
+        def at(tensors: Mapping[str, Tensor], fold: int, x: Tensor) -> Tensor:
+            """One fold's critic at x (N, D): (N,)."""
             params = {k: t[fold] for k, t in under(f"{AVERAGE}critic.", tensors).items()}
             fixed = {k: t[fold] for k, t in under("critic.", variables.buffers).items()}
-            pieces = even_parts(len(rows), max(1, PIECE // max(128, x.shape[1])))
-            return torch.cat([one(params, fixed, x[rows[piece]]) for piece in pieces])
+            pieces = even_parts(len(x), max(1, PIECE // max(128, x.shape[1])))
+            return torch.cat([one(params, fixed, x[piece]) for piece in pieces])
+
+        def everywhere(tensors: Mapping[str, Tensor], s: _Sides) -> Tensor:
+            """All folds' critics at all points of a sample: (folds, N)."""
+            return torch.stack([at(tensors, k, s.x) for k in range(folds)])
 
         def validate() -> tuple[Tensor, dict[str, float]]:
-            found = torch.stack([
-                DIVERGENCES["js"].bound(*(
-                    at(ratio.kept(), k, s.x, s.choose[k]) for s in sides
-                ))
-                for k in range(folds)
-            ])  # fmt: skip
+            chosen = [[at(ratio.kept(), k, s.x[s.choose[k]]) for s in sides] for k in range(folds)]
+            found = torch.stack([DIVERGENCES["js"].bound(*ell) for ell in chosen])
             return found, {"valid": -float(found.mean())}
 
         if resume is None:
@@ -136,18 +136,13 @@ def density_ratio(
         kept = [ratio.kept() if ratio.best_params is None else ratio.best_params]
         if critic is None and steps:  # what the start says, beside the trained critic
             kept.insert(0, means)
-        values = [torch.stack([
-            torch.stack([at(tensors, k, s.x, torch.arange(len(s.x))) for tensors in kept], -1)
-            for k in range(folds)
-        ]) for s in sides]  # fmt: skip  # (folds, N, critics), each
+        # (folds, N, critics), each
+        values = [torch.stack([everywhere(tensors, s) for tensors in kept], -1) for s in sides]
         _judge(ratio, values, sides)
         # the trained critics at points that they were trained on, whichever are kept
         ratio.seen_p, ratio.seen_q = (
-            torch.stack([
-                at(ratio.kept(), k, s.x, torch.arange(len(s.x))) for k in range(folds)
-            ])[(s.fold + 1) % folds, torch.arange(len(s.x))]
-            for s in sides
-        )  # fmt: skip
+            everywhere(ratio.kept(), s)[(s.fold + 1) % folds, torch.arange(len(s.x))] for s in sides
+        )
         fixed = under("critic.", variables.buffers)
         ratio.critic = CrossFitted([
             [_module(network, under(f"{AVERAGE}critic.", tensors), fixed, k) for tensors in kept]

@@ -100,14 +100,8 @@ class Batches:
 
 
 def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | None:
-    """Most rows that go through the pair at once; None for whole batches.
-
-    Raises:
-        ValueError: `chunk` is below 1.
-    """
+    """Most rows that go through the pair at once; None for whole batches."""
     rows = batches.batch_size
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 row, got {chunk}.")
     if rows is None:
         return None
     if chunk is None:

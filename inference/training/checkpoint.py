@@ -22,14 +22,13 @@ from safetensors.torch import load_file, save_file
 from .. import optim
 from ..optim import SGD, Optimiser
 from .run import Run
-from .state import History, refuse_others
+from .state import History, Training, refuse_others
 from .update import Variables
 
 FORMAT = 2
-PLAIN = (
-    "seed", "seconds", "compiled", "compile_seconds", "eager_because", "stopped", "best",
-    "best_step", "since_best",
-)  # fmt: skip
+TENSORS = ("best_params", "batches", "random_state", "optimiser_state", "unlogged")
+APART = ("device", "settings", "variables", "history", "losses")  # by lines of their own
+PLAIN = [f.name for f in dataclasses.fields(Training) if f.name not in (*TENSORS, *APART)]
 
 
 @contextmanager
@@ -92,11 +91,8 @@ def save(run: Run, folder: str | Path, **config: Any) -> Path:
 
 def _write(run: Run, folder: Path, config: dict[str, Any]) -> None:
     v = run.variables
-    state = {
-        "params": v.params, "buffers": v.buffers, "optim": v.optim, "count": v.count,
-        "best": run.best_params, "batches": run.batches, "random_state": run.random_state,
-        "optimiser_state": run.optimiser_state, "unlogged": run.unlogged,
-    }  # fmt: skip
+    state = {f.name: getattr(v, f.name) for f in dataclasses.fields(Variables)}
+    state |= {key: getattr(run, key) for key in TENSORS}
     tensors: dict[str, torch.Tensor] = {}
     shape = _packed(state, tensors, "")
     save_file(tensors, folder / "state.safetensors")
@@ -186,17 +182,13 @@ def load(folder: str | Path, start: Callable[[], Run]) -> Run:
         raise ValueError(f"{path} is damaged: {error}. Fit again, or restore the file.") from error
     run = start()
     state = _unpacked(meta["state"], stored)
-    saved = Variables(state["params"], state["buffers"], state["optim"], state["count"])
+    saved = Variables(**{f.name: state[f.name] for f in dataclasses.fields(Variables)})
     empty = Variables.start(run.pair_, SGD())
     refuse_others(dataclasses.replace(saved, optim=empty.optim), empty, str(folder))
-    moved = [t.to(run.device) for t in saved.flat()]
-    run.variables = saved.like(moved)
-    best = state["best"]
-    run.best_params = best and {k: t.to(run.device) for k, t in best.items()}
-    for key in ("batches", "random_state", "optimiser_state", "unlogged"):
-        setattr(run, key, state[key])
-    for key in PLAIN:
-        setattr(run, key, meta[key])
+    run.variables = saved.like([t.to(run.device) for t in saved.flat()])
+    for key, value in [*((k, state[k]) for k in TENSORS), *((k, meta[k]) for k in PLAIN)]:
+        setattr(run, key, value)
+    run.best_params = run.best_params and {k: t.to(run.device) for k, t in run.best_params.items()}
     run.settings = {**meta["run"], "elbo": run.estimator}
     if "optimiser" in meta["run"]:
         name, options = meta["run"]["optimiser"]

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from ..optim import Optimiser
 from ..weights import no_validation
-from .update import Variables, clipped
+from .update import Variables, clipped, descend
 
 Tensors = Mapping[str, Tensor]
 AVERAGE = "average."  # prefix of the running mean of a player's parameters, among the buffers
@@ -103,12 +103,7 @@ class GameUpdate:
                 gradient = list(grads[player])
                 if self.clip is not None:
                     gradient = clipped(gradient, self.clip)
-                new, after = self.optimiser.update(params, gradient, state, lr)
-                for p, q in zip(params, new):
-                    p.copy_(q)
-                for key, tensors in after.items():
-                    for s, t in zip(state[key], tensors):
-                        s.copy_(t)
+                descend(self.optimiser, params, gradient, state, lr)
             if self.counts:
                 variables.count.add_(1)
                 for name, mean in variables.buffers.items():

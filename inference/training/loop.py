@@ -22,6 +22,7 @@ from .options import LoopOptions, complete
 from .progress import Progress
 from .state import Training, random_state, set_random_state
 from .steps import CompiledStep, EagerStep
+from .update import row
 
 WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
 LOOP = 64  # updates in one call, at most, where the step is replayed
@@ -45,9 +46,7 @@ class Round:
     def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
         """Make all moves; what the last one returns."""
         for i, move in enumerate(self.moves):
-            values = move(
-                batch if shared else tuple(b[i] if torch.is_tensor(b) else b for b in batch)
-            )
+            values = move(batch if shared else row(batch, i))
         return values
 
 
@@ -150,17 +149,17 @@ class Loop:
                     done += n
                     if done < due and done // every == logged // every:
                         continue
-                    row = self._logged(done, pending)
-                    row["seconds"] = spent + time.perf_counter() - begin
+                    means = self._logged(done, pending)
+                    means["seconds"] = spent + time.perf_counter() - begin
                     look = done == due and self.valid_every is not None
                     if look:
-                        row |= self._validate(done)
+                        means |= self._validate(done)
                     if done == due:
                         due = self._next_look(done)
-                    run.history.add(row)
+                    run.history.add(means)
                     logged = done
                     pause()
-                    self.bar.update(done, row[self._shown], row.get("valid_elbo"))
+                    self.bar.update(done, means[self._shown], means.get("valid_elbo"))
                     if options["callbacks"]:
                         with forked():
                             asked = [c(run) for c in options["callbacks"]]  # every one is called
@@ -205,7 +204,7 @@ class Loop:
         """Look at held-out data; nothing is changed, not even the random state."""
         assert self.validate is not None
         with forked(self.run.seed + 1):
-            score, row = self.validate()
+            score, columns = self.validate()
         if bool(score.isnan().any()):
             which = "" if score.dim() == 0 else f" of {int(score.isnan().sum())} fits"
             warnings.warn(
@@ -213,7 +212,7 @@ class Loop:
                 stacklevel=2,
             )
         self.run.keep_best(score.double())
-        return row
+        return columns
 
     def _eager(self) -> Any:
         if self.foreign is not None:

@@ -56,11 +56,6 @@ class Runs(Training):
         return self.variables.params if self.best_params is None else self.best_params
 
     @property
-    def buffers(self) -> dict[str, Tensor]:
-        """name -> (R, ...)."""
-        return self.variables.buffers
-
-    @property
     def elbo(self) -> np.ndarray:
         """The bound of every fit, (R,): the best held-out value, else minus the recent loss."""
         if self.best is not None:
@@ -99,22 +94,18 @@ class Runs(Training):
             raise IndexError(f"fit {i}: there are {len(self)}.")
         v = self.variables
         losses = [float(row[i]) for row in self.losses]
-        kept = None if self.best_params is None else {k: p[i] for k, p in self.best_params.items()}
+        kept = self.best_params and {k: p[i] for k, p in self.best_params.items()}
+        alike = ("best_step", "stopped", "seconds", "compiled", "eager_because")
         return dataclasses.replace(
             self.first,
-            variables=Variables(
-                {k: p[i].clone() for k, p in v.params.items()},
-                {k: b[i].clone() for k, b in v.buffers.items()},
-                {k: s if k == "count" else [t[i] for t in s] for k, s in v.optim.items()},
-                v.count,
-            ),
-            history=History(
-                [{"step": s, "loss": x} for s, x in zip(self.logged_steps, losses)]
-            ),
-            losses=losses, example=self.arguments(i), best_params=kept, best_step=self.best_step,
-            best=None if self.best is None else float(self.best[i]), stopped=self.stopped,
-            seconds=self.seconds, compiled=self.compiled, eager_because=self.eager_because,
-        )  # fmt: skip
+            variables=v.like([t[i].clone() if t.dim() else t for t in v.flat()]),  # but counts
+            history=History([{"step": s, "loss": x} for s, x in zip(self.logged_steps, losses)]),
+            losses=losses,
+            example=self.arguments(i),
+            best_params=kept,
+            best=None if self.best is None else float(self.best[i]),
+            **{name: getattr(self, name) for name in alike},
+        )
 
     def __iter__(self) -> Iterator[Run]:
         return (self[i] for i in range(len(self)))

@@ -24,7 +24,7 @@ from ..graph import (
 from ..optim import Adam
 from ..pairs.pair import Pair, own_copy
 from .proof import PROVED, Disproved, Proof
-from .update import Update, Variables
+from .update import Update, Variables, row
 
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
 
@@ -45,11 +45,8 @@ class EagerStep:
         """One call's losses: () when repeats is 1, else (repeats,)."""
         if self.repeats == 1:
             return self.update(self.variables, self.lr, batch)
-        rows = [
-            batch if shared else tuple(b[i] if torch.is_tensor(b) else b for b in batch)
-            for i in range(self.repeats)
-        ]
-        return torch.stack([self.update(self.variables, self.lr, row) for row in rows])
+        rows = [batch if shared else row(batch, i) for i in range(self.repeats)]
+        return torch.stack([self.update(self.variables, self.lr, each) for each in rows])
 
 
 def on_cuda(t: Tensor) -> bool:
@@ -109,10 +106,7 @@ class CompiledStep:
             raise ValueError(_changing([*self._ready, key]))
         start = time.perf_counter()
         n = min(PROVED, self.repeats) if self.repeats > 1 else PROVED
-        rows = [
-            batch if alone else tuple(b[i] if torch.is_tensor(b) else b for b in batch)
-            for i in range(n)
-        ]
+        rows = [batch if alone else row(batch, i) for i in range(n)]
         # the eager step comes first: its memory is free again when the compiled one takes its own
         proof = Proof(self.update, self.variables, self.lr, rows) if self.prove else None
         try:

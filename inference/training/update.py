@@ -26,6 +26,11 @@ def even_parts(rows: int, most: int) -> list[slice]:
     return [slice(i * rows // parts, (i + 1) * rows // parts) for i in range(parts)]
 
 
+def row(batch: tuple, i: int) -> tuple:
+    """One update's batch, of several with a leading axis."""
+    return tuple(b[i] if torch.is_tensor(b) else b for b in batch)
+
+
 @dataclass
 class Variables:
     """Everything a step changes, in place: parameters, buffers, optimiser state, step count."""
@@ -160,15 +165,21 @@ class Update:
         with torch.no_grad():
             if self.schedule is not None:
                 lr = lr * self.schedule(variables.count.to(lr.dtype))
-            old = list(variables.params.values())
-            new, state = self.optimiser.update(old, grads, variables.optim, lr)
-            for p, q in zip(old, new):
-                p.copy_(q)
-            for key, slots in state.items():
-                for s, t in zip(variables.optim[key], slots):
-                    s.copy_(t)
+            descend(self.optimiser, list(variables.params.values()), grads, variables.optim, lr)
             variables.count.add_(1)
         return loss
+
+
+def descend(
+    optimiser: Optimiser, params: list[Tensor], grads: list[Tensor], state: State, lr: Tensor
+) -> None:
+    """Change parameters and the optimiser's state in place."""
+    new, after = optimiser.update(params, grads, state, lr)
+    for p, q in zip(params, new):
+        p.copy_(q)
+    for key, slots in after.items():
+        for s, t in zip(state[key], slots):
+            s.copy_(t)
 
 
 def clipped(grads: list[Tensor], norm: float, lead: int = 0) -> list[Tensor]:
