@@ -132,7 +132,8 @@ def fit_many(
         fits: R; may be left out when arguments are stacked.
         stacked: which of the arguments have a leading axis of R data sets; the others, and all
             of them when this is empty, are shared (restarts).
-        elbo, check: as for `fit`; optimiser: of `inference.optim` only.
+        elbo, check: as for `fit`.
+        optimiser: of `inference.optim` only, by default Adam.
         jitter: standard deviation of the noise added to the unconstrained starting values, so
             that restarts start apart.
         batch_size: rows per step, shared by restarts, and refused for stacked data; None takes all.

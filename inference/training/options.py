@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar, cast, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from ..pairs.options import check_options
+from ..pairs.options import check_options, nearest
 from .progress import Progress
 
 Trainer = TypeVar("Trainer", bound=Callable)
@@ -106,7 +106,11 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
 
         @functools.wraps(function)
         def trained(*args: Any, **given: Any) -> Any:
-            signature.bind(*args, **given)  # raises TypeError like any other call
+            for name in set(given) - set(signature.parameters):
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}."
+                    f"{nearest(name, signature.parameters)}"
+                )
             given = {k: v for k, v in given.items() if v is not None}
             before = {} if given.get("resume") is None else given["resume"].settings
             options = {p.name: given.pop(p.name, before.get(p.name, p.default)) for p in own}

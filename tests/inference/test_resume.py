@@ -1,6 +1,8 @@
 """One loop: stopped anywhere and resumed, every trainer goes on as if it had never stopped."""
 
+import inspect
 import os
+import re
 import signal
 import threading
 
@@ -13,6 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from inference import elbo, fit, fit_many, optim
+from inference.ratios import density_ratio
 from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
 from inference.training.update import even_parts
@@ -93,6 +96,30 @@ def test_stopped_anywhere_and_resumed_is_bit_for_bit_the_run_that_never_stopped(
     assert all(torch.equal(a, b) for a, b in pairs)
     assert all(torch.equal(a, b) for a, b in zip(before, half.variables.flat()))
     assert half.steps == at
+
+
+@pytest.mark.parametrize("train", [fit, fit_many, fit_adversarial, fit_implicit, density_ratio])
+def test_signature_and_help_show_every_option_once(train):
+    options = inspect.signature(train).parameters.values()
+    named = re.findall(r"^ {8}((?:\w+, )*\w+): ", train.__doc__.split("Returns:")[0], re.M)
+    explained = [n for names in named for n in names.split(", ")]
+    missing = {p.name for p in options if p.kind is p.KEYWORD_ONLY} - set(explained)
+    assert not missing and len(explained) == len(set(explained)) and "options" not in explained
+    assert inspect.signature(train).parameters["lr"].default > 0
+
+
+def test_an_unknown_option_is_refused_with_the_nearest_name():
+    with pytest.raises(TypeError, match=r"fit\(\) got an unexpected.*'step'.*mean 'steps'"):
+        fit(model, AutoNormal(model), X, step=3)
+
+
+def test_a_learning_rate_given_anew_holds_for_the_run_s_own_optimiser_only():
+    run = fit(model, AutoNormal(model), X, steps=2, optimiser=optim.SGD(0.1), **QUIET)
+    same = fit(model, AutoNormal(model), X, steps=4, resume=run, **QUIET)
+    anew = fit(model, AutoNormal(model), X, steps=4, resume=run, lr=0.3, **QUIET)
+    own = fit(model, AutoNormal(model), X, steps=2, optimiser=optim.SGD(0.1), lr=0.3, **QUIET)
+    rates = [r.settings["optimiser"].lr for r in (same, anew, own)]
+    assert rates == [r.settings["lr"] for r in (same, anew, own)] == [0.1, 0.3, 0.1]
 
 
 def test_resuming_takes_the_run_s_own_settings():
