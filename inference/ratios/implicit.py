@@ -298,7 +298,7 @@ def fit_implicit(
                 found = losses(v.params, {k: b.clone() for k, b in v.buffers.items()}, held_out)
             return found["elbo"], {f"valid_{k}": float(found[k]) for k in ("elbo", "kl")}
 
-        reported = {"unit": "nats per datum", "advice": ADVICE}
+        reported: dict[str, Any] = {"unit": "nats per datum", "advice": ADVICE}
         if run.steps < steps:
             run.settle_from = None
             held = None if valid is None else validate
