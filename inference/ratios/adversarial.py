@@ -133,7 +133,7 @@ class AdversarialRun(Training):
 
     def generator_state(self, best: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The generator's parameters that are kept (their running mean, if any) and buffers."""
-        kept = self.best_params if best and self.best_params is not None else self.kept()
+        kept = self.final if best else self.kept()
         params = under(f"{AVERAGE}generator.", kept) or under("generator.", kept)
         return (
             {k: v.detach().requires_grad_() for k, v in params.items()},  # else Pyro warns
@@ -272,8 +272,7 @@ def fit_adversarial(
         ).go()  # fmt: skip
 
     pair.write_back(*run.generator_state())
-    kept = run.variables.params if run.best_params is None else run.best_params
-    load_modules({"critic": own}, kept, run.variables.buffers)
+    load_modules({"critic": own}, run.final, run.variables.buffers)
     run.generator = (modules_of(pair.model) or [run.sample])[0]
     return run
 

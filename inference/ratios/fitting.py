@@ -133,7 +133,7 @@ def density_ratio(
         options["valid_every"] = options["valid_every"] or max(1, steps // 20)
         Loop(ratio, [update], _Pairs(sides, batch, seed), options, validate).go()
 
-        kept = [ratio.kept() if ratio.best_params is None else ratio.best_params]
+        kept = [ratio.final]
         if critic is None and steps:  # what the start says, beside the trained critic
             kept.insert(0, means)
         # (folds, N, critics), each

@@ -160,8 +160,7 @@ class ImplicitRun(Training):
 
     def pair_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The pair's parameters that are kept, and its buffers."""
-        kept = self.variables.params if self.best_params is None else self.best_params
-        params = {k: v.detach().requires_grad_() for k, v in under("pair.", kept).items()}
+        params = {k: v.detach().requires_grad_() for k, v in under("pair.", self.final).items()}
         return params, under("pair.", self.variables.buffers)
 
     @torch.no_grad()

@@ -53,7 +53,7 @@ class Runs(Training):
     @property
     def params(self) -> dict[str, Tensor]:
         """The unconstrained parameters that are kept: name -> (R, ...)."""
-        return self.variables.params if self.best_params is None else self.best_params
+        return self.final
 
     @property
     def elbo(self) -> np.ndarray:

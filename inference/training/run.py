@@ -36,7 +36,7 @@ class Run(Training):
     @property
     def state(self) -> dict[str, Tensor]:
         """The unconstrained parameters that are kept: the best on validation, else the last."""
-        return self.variables.params if self.best_params is None else self.best_params
+        return self.final
 
     @property
     def params(self) -> dict[str, Tensor]:

@@ -116,6 +116,11 @@ class Training:
         """The tensors that a validation judges, and of which the best are kept."""
         return self.variables.params
 
+    @property
+    def final(self) -> dict[str, Tensor]:
+        """The tensors that are kept: of the best validation, else the last."""
+        return self.kept() if self.best_params is None else self.best_params
+
     def keep_best(self, score: Tensor) -> None:
         """Keep the present parameters where their score, () or one per fit, is the best so far."""
         before = torch.as_tensor(-math.inf if self.best is None else self.best).to(score)
@@ -123,11 +128,9 @@ class Training:
         self.since_best += 1
         if not bool(better.any()):
             return
-        now = self.kept()
-        kept = now if self.best_params is None else self.best_params
         self.best_params = {
             k: torch.where(better.reshape(better.shape + (1,) * (p.dim() - better.dim())), p, q)
-            for (k, p), q in zip(now.items(), kept.values())
+            for (k, p), q in zip(self.kept().items(), self.final.values())
         }
         best = torch.where(better, score, before)
         self.best = best if best.dim() else float(best)
