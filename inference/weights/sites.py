@@ -115,7 +115,7 @@ def refuse_unmatched(model_trace: Any, guide_trace: Any) -> None:
             raise ValueError(
                 f"the guide draws a site that the model does not have, {name!r}: expected one of "
                 f"the model's latents, {latents}; rename or remove it, or mark it "
-                "infer={'is_auxiliary': True} where it only helps to draw others."
+                "infer={'is_auxiliary': True} where it makes latents (Deltas)."
             )
 
 

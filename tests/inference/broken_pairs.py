@@ -144,6 +144,18 @@ def site_of_an_older_model():
     return location_scale, guide, (normal_data(),)
 
 
+@broken("error", "width", "makes no latent", "no bound on log p(x)")
+def noise_of_which_nothing_is_computed():
+    """Its value would stand log 5 above log p(x)."""
+
+    def guide(x):
+        pyro.sample("width", dist.Uniform(0.0, 5.0), infer={"is_auxiliary": True})
+        gaussian_site("mu")
+        positive_site("sigma")
+
+    return location_scale, guide, (normal_data(),)
+
+
 @broken("error", "x", "observes data", "remove the site from the guide")
 def guide_copied_from_the_model():
     def guide(x):

@@ -63,8 +63,12 @@ forgotten error | the guide forgets a latent of the model | a pyro.sample({site!
   guide, or obs= in the model | the guide has {drawn}; Pyro would draw it from its prior without a
   word | {hint}add the site to the guide (or condition the model on it).
 unknown error | the guide draws a site that the model does not have | one of {latents} |
-  pyro.sample({site!r}, ...) | {hint}mark it infer={{'is_auxiliary': True}} if it only helps to draw
-  others.
+  pyro.sample({site!r}, ...) | {hint}mark it infer={{'is_auxiliary': True}} if it makes latents
+  (Deltas).
+idle error | the guide draws an auxiliary site that makes no latent | latents computed from it:
+  Deltas, with the log density of what comes out | every latent is drawn by itself, and log
+  q({site}) counts beside theirs: no bound on log p(x) | remove the site, or give it a density in
+  the model, pyro.sample with its name.
 draws-data error | the guide draws what the model observes | latents only | pyro.sample({site!r},
   ...) in the guide | remove the site from the guide: data belong to the model.
 observes error | the guide observes data | latents only | pyro.sample({site!r}, ..., obs=...) in the

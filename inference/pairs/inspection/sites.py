@@ -33,6 +33,11 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
         near = nearest(name, forgotten, bare=True)
         hint = f"call it {near!r}, or " if near else "remove it, or "
         yield finding("unknown", name, latents=_quoted(model.latents), hint=hint)
+    if not any(s.point for n, s in drawn.items() if n in model.latents):
+        for name, site in guide.latents.items():
+            counted = site.mask is not False and getattr(site.fn, "_mask", None) is not False
+            if name not in model.sites and site.auxiliary and not site.point and counted:
+                yield finding("idle", name)
     for name, site in guide.sites.items():
         if name in model.observed and not site.is_observed:
             yield finding("draws-data", name)
