@@ -112,7 +112,12 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
                     f"{nearest(name, signature.parameters)}"
                 )
             given = {k: v for k, v in given.items() if v is not None}
-            before = {} if given.get("resume") is None else given["resume"].settings
+            before = getattr(given.get("resume"), "settings", {})
+            if "resume" in given and not hasattr(given["resume"], "settings"):
+                raise TypeError(
+                    "resume: expected a run that the same trainer returned, got "
+                    f"{type(given['resume']).__name__}."
+                )
             options = {p.name: given.pop(p.name, before.get(p.name, p.default)) for p in own}
             return function(*args, **given, **check_options({"steps": least_steps}, **options))
 

@@ -140,11 +140,17 @@ class Training:
         """Take over a copy of the state of another training, if any, for so many steps in all.
 
         Raises:
+            TypeError: it is no result of the same trainer.
             ValueError: it has made them already, or its variables are others than those here
                 (names, shapes, optimiser).
         """
         if other is None:
             return
+        if not isinstance(other, type(self)):
+            raise TypeError(
+                f"resume: expected a {type(self).__name__} that the same trainer returned, got "
+                f"{type(other).__name__}."
+            )
         if steps <= other.steps:
             raise ValueError(
                 f"steps: the run has made {other.steps:,} of them; ask for more in all, as in "

@@ -162,6 +162,16 @@ def test_what_does_not_fit_the_run_is_refused(again, message):
         again(run)
 
 
+def test_what_is_no_run_of_the_same_trainer_is_not_resumed():
+    run = fit(model, AutoNormal(model), X, steps=2, **QUIET)
+    with pytest.raises(TypeError, match="expected a run .*, got str"):
+        fit(model, AutoNormal(model), X, steps=4, resume="run", **QUIET)
+    with pytest.raises(TypeError, match="expected a run .*, got str"):
+        fit_many(model, AutoNormal(model), X, fits=2, steps=4, resume="run", **QUIET)
+    with pytest.raises(TypeError, match="expected a Runs .*, got Run"):
+        fit_many(model, AutoNormal(model), X, fits=2, steps=4, resume=run, **QUIET)
+
+
 def test_fitting_a_run_s_model_and_guide_starts_from_its_parameters():
     run = fit(model, AutoNormal(model), X, steps=30, lr=0.05, **QUIET)
     again = fit(run.model, run.guide, X, steps=1, lr=1e-12, **QUIET)
