@@ -164,11 +164,11 @@ def test_what_does_not_fit_the_run_is_refused(again, message):
 
 def test_what_is_no_run_of_the_same_trainer_is_not_resumed():
     run = fit(model, AutoNormal(model), X, steps=2, **QUIET)
-    with pytest.raises(TypeError, match="expected a run .*, got str"):
+    with pytest.raises(TypeError, match=r"expected a run .*, got str"):
         fit(model, AutoNormal(model), X, steps=4, resume="run", **QUIET)
-    with pytest.raises(TypeError, match="expected a run .*, got str"):
+    with pytest.raises(TypeError, match=r"expected a run .*, got str"):
         fit_many(model, AutoNormal(model), X, fits=2, steps=4, resume="run", **QUIET)
-    with pytest.raises(TypeError, match="expected a Runs .*, got Run"):
+    with pytest.raises(TypeError, match=r"expected a Runs .*, got Run"):
         fit_many(model, AutoNormal(model), X, fits=2, steps=4, resume=run, **QUIET)
 
 
