@@ -123,7 +123,8 @@ def admit(
     Args:
         given, rest: a run and arguments; a pair with methods `model` and `guide`, and arguments; or
             a model, its guide, and arguments. Arguments may be one tuple of them.
-        vectorized: whether the pair broadcasts under a particle plate; by default as it was fitted.
+        vectorized: whether the pair broadcasts under a particle plate; None looks, unless it was
+            fitted by an estimator that draws particles one by one.
         who: the function that asks, named in errors.
         least, options: for `check_options`.
 
@@ -142,11 +143,35 @@ def admit(
         pair, params, buffers = run.pair_, dict(run.state), dict(run.variables.buffers)
         vectorized = run.estimator.vectorized if vectorized is None else vectorized
         kwargs = dict.fromkeys(run.kwargs, rows_of(args))
-        return CheckedPair(pair, args, kwargs, params, buffers, device, vectorized, run)
-    inspect_once(model, guide, args, who=who)
-    pair = Pair(*own_copy(model, guide), args, present=True)
-    params, buffers = dict(pair.params), dict(pair.buffers)
-    return CheckedPair(pair, args, {}, params, buffers, device, vectorized is not False)
+    else:
+        inspect_once(model, guide, args, who=who)
+        pair, kwargs = Pair(*own_copy(model, guide), args, present=True), {}
+        params, buffers = dict(pair.params), dict(pair.buffers)
+    together = vectorized is not False
+    found = CheckedPair(pair, args, kwargs, params, buffers, device, together, run)
+    if not together or broadcasts(found):
+        return found
+    return dataclasses.replace(found, vectorized=False)
+
+
+def broadcasts(found: CheckedPair) -> bool:
+    """Return whether a pair runs under a particle plate: on its first rows, or else on all."""
+    both = dataclasses.replace(found, vectorized=True)
+    for pair in (both.take(slice(FEW)), both) if both.rows > FEW else (both,):
+        with contextlib.suppress(RuntimeError, ValueError, IndexError), pair.ready(0):
+            pair.weights(2)
+            return True
+    return False
+
+
+def refuse_unbroadcast(found: CheckedPair, who: str) -> None:
+    """Raise ValueError where a pair does not run under a particle plate."""
+    if not broadcasts(found):
+        raise ValueError(
+            f"{who}: the pair does not broadcast over particles: expected that latents of shape "
+            "(K, batch, event) work as (batch, event) do; index and reduce from the right "
+            "(z[..., 0], .sum(-1)), put data into a pyro.plate, or set vectorized=False."
+        )
 
 
 def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:

@@ -407,3 +407,31 @@ def test_the_halves_of_a_run_are_the_run():
     found = admit(run.model, run.guide, X)
     assert found.run is run
     assert torch.equal(found.params["m_loc"], run.state["m_loc"])
+
+
+def vector(x):
+    """Its data are one site without a plate, which a plate of particles does not fit."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(mu, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+
+def near(x):
+    loc = pyro.param("loc", torch.tensor(0.3))
+    pyro.sample("mu", dist.Normal(loc, 0.5))
+
+
+def test_a_pair_that_does_not_broadcast_is_judged_draw_by_draw_or_refused_in_a_sentence():
+    x = torch.tensor([0.5, -1.0, 2.0])
+    exact = float(dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x))
+    assert evaluate(vector, near, x, particles=100).log_px == pytest.approx(exact, abs=0.1)
+    assert to_datatree(vector, near, x, draws=10)["posterior"]["mu"].shape == (1, 10)
+    for call in (
+        lambda: compare(vector, near, x, [elbo.Trace(), elbo.IWAE(4)], draws=8),
+        lambda: calibrate(vector, near, x, datasets=10, draws=10),
+        lambda: fit(vector, near, x, elbo=elbo.IWAE(4), steps=1, compile=False, progress=False),
+        lambda: fit_guides(vector, x, {"given": near}, steps=1, draws=25),
+    ):
+        with pytest.raises(ValueError, match="does not broadcast over particles"):
+            call()
+    one_by_one = elbo.IWAE(4, vectorized=False)
+    assert fit(vector, near, x, elbo=one_by_one, steps=1, compile=False, progress=False).steps == 1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...draws.arrays import coordinate_names
 from ...estimate import Estimate
-from ...pairs.gate import admit
+from ...pairs.gate import admit, refuse_unbroadcast
 from ...pairs.options import check_options
 from ...results.result import Result
 from ...results.table import Table
@@ -189,7 +189,8 @@ def calibrate(
 
     Raises:
         ValueError: fewer than ten data sets or draws; a model that observes something which is not
-            one of its arguments; the guide draws no site of the model.
+            one of its arguments; the guide draws no site of the model; a pair that does not
+            broadcast over particles.
 
     Source: Talts et al. 2018, arXiv:1804.06788 (SBC); Yao et al. 2018, arXiv:1802.02538 (VSBC);
     Lemos et al. 2023, arXiv:2302.03026 (TARP).
@@ -202,6 +203,7 @@ def calibrate(
     if fitting and steps is None:
         raise ValueError(f"{', '.join(fitting)}: only with steps=, which fits every data set.")
     chain = admit(run, *data, who="calibrate")
+    refuse_unbroadcast(chain, "calibrate")
     with chain.ready(seed):
         sets = simulated(chain, datasets)
         scale = simulated(chain, datasets).truths  # independent of the truths that are ranked

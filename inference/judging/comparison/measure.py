@@ -16,7 +16,7 @@ from ...draws.density import missing_density
 from ...draws.sampler import Chunk, conditions, label_of, sample
 from ...elbo import IWAE, Estimator, Trace, estimator_of
 from ...estimate import Estimate
-from ...pairs.gate import CheckedPair, admit
+from ...pairs.gate import CheckedPair, admit, refuse_unbroadcast
 from ...pairs.options import check_options
 from ...randomness import forked
 from ...weights import LogWeights, log_weights
@@ -78,6 +78,8 @@ def compare(
     check_options({"draws": 4}, draws=draws, compile=compile, seed=seed)
     with forked(seed):
         place = _place(model, guide, batch)
+        if any(e.vectorized for e in estimators):
+            refuse_unbroadcast(place.pair, "compare")
         measured = [EstimatorDraws(place, e, draws, seed) for e in estimators]
         ahead = sum(m.ahead for m in measured)
         if compile is True or (compile == "auto" and ahead > WORTH_COMPILING * len(measured)):

@@ -171,9 +171,10 @@ def _weight_findings(trial: Trial, elbo: Any, trains: bool, errors_only: bool) -
             weights.refuse_unfactorised("MeanField")
     except ValueError as error:
         yield finding("closed-form", level="error" if asked else "note", why=error)
+    together = elbo is not None and elbo.particles > 1 and elbo.vectorized
     try:
-        if not errors_only:
+        if together or not errors_only:
             parameters.gradients(pair, trial, 2)
     except Exception as error:
         raised = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
-        yield finding("particles", raised=raised)
+        yield finding("particles", level="error" if together else None, raised=raised)
