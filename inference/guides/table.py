@@ -191,6 +191,10 @@ def _row(name: str, run: Run, args: tuple, draws: int, seed: int) -> GuideRow:
 
 
 def _named(model: Callable, guides: Any) -> dict[str, Any]:
+    if isinstance(guides, str):
+        guides = [guides]
+    if not guides:
+        raise ValueError("guides: expected at least one name or Pyro guide, got none.")
     if not isinstance(guides, Mapping):
         guides = {_name(g, i): g for i, g in enumerate(guides)}
     out = {}

@@ -18,7 +18,7 @@ def checked_arguments(model: Callable, data: Any, name: str = "data") -> tuple:
             `as_arguments`.
         ValueError: as `as_arguments` and `check_values`.
     """
-    args = check_values(as_arguments(data), name)
+    args = check_values(as_arguments(data, name), name)
     if (why := misfit(model, args, {})) is not None:
         raise TypeError(
             f"{name}: the model takes {why[0]}, got {len(args)} argument{'s' * (len(args) != 1)}: "
@@ -27,11 +27,12 @@ def checked_arguments(model: Callable, data: Any, name: str = "data") -> tuple:
     return args
 
 
-def as_arguments(data: Any) -> tuple:
+def as_arguments(data: Any, name: str = "data") -> tuple:
     """Return one tuple of arguments; arrays and data frames become tensors.
 
     Args:
         data: a tensor, an array, a data frame, or a tuple of arguments (of any types).
+        name: of them, in errors.
 
     Raises:
         TypeError: anything else, or a set with splits, of which one must be named.
@@ -40,25 +41,25 @@ def as_arguments(data: Any) -> tuple:
     args = data if isinstance(data, tuple) else (data,)
     for a in args:
         if hasattr(a, "train") and hasattr(a, "test"):
-            raise TypeError("data: a set with splits was given; say which, as in digits.test.")
-    args = tuple(_as_tensor(a) for a in args)
+            raise TypeError(f"{name}: a set with splits was given; say which, as in digits.test.")
+    args = tuple(_as_tensor(a, name) for a in args)
     if not isinstance(data, tuple) and not torch.is_tensor(args[0]):
         raise TypeError(
-            "data: expected a tensor, an array, a data frame, or a tuple of the pair's arguments; "
-            f"got {type(data).__name__}. Wrap it: torch.tensor(x), or (x, y)."
+            f"{name}: expected a tensor, an array, a data frame, or a tuple of the pair's "
+            f"arguments; got {type(data).__name__}. Wrap it: torch.tensor(x), or (x, y)."
         )
     return args
 
 
-def _as_tensor(a: Any) -> Any:
+def _as_tensor(a: Any, name: str) -> Any:
     """Turn an array into a tensor of its own type; a data frame into one of torch's default."""
     if torch.is_tensor(a) or not hasattr(a, "__array__"):
         return a
     array = a.__array__()
     if array.dtype.kind not in "biufc":
         raise ValueError(
-            f"data: expected numbers, got a {type(a).__name__} of {array.dtype}. Turn its columns "
-            "into numbers first (pandas.get_dummies), or leave them out."
+            f"{name}: expected numbers, got a {type(a).__name__} of {array.dtype}. Turn its "
+            "columns into numbers first (pandas.get_dummies), or leave them out."
         )
     tensor = torch.as_tensor(array if array.flags.writeable else array.copy())
     framed = hasattr(a, "iloc") and tensor.is_floating_point()  # pandas makes 64 bits of any float

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -151,14 +151,14 @@ def admit(
     found = CheckedPair(pair, args, kwargs, params, buffers, device, together, run)
     if not together or broadcasts(found):
         return found
-    return dataclasses.replace(found, vectorized=False)
+    return replace(found, vectorized=False)
 
 
 def broadcasts(found: CheckedPair) -> bool:
     """Return whether a pair runs under a particle plate: on its first rows, or else on all."""
-    both = dataclasses.replace(found, vectorized=True)
+    both = replace(found, vectorized=True)
     for pair in (both.take(slice(FEW)), both) if both.rows > FEW else (both,):
-        with contextlib.suppress(RuntimeError, ValueError, IndexError), pair.ready(0):
+        with suppress(RuntimeError, ValueError, IndexError), pair.ready(0):
             pair.weights(2)
             return True
     return False

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..pairs import gate
 from ..pairs.arguments import (
-    as_arguments,
     check_values,
     checked_arguments,
     has_rows,
@@ -113,7 +112,7 @@ def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | Non
 def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
     """Model, guide and data of `fit(pair, data)`."""
     model, guide, rest, _ = gate.halves(pair, (data,), "fit")
-    if data is None:
+    if data is None or not rest:
         raise TypeError("fit: no data was given: fit(pair, data) or fit(model, guide, data).")
     return model, guide, rest[0]
 
@@ -122,6 +121,8 @@ def arguments(
     model: Callable, data: Any, valid: Any, device: torch.device
 ) -> tuple[tuple, tuple | None]:
     """The pair's arguments on a device, and the held-out ones."""
+    if valid is not None:
+        valid = checked_arguments(model, valid, "valid")
     if hasattr(data, "train"):
         args: tuple = (data.train,)
         held: tuple | None = (data.valid,) if len(data.valid) else None
@@ -130,11 +131,9 @@ def arguments(
                 raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
             args += (data.train_labels,)
             held = held and (*held, data.valid_labels)
-        if valid is not None:
-            held = as_arguments(valid)
+        held = held if valid is None else valid
     else:
-        args = checked_arguments(model, data)
-        held = None if valid is None else checked_arguments(model, valid, "valid")
+        args, held = checked_arguments(model, data), valid
     return moved(args, device), held and moved(held, device)
 
 

@@ -435,3 +435,15 @@ def test_a_pair_that_does_not_broadcast_is_judged_draw_by_draw_or_refused_in_a_s
             call()
     one_by_one = elbo.IWAE(4, vectorized=False)
     assert fit(vector, near, x, elbo=one_by_one, steps=1, compile=False, progress=False).steps == 1
+
+
+def test_no_data_no_guides_and_held_out_data_of_the_wrong_kind_are_refused_by_name():
+    quiet = {"steps": 1, "compile": False, "progress": False}
+    with pytest.raises(TypeError, match="fit: no data was given"):
+        fit(model, right, None, **quiet)
+    with pytest.raises(TypeError, match="valid: expected a tensor"):
+        fit(model, right, X, valid="x", **quiet)
+    with pytest.raises(ValueError, match="guides: expected at least one"):
+        fit_guides(model, X, [])
+    with pytest.raises(ValueError, match="there is no 'nothing'"):
+        fit_guides(model, X, "nothing")
