@@ -232,6 +232,18 @@ def test_transforms_that_reach_the_support_pass():
     assert long.site == "u" and "cannot have" in long.what and "(2, 6)" in long.found
 
 
+def test_an_error_without_a_word_is_a_finding():
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        if m.shape:
+            raise AssertionError
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    (found,) = check(model, lambda y: broken_pairs.gaussian_site("m"), Y).warnings
+    assert "broadcast" in found.what and found.found == "with two particles: AssertionError"
+
+
 # ---------------------------------------------------------------- it leaves no trace
 
 

@@ -15,7 +15,7 @@ import torch
 from ..arguments import misfit, rows_of, takes_size
 from ..pair import Pair, modules_of
 from . import minibatch, parameters, sites
-from .failures import explain, mixtures
+from .failures import explain, first_line, mixtures
 from .findings import Finding, Findings, finding
 from .runs import Recording, Trial, afresh, put_back, untouched
 
@@ -176,5 +176,5 @@ def _weight_findings(trial: Trial, elbo: Any, trains: bool, errors_only: bool) -
         if together or not errors_only:
             parameters.gradients(pair, trial, 2)
     except Exception as error:
-        raised = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
-        yield finding("particles", level="error" if together else None, raised=raised)
+        level = "error" if together else None
+        yield finding("particles", level=level, raised=first_line(error))

@@ -50,6 +50,11 @@ def explain(
     return finding(name, values.pop("site"), **values)
 
 
+def first_line(error: Exception) -> str:
+    """Return an error's kind and the first line of what it says, if it says anything."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160].removesuffix(": ")
+
+
 def mixtures(tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
     """Find more than one device, or more than one floating-point type."""
     if len({t.device for t in tensors.values()}) > 1:

@@ -11,6 +11,7 @@ from torch import nn
 from ...weights import LogWeights, log_weights
 from ..arguments import rows_of, take_rows, takes_size
 from ..pair import Pair
+from .failures import first_line
 from .findings import Finding, finding
 from .runs import Trial, put_back
 
@@ -52,8 +53,7 @@ def biases(trial: Trial, modules: list[nn.Module], minibatch: bool) -> Iterable[
             measured = _compared(pair, whole, told, plates, 8 * DRAWS)
     except Exception as error:  # the pair only takes the rows that it was made for
         if not minibatch:
-            raised = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-            yield finding("all-at-once", raised=raised)
+            yield finding("all-at-once", raised=first_line(error))
         return
     if abs(measured["z"]) > SECOND:  # not where it is not a number: a density is infinite
         layers = [m for root in modules for m in root.modules() if m.training]
@@ -70,12 +70,11 @@ def _size_to_tell(pair: Pair, parts: tuple[tuple, tuple], kwargs: dict) -> dict[
     """
     for part in parts:
         weights = _draw(pair, part, kwargs, {}, 1, True)
-        plates = {p.name: p for _, t in weights.terms() if t.observed for p in t.plates}
-        if any(p.scale != 1 for p in plates.values()):
-            return None  # the model draws its own mini-batch
-    rows = [p for p in plates.values() if p.size == rows_of(parts[1])]
-    data = sorted(rows, key=lambda p: p.dim != -1)
-    return {data[0].name: rows_of(parts[0])} if data else None
+        plates = [p for _, t in weights.terms() if t.observed for p in t.plates]
+        if any(p.scale != 1 for p in plates):
+            return None
+    data = [p for p in plates if p.size == rows_of(parts[1])]
+    return {min(data, key=lambda p: p.dim != -1).name: rows_of(parts[0])} if data else None
 
 
 def _compared(
@@ -95,10 +94,8 @@ def _compared(
     full, full_se = elbo(whole)
     first, second = (elbo(take_rows(whole, slice(i, i + n // 2))) for i in (0, n // 2))
     halves, halves_se = (first[0] + second[0]) / 2, math.hypot(first[1], second[1]) / 2
-    rounding = 1e-4 * abs(full)
-    z = (halves - full) / math.hypot(full_se, halves_se, rounding)
-    names = ("n", "full", "full_se", "halves", "halves_se", "z")
-    return dict(zip(names, (n, full, full_se, halves, halves_se, z)))
+    z = (halves - full) / math.hypot(full_se, halves_se, 1e-4 * abs(full))  # rounding counts too
+    return dict(n=n, full=full, full_se=full_se, halves=halves, halves_se=halves_se, z=z)
 
 
 def _draw(
