@@ -120,15 +120,10 @@ def _signature(function: Callable) -> inspect.Signature | None:
         return None
 
 
-def parameter_names(function: Callable) -> set[str]:
-    """Name a function's arguments; none where it has no signature."""
-    signature = _signature(function)
-    return set(signature.parameters) if signature else set()
-
-
-def takes_size(*functions: Callable) -> bool:
-    """Return whether all of them can be told the number of rows of all data, as `size`."""
-    return all("size" in parameter_names(f) for f in functions)
+def takes(name: str, *functions: Callable) -> bool:
+    """Return whether all functions have an argument of that name; `size` is the rows of all."""
+    signatures = [_signature(f) for f in functions]
+    return all(s is not None and name in s.parameters for s in signatures)
 
 
 def rows_of(args: tuple) -> int:

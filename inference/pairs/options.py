@@ -97,10 +97,8 @@ _OF_CHECK: dict[Check, str] = {
 }
 # option -> its check; those of OPTIONAL may be None
 CHECKS = {name: check for check, names in _OF_CHECK.items() for name in names.split()}
-OPTIONAL = {
-    *["batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip", "critic_steps"]
-}
-OPTIONAL |= {"penalty", "settle", "lr"}
+OPTIONAL = {"batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip", "settle"}
+OPTIONAL |= {"critic_steps", "penalty", "lr"}
 
 
 def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> dict[str, Any]:

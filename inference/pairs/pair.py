@@ -152,14 +152,12 @@ class Pair:
 
     def constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map parameters to their own support (a scale is positive, a simplex sums to one)."""
-        support = dict(self._stored.values())
-        with torch.no_grad():
-            return {
-                k.removesuffix("_unconstrained"): (
-                    transform_to(support[k])(v).detach() if k in support else v.detach()
-                )
-                for k, v in params.items()
-            }
+        support = {k: transform_to(constraint) for k, constraint in self._stored.values()}
+        values = {k: v.detach() for k, v in params.items()}
+        return {
+            k.removesuffix("_unconstrained"): support[k](v) if k in support else v
+            for k, v in values.items()
+        }
 
     def write_back(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
         """Copy values into the modules themselves, for code that uses them outside a fit."""

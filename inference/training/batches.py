@@ -14,8 +14,8 @@ from ..pairs.arguments import (
     checked_arguments,
     has_rows,
     moved,
-    parameter_names,
     take_rows,
+    takes,
 )
 
 LARGEST = 2**26  # particles times numbers of data in one pass
@@ -126,7 +126,7 @@ def arguments(
     if hasattr(data, "train"):
         args: tuple = (data.train,)
         held: tuple | None = (data.valid,) if len(data.valid) else None
-        if "y" in parameter_names(model):
+        if takes("y", model):
             if data.train_labels is None:
                 raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
             args += (data.train_labels,)

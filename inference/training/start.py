@@ -9,7 +9,7 @@ import pyro
 import torch
 
 from ..elbo import Estimator
-from ..pairs.arguments import takes_size
+from ..pairs.arguments import takes
 from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
 from ..weights import log_weights, no_validation
@@ -34,7 +34,7 @@ def new_run(
     model, guide = own_copy_on(device, model, guide)
     kwargs: dict[str, Any] = {}
     rows = len(example[0]) if torch.is_tensor(example[0]) and example[0].dim() else None
-    if size is not None and takes_size(model, guide):
+    if size is not None and takes("size", model, guide):
         kwargs["size"] = size
     pair = Pair(model, guide, example, kwargs)
     for half, run in zip(("model", "guide"), earlier):

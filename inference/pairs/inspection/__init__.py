@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import misfit, rows_of, takes_size
+from ..arguments import misfit, rows_of, takes
 from ..pair import Pair, modules_of
 from . import minibatch, parameters, sites
 from .failures import explain, first_line, mixtures
@@ -58,9 +58,14 @@ def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
 
 
 def refuse_errors(
-    model: Callable, guide: Callable, args: tuple, *, who: str = "", trains: bool = True,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    *,
+    who: str = "",
+    trains: bool = True,
     **told: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Raise ValueError with the findings where a pair has errors.
 
     Args:
@@ -100,7 +105,7 @@ def findings_of(
         errors_only: leave out what can only lead to notes and warnings.
     """
     trial = Trial(model, guide, args, dict(kwargs or {}))
-    if size is not None and takes_size(model, guide):
+    if size is not None and takes("size", model, guide):
         trial.kwargs["size"] = size
     own = [m for f in (model, guide) for m in modules_of(f)]
     found = [*_refusals(trial), *sites.data(args, trial.kwargs), *parameters.cached(own)]

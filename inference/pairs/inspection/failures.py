@@ -66,16 +66,10 @@ def mixtures(tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
 
 def _users_line(error: Exception) -> str:
     """Return the innermost line of the user's own code: "file.py:12 (the line)"."""
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith(_OURS)
-        and not any(part in f.filename for part in ("/torch/", "/pyro/", "<"))
-    ]
-    if not frames:
-        return ""
-    f = frames[-1]
-    return f"{Path(f.filename).name}:{f.lineno}" + (f" ({f.line})" if f.line else "")
+    for f in reversed(traceback.extract_tb(error.__traceback__)):
+        if not f.filename.startswith(_OURS) and not re.search("/torch/|/pyro/|<", f.filename):
+            return f"{Path(f.filename).name}:{f.lineno}" + (f" ({f.line})" if f.line else "")
+    return ""
 
 
 def _by_kind(tensors: Mapping[str, Tensor]) -> dict[str, str]:

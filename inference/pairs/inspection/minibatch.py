@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...weights import LogWeights, log_weights
-from ..arguments import rows_of, take_rows, takes_size
+from ..arguments import rows_of, take_rows, takes
 from ..pair import Pair
 from .failures import first_line
 from .findings import Finding, finding
@@ -31,7 +31,7 @@ def biases(trial: Trial, modules: list[nn.Module], minibatch: bool) -> Iterable[
         minibatch: whether the pair is about to be fitted in mini-batches, of which `args` is one.
     """
     model, guide, args, kwargs = trial
-    sized, n = takes_size(model, guide), 2 * min(rows_of(args) // 2, ROWS // 2)
+    sized, n = takes("size", model, guide), 2 * min(rows_of(args) // 2, ROWS // 2)
     if n < 4:
         return
     whole, half = take_rows(args, slice(n)), take_rows(args, slice(n // 2))
