@@ -1,12 +1,15 @@
-"""Torch's random state, put back after a block, and the lock for what a process has once."""
+"""Torch's random numbers: their state, their use under `vmap`, and the lock on what is global."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 # Torch's generators and Pyro's parameter store, handlers and flags are one for all threads: whoever
 # changes them holds this. Fits in several threads are made one after another, each as if alone.
@@ -29,3 +32,20 @@ def forked(seed: int | None = None) -> Iterator[None]:
         if seed is not None:  # torch.manual_seed would also set a CUDA that starts up later
             (torch.manual_seed if cuda else torch.default_generator.manual_seed)(seed)
         yield
+
+
+class DrawnAnew(TorchFunctionMode):
+    """Rewrite in-place random numbers out of place, as `vmap` requires."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]  # Pyro's enumeration looks at shapes through it
+            return args[0].detach()
+        if func is Tensor.normal_ and len(args) == 1 and not kwargs:
+            return torch.randn_like(args[0])
+        if func is Tensor.uniform_ and not kwargs:
+            low, high = args[1:] or (0.0, 1.0)
+            return low + (high - low) * torch.rand_like(args[0])
+        if func is Tensor.exponential_ and len(args) == 1:
+            return -torch.log1p(-torch.rand_like(args[0]))
+        return func(*args, **kwargs)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Independent, kl_divergence
 
+from ..elbo.pieces import latent_of
 from ..pairs.gate import CheckedPair
 from ..weights import LogWeights, Term
 from ..weights.simulate import by_plate, is_computed, is_data, is_latent, pointwise, values
-from .divergences import divergences, divergences_per_dim, reconstruction
+from .density import is_discrete, unconstrained
 from .sampler import Chunk, tensor_arguments
-from .supports import is_discrete, unconstrained
 
 GROUPS = (
     "posterior", "unconstrained_posterior", "log_likelihood", "log_prior", "posterior_predictive",
@@ -75,11 +76,11 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
     put("sample_stats", "log_q", lambda: (weights.total(weights.log_q()), []))
     put("sample_stats", "log_weight", lambda: shared(weights.log_weight()))
     if "divergence" in out:
-        put("divergence", "reconstruction", lambda: shared(reconstruction(weights)))
-        for name, kl in divergences(weights).items():
+        put("divergence", "reconstruction", lambda: shared(_reconstruction(weights)))
+        for name, kl in _divergences(weights).items():
             put("divergence", f"kl:{name}", lambda kl=kl: shared(kl))
     if "divergence_per_dim" in out:
-        for name, kl in divergences_per_dim(weights).items():
+        for name, kl in _divergences_per_dim(weights).items():
             axes = [p.name for p in weights.plates] if len(weights.plates) == 1 else [None]
             put("divergence_per_dim", name, lambda kl=kl, a=axes: (kl, [*a, None]))
     if "posterior_predictive" in out:
@@ -132,7 +133,7 @@ def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Vari
     plates = {p.size: p.name for t in terms.values() for p in t.plates}
     constant = {}
     for name, a in tensor_arguments(pair).items():
-        if not any(a is v or _same_storage(a, v) for v in data.values()):
+        if not any(is_same(a, v) for v in data.values()):
             axes = [plates.get(n) if i == 0 else None for i, n in enumerate(a.shape)]
             constant[name] = Variable(numpy_of(a), _dims(name, axes))
     return observed, constant
@@ -164,8 +165,53 @@ def _likelihood(pair: CheckedPair, weights: LogWeights) -> dict[str, Term]:
     return out
 
 
-def _same_storage(a: Tensor, b: object) -> bool:
-    return isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+def _reconstruction(weights: LogWeights) -> Tensor:
+    """log p(x | z) per particle and element of the shared plates: (K, *shared), nats."""
+    return weights.shared_sum({n: t for n, t in weights.model.items() if t.observed})
+
+
+def _divergences(weights: LogWeights) -> dict[str, Tensor]:
+    """Latent -> log q - log p, (K, *shared); one number for "latents" that are drawn jointly.
+
+    An auxiliary guide site `<name>_...` is counted with the latent that it makes.
+    """
+    priors = {n: p for n, p in weights.model.items() if not (p.observed or p.deterministic)}
+    pieces: dict[str | None, dict[str, Term]] = {name: {} for name in priors}
+    for name, q in weights.guide.items():
+        pieces.setdefault(latent_of(name, priors), {})[name] = q
+    if None in pieces and priors:  # some are drawn together
+        name = "latents" if len(priors) > 1 else next(iter(priors))
+        return {name: weights.shared_sum(weights.guide) - weights.shared_sum(priors)}
+    total = weights.shared_sum
+    return {n: total(pieces[n]) - total({n: p}) for n, p in priors.items()}
+
+
+def _divergences_per_dim(weights: LogWeights) -> dict[str, Tensor]:
+    """Latent -> KL(q || p) of each dimension where both are independent ones, (K or 1, B, L)."""
+    found = {
+        name: _kl_per_dim(q, weights.model[name])
+        for name, q in weights.guide.items()
+        if name in weights.model
+    }
+    return {name: kl for name, kl in found.items() if kl is not None}
+
+
+def _kl_per_dim(q: Term, p: Term) -> Tensor | None:
+    if not all(isinstance(t.fn, Independent) and len(t.fn.event_shape) == 1 for t in (q, p)):
+        return None
+    try:
+        kl = kl_divergence(q.fn.base_dist, p.fn.base_dist)
+    except NotImplementedError:
+        return None
+    if kl.dim() < 2 or kl.shape[-1] != q.value.shape[-1]:
+        return None
+    return kl.reshape(-1, *kl.shape[-2:])
+
+
+def is_same(a: object, b: object) -> bool:
+    """Tell whether two things are one tensor, or two views of all of it."""
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return both and a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
 def _counted(term: Term) -> Term:

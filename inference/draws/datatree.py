@@ -15,7 +15,7 @@ from arviz_base import dict_to_dataset
 from ..pairs.gate import CheckedPair, admit_all
 from .arrays import GROUPS, Tree, Variable, gathered, named_arrays, observations, stacked
 from .density import missing_density, missing_spread
-from .psis import LEAST, ess, khat
+from .psis import EQUAL, LEAST, ess, khat
 from .sampler import NUMBERS, Chunk, sample
 
 Names = Mapping[str, Sequence] | None
@@ -167,12 +167,26 @@ def _chunks(
     if unknown:
         raise ValueError(f"groups: expected some of {', '.join(GROUPS)}; got {unknown}.")
 
+    options: dict[str, Any] = {"chunk": chunk, "numbers": NUMBERS // len(sources)}
+    chains = [{"pair": pair, "seed": [seed, i], **options} for i, pair in enumerate(sources)]
+    return side_by_side(chains, draws, groups)
+
+
+def side_by_side(
+    chains: Sequence[Mapping[str, Any]], draws: int, groups: Sequence[str]
+) -> Iterator[tuple[int, Tree]]:
+    """Draw all chains in step: (first draw, tree with axes (chain, draw, ...)).
+
+    Args:
+        chains: the pair of each, and other arguments of `sample`.
+        draws: of each.
+        groups: of `named_arrays`.
+    """
+
     def tree(part: Chunk) -> tuple[int, Tree]:
         return part.draws.start, named_arrays(part, groups)
 
-    share: dict[str, Any] = {"chunk": chunk, "numbers": NUMBERS // len(sources)}
-    chains = [sample(p, draws, tree, seed=[seed, i], **share) for i, p in enumerate(sources)]
-    for parts in zip(*chains, strict=True):
+    for parts in zip(*(sample(draws=draws, reduce=tree, **chain) for chain in chains), strict=True):
         yield parts[0][0], stacked([part for _, part in parts])
 
 
@@ -182,14 +196,15 @@ def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int
     with sources[0].ready(seed):
         out["observed_data"], out["constant_data"] = observations(sources[0])
         two = sources[0].weights(2)
-    meaningless = missing_density(two) or missing_spread(two)
-    if log_weight is not None and log_weight.array.shape[1] >= LEAST and not meaningless:
+    if log_weight is not None and log_weight.array.shape[1] >= LEAST:
         lw = torch.as_tensor(log_weight.array).transpose(0, 1)  # (draw, chain, *plates)
-        axes = ("chain", *log_weight.dims[2:])
-        out["sample_stats"] = {
-            "khat": Variable(khat(lw).numpy(), axes),
-            "ess": Variable(ess(lw).numpy(), axes),
-        }
+        equal = float((lw - lw[:1]).abs().max()) < EQUAL  # two draws alone may be so by chance
+        if not (missing_density(two) or (equal and missing_spread(two))):
+            axes = ("chain", *log_weight.dims[2:])
+            out["sample_stats"] = {
+                "khat": Variable(khat(lw).numpy(), axes),
+                "ess": Variable(ess(lw).numpy(), axes),
+            }
     losses = [s.run.losses for s in sources if s.run is not None]
     if losses:
         longest = max(map(len, losses))

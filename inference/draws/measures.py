@@ -7,6 +7,7 @@ the one posterior of all latents. Where a number has no meaning it is an `Estima
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,3 +95,29 @@ def bits_per_dim(log_px: Estimate, numbers: float) -> Estimate:
         return log_px
     unit = numbers * math.log(2)
     return Estimate(-log_px.value / unit, None if log_px.se is None else log_px.se / unit)
+
+
+class Moments:
+    """Running mean and variance of rows, in float64.
+
+    Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance, eq. 1.5.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: Tensor | Any = 0.0
+        self._squares: Tensor | Any = 0.0  # about the mean
+
+    def add(self, rows: Tensor) -> None:
+        """Rows (R, ...)."""
+        k = len(rows)
+        variance, mean = (t.double() for t in torch.var_mean(rows, 0, correction=0))
+        apart, total = mean - self.mean, self.n + k
+        self.mean = self.mean + apart * (k / total)
+        self._squares = self._squares + variance * k + apart.square() * (self.n * k / total)
+        self.n = total
+
+    @property
+    def variance(self) -> Tensor:
+        """Of one row, unbiased."""
+        return self._squares / max(1, self.n - 1)

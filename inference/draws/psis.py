@@ -38,7 +38,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     lw = log_weights.reshape(k, -1).to(torch.float64)
     lw = lw - lw.max(0).values
     ranked, order = lw.sort(0)  # (K, N), ascending
-    tail = math.floor(3 * math.sqrt(k) if k > 225 else k / 5)
+    tail = tail_size(k)
     cutoff = ranked[-tail - 1].clamp(min=math.log(torch.finfo(torch.float64).tiny))
     excess = (ranked[-tail:].exp() - cutoff.exp()).clamp(min=0.0)  # (M, N)
     shape_hat, scale = _pareto(excess)
@@ -53,6 +53,11 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     khat = torch.where(lw.min(0).values > -EQUAL, -math.inf, khat)
     out = out - torch.logsumexp(out, 0)
     return out.reshape(k, *shape).to(log_weights.dtype), khat.reshape(shape).to(log_weights.dtype)
+
+
+def tail_size(draws: int) -> int:
+    """Count the largest weights that k̂ is made from: ⌊min(K/5, 3 √K)⌋."""
+    return math.floor(min(draws / 5, 3 * math.sqrt(draws)))
 
 
 def khat(log_weights: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import dataclasses
 import inspect
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..pairs.gate import CheckedPair
+from ..randomness import DrawnAnew, forked
 from ..weights import LogWeights
 
 NUMBERS = 2**22  # values of sites that one run of a pair may hold
@@ -108,6 +111,62 @@ def sample(
                 weights = part.weights(step.stop - step.start, values)
                 reduced = reduce(Chunk(part, weights, step, rows_))
             yield reduced
+
+
+def sample_each(
+    pair: CheckedPair,
+    pairs: int,
+    draws: int,
+    reduce: Callable[[LogWeights], dict[str, Tensor]],
+    *,
+    axes: tuple[int | None, int | None, tuple[int | None, ...]],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Draw from many pairs at once that differ in parameters or arguments, by `torch.vmap`.
+
+    Args:
+        pair: parameters, buffers and arguments; where the pairs differ in them, those of all.
+        pairs: R, how many.
+        draws: K, from each.
+        reduce: log weights of k draws of one pair -> name -> (k, ...).
+        axes: 0 where the pairs differ in parameters, in buffers and in each argument, else None.
+        seed: of the draws; nothing outside is changed.
+
+    Returns:
+        Name -> (R, K, ...).
+    """
+
+    def some(rows: slice | int) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple]:
+        def cut(value: Any, axis: int | None) -> Any:
+            return value if axis is None else value[rows]
+
+        return (
+            {k: cut(v, axes[0]) for k, v in pair.params.items()},
+            {k: cut(v, axes[1]) for k, v in pair.buffers.items()},
+            tuple(map(cut, pair.args, axes[2])),
+        )
+
+    def one(params: dict[str, Tensor], buffers: dict[str, Tensor], args: tuple) -> CheckedPair:
+        return dataclasses.replace(pair, params=params, buffers=buffers, args=args)
+
+    def drawn(k: int, *values: Any) -> dict[str, Tensor]:
+        with one(*values).bound():
+            return reduce(one(*values).weights(k))
+
+    numbers = extent(one(*some(0)), seed).numbers * min(draws, TOGETHER)
+    whole = []
+    with forked(seed), torch.no_grad(), DrawnAnew(), warnings.catch_warnings():
+        # no tensor requires a gradient under `vmap`, which Pyro takes for a frozen parameter
+        warnings.filterwarnings("ignore", ".*was not registered in the param store")
+        for rows in even(pairs, NUMBERS // numbers):
+            parts = [
+                torch.vmap(partial(drawn, s.stop - s.start), axes, randomness="different")(
+                    *some(rows)
+                )
+                for s in even(draws, TOGETHER)
+            ]
+            whole.append({n: torch.cat([p[n] for p in parts], 1) for n in parts[0]})
+    return {n: torch.cat([w[n] for w in whole]) for n in whole[0]}
 
 
 def joint_log_weights(pair: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Tensor:

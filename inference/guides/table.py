@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ..draws import measures
 from ..draws.density import missing_density, missing_spread
-from ..draws.psis import ess
+from ..draws.psis import LEAST, ess
 from ..draws.sampler import joint_log_weights
 from ..elbo import Estimator, Trace, estimator_of
 from ..estimate import Estimate
@@ -23,8 +23,6 @@ from ..training.fitting import fit
 from ..training.run import Run
 from .make import make_guide
 from .packed import LaplaceGuide, laplace
-
-LEAST = 25  # draws, for k-hat
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,6 +12,9 @@ STYLE = (
     "font-variant-numeric:tabular-nums;text-align:right"
 )
 CELL = "padding:.2em .7em;border-bottom:1px solid color-mix(in srgb,currentColor 25%,transparent)"
+
+
+WIDTH = 100  # columns at which long text in the last column goes on in the next line
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,16 @@ class Table:
     left: Sequence[int] = (0,)
 
     def __str__(self) -> str:
-        lines = [self.head, *self.rows]
+        lines = [list(line) for line in (self.head, *self.rows)]
+        last = len(self.head) - 1
+        if last in self.left:
+            before = sum(max(len(line[i]) for line in lines) + 2 for i in range(last))
+            wrapped = ((line, textwrap.wrap(line[-1], max(30, WIDTH - before))) for line in lines)
+            lines = [
+                [*line[:-1], text] if i == 0 else [*[""] * last, text]
+                for line, texts in wrapped
+                for i, text in enumerate(texts or [""])
+            ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         return "\n".join(
             "  ".join(

@@ -30,9 +30,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..draws.measures import Moments
 from ..elbo import Estimator
 from ..graph import TraceFailure, traced
-from ..judging.comparison.gradients import Gradients, Moments
+from ..judging.comparison.gradients import Gradients
 from ..pairs.pair import Pair
 from ..randomness import forked
 from .toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian, Toy

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ..elbo import Estimator
 from ..optim import Optimiser, State
 from ..pairs.arguments import rows_of, take_rows
 from ..pairs.options import one_of
 from ..pairs.pair import Pair
+from ..randomness import DrawnAnew
 from ..weights import no_validation
 
 
@@ -199,23 +199,6 @@ def schedule_of(schedule: Any, steps: int) -> Callable[[Tensor], Tensor] | None:
         return lambda count: (1 - count / steps).clamp(min=0.0)
     if one_of("schedule", schedule, ("constant", "linear", "cosine")) == "cosine":
         return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
-
-
-class DrawnAnew(TorchFunctionMode):
-    """Rewrite in-place random numbers out of place, as `vmap` requires."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func == Tensor.data.__get__:  # type: ignore[attr-defined]  # Pyro's enumeration looks at shapes through it
-            return args[0].detach()
-        if func is Tensor.normal_ and len(args) == 1 and not kwargs:
-            return torch.randn_like(args[0])
-        if func is Tensor.uniform_ and not kwargs:
-            low, high = args[1:] or (0.0, 1.0)
-            return low + (high - low) * torch.rand_like(args[0])
-        if func is Tensor.exponential_ and len(args) == 1:
-            return -torch.log1p(-torch.rand_like(args[0]))
-        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

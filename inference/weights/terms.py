@@ -141,11 +141,11 @@ class LogWeights:
 
     def log_p(self) -> Tensor:
         """log p(x, z) per particle and element of the shared plates: (K, *shared), unscaled."""
-        return self._sum(self.model)
+        return self.shared_sum(self.model)
 
     def log_q(self) -> Tensor:
         """log q(z | x) per particle and element of the shared plates: (K, *shared), unscaled."""
-        return self._sum(self.guide)
+        return self.shared_sum(self.guide)
 
     def log_weight(self) -> Tensor:
         """log p(x, z) - log q(z | x): (K, *shared), unscaled by N/B of the shared plates."""
@@ -160,7 +160,8 @@ class LogWeights:
         """log p - log q per particle, summed over data and scaled: (K,)."""
         return self.total(self.log_weight())
 
-    def _sum(self, terms: Mapping[str, Term]) -> Tensor:
+    def shared_sum(self, terms: Mapping[str, Term]) -> Tensor:
+        """Sum terms over the plates that not all sites share, scaled: (K, *shared)."""
         shared = self.plates
         parts = [t.sum_to(shared) for t in terms.values()]
         shape = (self.particles, *(1,) * self.nesting)

@@ -14,12 +14,14 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from truths import linear_gaussian_posterior
 
 from inference import elbo, fit
+from inference.draws.measures import Moments
 from inference.elbo.pieces import reach
-from inference.judging.comparison.gradients import Gradients, Moments
+from inference.judging.comparison.gradients import Gradients
 from inference.pairs.pair import Pair
+from inference.randomness import DrawnAnew
 from inference.testing.estimators import gradient_bias
 from inference.testing.toys import GlobalLocal, LinearGaussian, Switch, SwitchedGaussian
-from inference.training.update import DrawnAnew, at_step
+from inference.training.update import at_step
 from inference.weights import log_weights, no_validation
 
 

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from arviz_stats import ecdf_utils
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from inference import elbo
 from inference.judging.calibration import calibrate
 from inference.judging.calibration import ranked as ranks_of
-from inference.judging.uniformity import band, symmetry, uniformity
+from inference.judging.uniformity import _smallest, band, symmetry, uniformity
 from zoo.vae import VAE
 
 
@@ -139,6 +140,23 @@ def test_bands_hold_all_points_at_once(n):
     assert inside < 0.95
 
 
+@pytest.mark.parametrize("n", [20, 500])
+def test_bands_are_those_of_arviz(n):
+    """Their simulation makes one band at a time; ours keeps what p-values need too."""
+    at = np.linspace(0, 1, 51)[1:-1]
+    rng = np.random.default_rng(3)
+    prob = ecdf_utils.simulate_confidence_bands(n, 1, at, 0.9, 4_000, rng)
+    theirs = ecdf_utils.get_pointwise_confidence_band(prob, n, at)
+    # at their pointwise level the ends are the same, whole counts of n
+    low, high = (stats.binom.ppf(g, n, at) / n for g in ((1 - prob) / 2, (1 + prob) / 2))
+    assert np.array_equal(low, theirs[0]) and np.array_equal(high, theirs[1])
+    # and by our own simulation theirs holds 90 %, within five errors of the two simulations
+    share = (_smallest(n, tuple(at)) > 1 - prob).mean()
+    error = 5 * math.sqrt(2 * 0.09 / 4_000)
+    ties = np.unique(_smallest(n, tuple(at)), return_counts=True)[1].max() / 4_000
+    assert 0.9 - error - ties < share < 0.9 + error + ties
+
+
 def test_p_values_of_uniform_ranks_are_uniform():
     rng = np.random.default_rng(2)
     p = uniformity(rng.integers(0, 100, size=(300, 2_000)), 99)
@@ -162,7 +180,7 @@ def test_as_json_and_figures(tmp_path):
 
 def test_refusals():
     pair = Correlated(0.5)
-    with pytest.raises(ValueError, match="datasets: expected at least 10, got 5"):
+    with pytest.raises(ValueError, match="datasets: expected a whole number of at least 10, got 5"):
         calibrate(pair, X, datasets=5)
     with pytest.raises(ValueError, match="lr: only with steps="):
         calibrate(pair, X, lr=0.1)

@@ -42,6 +42,22 @@ def test_it_is_a_dataset(found):
     assert list(found.particles.values) == [1, 1, 2, 16, 2, 16, 16, 16]
 
 
+def test_a_module_that_is_a_half_counts_its_parameters_once():
+    class Guide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+    def model(x):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    found = compare(model, Guide(), torch.tensor(0.3), [elbo.Trace()], draws=4)
+    assert list(found.group.values) == ["guide"] and list(found.parameters.values) == [1]
+
+
 def test_values_and_their_gap(found):
     toy = LinearGaussian()
     x = toy.data()

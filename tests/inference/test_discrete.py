@@ -10,7 +10,8 @@ import torch
 from torch.distributions import Bernoulli, Normal
 
 from inference import compare, elbo
-from inference.judging.comparison.gradients import Gradients, Moments
+from inference.draws.measures import Moments
+from inference.judging.comparison.gradients import Gradients
 from inference.pairs.pair import Pair
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "discrete_estimators.py"))

@@ -12,7 +12,8 @@ import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from inference import compare, elbo
-from inference.judging.comparison.gradients import Gradients, Moments
+from inference.draws.measures import Moments
+from inference.judging.comparison.gradients import Gradients
 from inference.pairs.pair import Pair
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -110,7 +110,9 @@ def test_no_importance_sampling_over_a_subsampled_plate():
 
     e = evaluate(Diffusion(2, 16), torch.randn(20, 2), particles=30)
     assert e.log_px is None and "log_px" not in e.to_dict()
-    assert "no estimate, because a subsampled plate lies inside the weights" in str(e)
+    assert "no estimate, because a subsampled plate lies inside the weights" in " ".join(
+        str(e).split()
+    )
 
 
 def test_reconstruction_and_divergence_have_standard_errors():
@@ -179,7 +181,7 @@ def test_few_draws_do_not_make_a_dead_latent_active():
 def test_khat_of_few_draws_is_no_estimate():
     e = evaluate(LinearGaussian(spread=1.5), X, particles=24)
     assert e.khat is None and e.khat_above is None
-    assert "k-hat takes at least 25 draws, and there are 24" in str(e)
+    assert "k-hat takes at least 25 draws, and there are 24" in " ".join(str(e).split())
     assert "% above" not in str(e) and "khat_above_0.7" not in e.to_dict()
     assert evaluate(LinearGaussian(spread=1.5), X, particles=25).khat.shape == (40,)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..panels import GREY, ecdf_less_uniform, panels
 from ..uniformity import band, places
 
 
@@ -15,19 +16,11 @@ def ecdf(calibration: Any, most: int) -> Figure:
     p = calibration.uniform()
     names = sorted(p, key=lambda n: p[n])[:most]
     j = places(calibration.draws)
-    at = j / (calibration.draws + 1)
-    low, high = band(len(calibration), at, 0.99)
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.2 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axes, name in zip(grid.ravel(), names):
+    figure, grid = panels(2.6, 2.3, len(names), 4, sharex=True, sharey=True)
+    for axes, name in zip(grid, names):
         seen = (calibration.ranks[name][:, None] < j).mean(0)
-        axes.fill_between(at, low - at, high - at, color="0.6", alpha=0.4)
-        axes.plot(at, seen - at, color="C0")
+        ecdf_less_uniform(axes, j / (calibration.draws + 1), seen, len(calibration), color="C0")
         axes.set_title(f"{name} (p = {p[name]:.2g})", fontsize=9)
-    for axes in grid.ravel()[len(names) :]:
-        axes.set_axis_off()
     figure.supxlabel("rank of the truth / draws")
     figure.supylabel("ECDF less uniform")
     return figure
@@ -40,14 +33,13 @@ def coverage(calibration: Any, most: int) -> Figure:
     names = sorted(p, key=lambda n: p[n])[:most]
     away = np.abs(calibration.pit() - 0.5)
     index = {n: i for i, n in enumerate(calibration.ranks)}
-    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panels(4.6, 4.4)
     for name in names:
         axes.plot(levels, (away[:, index[name], None] < levels / 2).mean(0), "C0", alpha=0.5)
     axes.plot([], [], "C0", label="central intervals")
     axes.plot(levels, calibration.expected_coverage(levels), "C1", label="joint regions (TARP)")
     low, high = band(len(calibration), levels, 0.99)
-    axes.fill_between(levels, low, high, color="0.6", alpha=0.4, label="99 % band")
+    axes.fill_between(levels, low, high, color=GREY, alpha=0.4, label="99 % band")
     axes.plot([0, 1], [0, 1], "k", linewidth=0.5)
     axes.set(xlabel="nominal level", ylabel="holds the truth", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...draws.sampler import NUMBERS, even, sample
+from ...draws.arrays import is_same
+from ...draws.sampler import sample, sample_each
 from ...pairs.gate import CheckedPair
-from ...randomness import forked
 from ...training.many import fit_many
-from ...training.update import DrawnAnew
-from ...weights import LogWeights, Term, log_weights, no_validation
+from ...weights import LogWeights, Term
 from ...weights.simulate import is_computed, is_latent, values
 
 Sites = dict[str, Tensor]
@@ -59,7 +57,7 @@ def simulated(chain: CheckedPair, datasets: int) -> DataSets:
         drawn = {n: v[0] for n, v in drawn.items()}
     args_, stacked = list(chain.args), []
     for name, seen in observed.items():
-        i = next((i for i, a in enumerate(chain.args) if _is(a, seen)), None)
+        i = next((i for i, a in enumerate(chain.args) if is_same(a, seen)), None)
         if i is None or drawn[name].shape[not local :] != chain.args[i].shape:
             raise ValueError(
                 f"site {name!r}: what the model observes there is not one of its arguments as it "
@@ -75,11 +73,6 @@ def simulated(chain: CheckedPair, datasets: int) -> DataSets:
     return DataSets(truths, tuple(args_), tuple(stacked), local)
 
 
-def _is(a: Any, b: Any) -> bool:
-    both = torch.is_tensor(a) and torch.is_tensor(b)
-    return both and a.data_ptr() == b.data_ptr() and a.shape == b.shape
-
-
 def posteriors(
     chain: CheckedPair, sets: DataSets, draws: int, fitting: Mapping[str, Any] | None, seed: int
 ) -> Sites:
@@ -90,46 +83,23 @@ def posteriors(
             guide as it is.
     """
     if sets.local:
-        kwargs = {"size": len(sets)} if chain.kwargs else {}
-        rows = replace(chain, args=sets.args, kwargs=kwargs)
+        rows = chain.on(sets.args)
         parts = list(sample(rows, draws, lambda chunk: _sites(chunk.weights), seed=seed))
         return {n: torch.cat([p[n] for p in parts]).transpose(0, 1) for n in parts[0]}
-    vary = tuple(0 if i in sets.stacked else None for i in range(len(sets.args)))
-    if fitting is not None:
+    if fitting is None:
+        pair, buffers, own = chain.pair, chain.buffers, None
+        params = {k: p.detach().requires_grad_() for k, p in chain.params.items()}  # vmap cannot
+    else:
         many = fit_many(
             chain.model, chain.guide, sets.args, stacked=sets.stacked, jitter=0.0, seed=seed,
             check=False, **fitting,
         )  # fmt: skip
         if many.stopped == "interrupted":
             raise KeyboardInterrupt
-        pair, params, buffers, stacked = many.first.pair_, many.params, many.buffers, 0
-    else:
-        pair, buffers, stacked = chain.pair, chain.buffers, None
-        params = {k: p.detach().requires_grad_() for k, p in chain.params.items()}  # vmap cannot
-
-    def one(params: dict, buffers: dict, args: tuple) -> Sites:
-        with pair.bind(params, buffers):
-            return _sites(
-                log_weights(
-                    pair.model, pair.guide, *args, particles=draws, nesting=pair.nesting,
-                    **chain.kwargs,
-                )
-            )  # fmt: skip
-
-    per_set = draws * sum(v[0].numel() for v in sets.truths.values())
-    parts = []
-    with (
-        forked(seed), torch.no_grad(), no_validation(), DrawnAnew(),
-        warnings.catch_warnings(),
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", ".*was not registered in the param store")
-        for part in even(len(sets), NUMBERS // max(1, per_set)):
-            cut = {k: v[part] if stacked == 0 else v for k, v in params.items()}
-            kept = {k: v[part] if stacked == 0 else v for k, v in buffers.items()}
-            args = tuple(a[part] if v == 0 else a for a, v in zip(sets.args, vary))
-            ask = torch.vmap(one, in_dims=(stacked, stacked, vary), randomness="different")
-            parts.append(ask(cut, kept, args))
-    return {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+        pair, params, buffers, own = many.first.pair_, many.params, many.buffers, 0
+    every = replace(chain, pair=pair, params=params, buffers=buffers, args=sets.args)
+    vary = tuple(0 if i in sets.stacked else None for i in range(len(sets.args)))
+    return sample_each(every, len(sets), draws, _sites, axes=(own, own, vary), seed=seed)
 
 
 def _sites(weights: LogWeights) -> Sites:

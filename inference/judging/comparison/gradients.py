@@ -18,8 +18,7 @@ from torch import Tensor
 from ...elbo import Estimator
 from ...graph import NotReplayable, Replay, TraceFailure, compiled, hoisted, traced
 from ...pairs.pair import Pair
-from ...randomness import forked
-from ...training.update import DrawnAnew
+from ...randomness import DrawnAnew, forked
 from ...weights import no_validation
 
 NUMBERS = {"cpu": 2**24, "cuda": 2**28}  # floats held in one batch of draws: memory is bounded
@@ -231,29 +230,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-class Moments:
-    """Running mean and variance of rows, in float64.
-
-    Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance, eq. 1.5.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.mean: Tensor | Any = 0.0
-        self._squares: Tensor | Any = 0.0  # about the mean
-
-    def add(self, rows: Tensor) -> None:
-        """Rows (R, ...)."""
-        k = len(rows)
-        variance, mean = (t.double() for t in torch.var_mean(rows, 0, correction=0))
-        apart, total = mean - self.mean, self.n + k
-        self.mean = self.mean + apart * (k / total)
-        self._squares = self._squares + variance * k + apart.square() * (self.n * k / total)
-        self.n = total
-
-    @property
-    def variance(self) -> Tensor:
-        """Of one row, unbiased."""
-        return self._squares / max(1, self.n - 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ...weights import LogWeights
+from ...pairs.gate import CheckedPair
+from ...randomness import forked
 
 
 @dataclass(frozen=True)
@@ -20,49 +21,41 @@ class Group:
     columns: Tensor
 
 
-def groups_of(weights: Callable[..., LogWeights], params: Mapping[str, Tensor]) -> list[Group]:
-    """The halves first, then every module of each half, in the order of the parameters.
+def halves_of(pair: CheckedPair) -> dict[str, str]:
+    """Parameter -> "model", "guide" or "shared"; those that change nothing are left out.
 
     A parameter belongs to the half that its value changes: the guide's draws and densities, or
-    the model's densities at fixed draws. Those that change both are "shared", and those that
-    change neither are left out.
-
-    Args:
-        weights: log weights of a batch at given parameters.
-        params: the parameters, by name.
+    the model's densities at fixed draws. Those that change both are "shared".
     """
-    leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
-    drawn = weights(leaves, model_values=lambda name, value: value.detach())
+    leaves = {k: p.detach().requires_grad_() for k, p in pair.params.items()}
+    with forked(), torch.enable_grad(), replace(pair, params=leaves).bound():
+        drawn = pair.weights(vectorized=True, model_values=lambda _, value: value.detach())
     in_model = _touched(list(drawn.model.values()), leaves, values=False)
     in_guide = _touched(list(drawn.guide.values()), leaves, values=True)
+    half = dict.fromkeys(in_model, "model") | dict.fromkeys(in_guide, "guide")
+    half |= dict.fromkeys(in_model & in_guide, "shared")
+    return {k: half[k] for k in pair.params if k in half}
 
-    members: dict[tuple[str, str], list[str]] = {}
-    for name in params:
-        if name in in_model and name in in_guide:
-            half = "shared"
-        elif name in in_model or name in in_guide:
-            half = "model" if name in in_model else "guide"
-        else:
-            continue
-        members.setdefault((half, half), []).append(name)
-        module = name.rpartition(".")[0] or name
-        members.setdefault((half, module), []).append(name)
-    halves = {k: v for k, v in members.items() if k[0] == k[1]}
-    order = ("model", "guide", "shared")
-    first = sorted(halves, key=lambda k: order.index(k[0]))
-    rest = [k for k in members if k not in halves]
+
+def groups_of(pair: CheckedPair) -> list[Group]:
+    """The halves first, then every module of each half, in the order of the parameters."""
+    half_of = halves_of(pair)
     columns, end = {}, 0
-    for name, p in params.items():
+    for name, p in pair.params.items():
         columns[name] = torch.arange(end, end + p.numel())
         end += p.numel()
-    names = [k[1] for k in rest]
+    members: dict[tuple[str, str], list[Tensor]] = {}  # (half, module), the half as the first
+    halves = [h for h in ("model", "guide", "shared") if h in half_of.values()]
+    for half in halves:
+        members[half, half] = [columns[n] for n, h in half_of.items() if h == half]
+    for name, half in half_of.items():
+        module = name.rpartition(".")[0] or name
+        if module != half:  # such a module is the half, and has its columns already
+            members.setdefault((half, module), []).append(columns[name])
+    modules = [module for half, module in members if half != module]
     return [
-        Group(
-            name if names.count(name) == 1 or half == name else f"{name} ({half})",
-            half,
-            torch.cat([columns[n] for n in members[half, name]]),
-        )
-        for half, name in (*first, *rest)
+        Group(f"{module} ({half})" if modules.count(module) > 1 else module, half, torch.cat(parts))
+        for (half, module), parts in members.items()
     ]
 
 

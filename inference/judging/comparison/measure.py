@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...draws.density import missing_density
+from ...draws.measures import Moments
 from ...draws.sampler import Chunk, conditions, label_of, sample
 from ...elbo import IWAE, Estimator, Trace, estimator_of
 from ...estimate import Estimate
@@ -20,7 +21,7 @@ from ...pairs.gate import CheckedPair, admit, refuse_unbroadcast
 from ...pairs.options import check_options
 from ...randomness import forked
 from ...weights import LogWeights, log_weights
-from .gradients import Gradients, Moments
+from .gradients import Gradients
 from .groups import Group, groups_of
 from .result import VARIABLES, Comparison
 
@@ -107,12 +108,6 @@ class Place:
     rows: float
     label: str
 
-    def weights(self, params: Mapping[str, Tensor] | None = None, **options: Any) -> LogWeights:
-        """Log weights of the batch, at other parameters if given."""
-        at = self.pair if params is None else dataclasses.replace(self.pair, params=dict(params))
-        with at.bound():
-            return at.weights(**{"vectorized": True, **options})
-
 
 def _place(model: Any, guide: Any, batch: Any) -> Place:
     given = (model,) if guide is None else (model, guide)
@@ -121,13 +116,11 @@ def _place(model: Any, guide: Any, batch: Any) -> Place:
         raise ValueError("compare: the pair has no parameters, so there is no gradient to measure.")
     pair = copy.copy(found.pair)
     pair.full_sizes = {}
-    place = Place(dataclasses.replace(found, pair=pair), [], 1.0, "")
-    place.groups = groups_of(place.weights, found.params)
-    with place.pair.ready(0):
-        weights = place.pair.weights(1)
-        place.label = label_of(*conditions(place.pair, weights))
-    place.rows = max(1.0, weights.data_size)
-    return place
+    found = dataclasses.replace(found, pair=pair)
+    with found.ready(0):
+        weights = found.weights(1)
+        label = label_of(*conditions(found, weights))
+    return Place(found, groups_of(found), max(1.0, weights.data_size), label)
 
 
 class EstimatorDraws:
@@ -195,31 +188,26 @@ class EstimatorDraws:
             self.own(self.seed)
             yield
 
-    @property
-    def value(self) -> tuple[float, float]:
-        """Mean and standard error."""
-        return float(self.values.mean), float((self.values.variance / self.values.n).sqrt())
-
-    @property
-    def variance(self) -> list[float]:
-        """Of the gradient, summed over each group."""
-        return [float(self.gradients.variance[g.columns].sum()) for g in self.place.groups]
-
-    @property
-    def norm(self) -> list[float]:
-        """Of the mean gradient, the noise's share of its square taken out."""
-        n, mean = self.gradients.n, self.gradients.mean
-        squares = [float(mean[g.columns].square().sum()) for g in self.place.groups]
-        return [math.sqrt(max(0.0, s - v / n)) for s, v in zip(squares, self.variance)]
-
-    @property
-    def bias(self) -> tuple[list[float], list[float]]:
-        """Of the gradient, and its standard error."""
-        if not self.along.n:
-            none = [0.0 if self.estimator.follows_bound else math.nan] * len(self.place.groups)
-            return none, none
-        se = (self.along.variance / self.along.n).sqrt()
-        return self.along.mean.tolist(), se.tolist()
+    def numbers(self) -> dict[str, Any]:
+        """The variables of a `Comparison` that follow from draws: a number, or one per group."""
+        groups, n, ms = self.place.groups, self.gradients.n, self.own.milliseconds
+        mean, spread = self.gradients.mean, self.gradients.variance
+        squares = [float(mean[g.columns].square().sum()) for g in groups]
+        variance = [float(spread[g.columns].sum()) for g in groups]
+        # the noise has its share in the square of the mean
+        norm = [math.sqrt(max(0.0, s - v / n)) for s, v in zip(squares, variance)]
+        bias = bias_se = [0.0 if self.estimator.follows_bound else math.nan] * len(groups)
+        if self.along.n:
+            bias = self.along.mean.tolist()
+            bias_se = (self.along.variance / self.along.n).sqrt().tolist()
+        return {
+            "value": float(self.values.mean),
+            "value_se": float((self.values.variance / self.values.n).sqrt()),
+            "variance": variance,
+            "snr": [m / math.sqrt(v) if v else math.inf for m, v in zip(norm, variance)],
+            "gradient_norm": norm, "gradient_bias": bias, "gradient_bias_se": bias_se,
+            "ms": ms, "efficiency": [1 / (v * ms) if v else math.inf for v in variance],
+        }  # fmt: skip
 
 
 def _in_turn(walks: Iterable[Iterator[None]]) -> None:
@@ -272,7 +260,8 @@ def _reference(place: Place, given: Any, seed: int) -> tuple[str, float, float]:
 
 def _by_enumeration(place: Place) -> float | None:
     """log p(x) where the model's latents are few and discrete, else None."""
-    weights = place.weights()
+    with place.pair.ready(0):
+        weights = place.pair.weights(vectorized=True)
     latents = [t for t in weights.guide.values() if not t.observed]
     states = 1
     for term in latents:
@@ -299,30 +288,16 @@ def _dataset(
     truth: tuple[str, float, float], draws: int,
 ) -> Comparison:  # fmt: skip
     name, log_px, log_px_se = truth[0], truth[1] / place.rows, truth[2] / place.rows
-    both = ("estimator", "group")
-
-    def column(get: Callable[[EstimatorDraws], Any], dims: Any = "estimator") -> tuple:
-        return dims, [get(m) for m in measured]
-
-    def snr(m: EstimatorDraws) -> list[float]:
-        return [n / math.sqrt(v) if v else math.inf for n, v in zip(m.norm, m.variance)]
-
-    def efficiency(m: EstimatorDraws) -> list[float]:
-        return [1 / (v * m.own.milliseconds) if v else math.inf for v in m.variance]
-
-    data: Mapping[str, Any] = {
-        "value": column(lambda m: m.value[0]),
-        "value_se": column(lambda m: m.value[1]),
-        "bias": column(lambda m: m.value[0] - log_px),
-        "bias_se": column(lambda m: math.hypot(m.value[1], log_px_se)),
-        "variance": column(lambda m: m.variance, both),
-        "snr": column(snr, both),
-        "gradient_norm": column(lambda m: m.norm, both),
-        "gradient_bias": column(lambda m: m.bias[0], both),
-        "gradient_bias_se": column(lambda m: m.bias[1], both),
-        "ms": column(lambda m: m.own.milliseconds),
-        "efficiency": column(efficiency, both),
-    }
+    found = [m.numbers() for m in measured]
+    for numbers in found:
+        numbers["bias"] = numbers["value"] - log_px
+        numbers["bias_se"] = math.hypot(numbers["value_se"], log_px_se)
+    data = {}
+    for variable, (long_name, own) in VARIABLES.items():
+        column = [numbers[variable] for numbers in found]
+        dims = ("estimator", "group") if isinstance(column[0], list) else ("estimator",)
+        units = own or ("nats per datum" if place.rows > 1 else "nats")
+        data[variable] = (dims, column, {"long_name": long_name, "units": units})
     coords = {
         "estimator": _unique([repr(e) for e in estimators]),
         "group": [g.name for g in place.groups],
@@ -345,10 +320,7 @@ def _dataset(
         "how": ", ".join(dict.fromkeys(m.own.how for m in measured)),
         "notes": "; ".join(notes),
     }
-    found = Comparison(data, coords, attrs)
-    for variable, (long_name, own) in VARIABLES.items():
-        found[variable].attrs = {"long_name": long_name, "units": own or attrs["unit"]}
-    return found.recommended()
+    return Comparison(data, coords, attrs).recommended()
 
 
 def _unique(names: list[str]) -> list[str]:

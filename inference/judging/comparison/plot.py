@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 STYLE = {"model": "-", "guide": "--", "shared": ":"}
 MARKERS = "osv^D<>ph*"
@@ -17,12 +19,9 @@ MARKERS = "osv^D<>ph*"
 
 def figure(found: xr.Dataset) -> Figure:
     """Four panels: SNR against K, variance against K, efficiency, SNR per module."""
-    import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-
     drawn, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     kinds = list(dict.fromkeys(map(str, found.kind.values)))
-    ink = plt.rcParams["text.color"]
+    ink = matplotlib.rcParams["text.color"]
     palette = plt.get_cmap("tab10" if len(kinds) <= 10 else "tab20")
     colour = {k: palette(i) for i, k in enumerate(kinds)}
     against_k(axes[0, 0], found, "snr", colour)
@@ -54,7 +53,7 @@ def against_k(axes: Axes, found: xr.Dataset, variable: str, colour: dict[str, An
     axes.set(xscale="log", yscale="log", xlabel="particles K")
     axes.set_xticks(sorted({int(k) for k in found.particles.values}))
     axes.get_xaxis().set_major_formatter("{x:.0f}")
-    axes.get_xaxis().set_minor_locator(_no_ticks())
+    axes.get_xaxis().set_minor_locator(NullLocator())
     _at_least_a_decade(axes)
 
 
@@ -98,15 +97,7 @@ def _halves(found: xr.Dataset) -> list[str]:
 
 
 def _fill(half: str, colour: Any) -> Any:
-    from matplotlib import rcParams
-
-    return colour if half == "model" else rcParams["axes.facecolor"]
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+    return colour if half == "model" else matplotlib.rcParams["axes.facecolor"]
 
 
 def _at_least_a_decade(axes: Axes) -> None:

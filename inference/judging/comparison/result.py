@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from ...estimate import Estimate
 from ...results.result import Result
 from ...results.table import Table
 
@@ -61,34 +59,33 @@ class Comparison(Result, xr.Dataset):
         the half of the pair where that is less; of those within a quarter of it, the one with the
         most in both.
         """
-        halves = [str(g) for g in self.group.values[self.is_half.values]]
-        fair = [str(e) for e in self.estimator.values if self._is_fair(str(e), halves)]
-        pool = fair or [str(e) for e in self.estimator.values]
-        rate = {e: min((self._rate(e, h), h) for h in halves) for e in pool}
-        top = [e for e in pool if rate[e][0] >= 0.75 * max(r for r, _ in rate.values())]
-        best = max(top, key=lambda e: math.prod(self._rate(e, h) for h in halves))
+        half = self._halves()
+        rate = half.snr**2 / half.ms  # (estimator, group)
+        fair = self.is_bound & (self._bias_sigmas() < SIGNIFICANT)  # False for NaN
+        pool = fair if fair.any() else fair | True
+        least = rate.min("group").where(pool, -1.0)
+        best = rate.prod("group").where(least >= 0.75 * least.max(), -1.0).argmax("estimator")
+        name = str(self.estimator[best].item())
         return self.assign_attrs(  # type: ignore[return-value]
-            recommendation=best, because=self._reason(best, rate, fair)
+            recommendation=name, because=self._reason(name, rate, pool, bool(fair.any()))
         )
 
     def table(self) -> Table:
         """An estimator to a line."""
-        halves = [str(g) for g in self.group.values[self.is_half.values]]
+        half, sigmas = self._halves(), self._bias_sigmas()
+        halves = [str(g) for g in half.group.values]
         head = ["estimator", f"value ({self.attrs['unit']})", f"minus {self.attrs['label']}",
                 *(f"SNR {h}" for h in halves), "gradient bias", "ms",
                 *(f"efficiency {h}" for h in halves)]  # fmt: skip
         rows = []
-        for name in map(str, self.estimator.values):
-            at = self.sel(estimator=name)
-            value = Estimate(float(at.value), float(at.value_se))
-            bias = Estimate(float(at.bias), float(at.bias_se))
+        for i, name in enumerate(map(str, self.estimator.values)):
+            at, bias = half.isel(estimator=i), float(sigmas[i])
             rows.append([
-                name, f"{value.value:.4f} ± {value.se:.2g}",
-                f"{bias.value:+.4f} ± {bias.se:.2g}" if math.isfinite(at.bias) else "–",
-                *(f"{float(at.snr.sel(group=h)):.3g}" for h in halves),
-                self._bias_in_words(name, halves),
-                f"{float(at.ms):.3g}",
-                *(f"{float(at.efficiency.sel(group=h)):.3g}" for h in halves),
+                name, f"{float(at.value):.4f} ± {float(at.value_se):.2g}",
+                f"{float(at.bias):+.4f} ± {float(at.bias_se):.2g}" if np.isfinite(at.bias) else "–",
+                *(f"{snr:.3g}" for snr in at.snr.values),
+                "not its aim" if math.isnan(bias) else f"{bias:.1f}",
+                f"{float(at.ms):.3g}", *(f"{e:.3g}" for e in at.efficiency.values),
             ])  # fmt: skip
         return Table(head, rows)
 
@@ -153,12 +150,12 @@ class Comparison(Result, xr.Dataset):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"comparison.{end}" for end in ("nc", "txt", "csv", "png")]
-        self.to_nc(paths[0])
-        paths[1].write_text(f"{self}\n", encoding="utf-8")
-        self.to_csv(paths[2])
-        plt.close(self.plot(paths[3]))
-        return paths
+        nc, txt, csv, png = (folder / f"comparison.{end}" for end in ("nc", "txt", "csv", "png"))
+        self.to_nc(nc)
+        txt.write_text(f"{self}\n", encoding="utf-8")
+        self.to_csv(csv)
+        plt.close(self.plot(png))
+        return [nc, txt, csv, png]
 
     def to_nc(self, path: str | Path) -> None:
         """Write all numbers as NetCDF, for `read`."""
@@ -166,14 +163,8 @@ class Comparison(Result, xr.Dataset):
 
     def to_csv(self, path: str | Path) -> None:
         """Write a row per estimator and group of parameters."""
-        with Path(path).open("w", newline="") as file:
-            writer = csv.writer(file)
-            fields = ["estimator", "group", *(v for v in self.data_vars)]
-            writer.writerow(fields)
-            for e in self.estimator.values:
-                for g in self.group.values:
-                    at = self.sel(estimator=e, group=g)
-                    writer.writerow([e, g, *(float(at[v]) for v in self.data_vars)])
+        rows = self.reset_coords(drop=True).to_dataframe(["estimator", "group"])
+        rows.to_csv(path, lineterminator="\r\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Comparison:
@@ -184,42 +175,33 @@ class Comparison(Result, xr.Dataset):
 
     # -- the recommendation
 
-    def _rate(self, name: str, half: str) -> float:
-        """SNR² per millisecond."""
-        at = self.sel(estimator=name, group=half)
-        return float(at.snr) ** 2 / float(at.ms)
+    def _halves(self) -> xr.Dataset:
+        return self.isel(group=np.flatnonzero(self.is_half.values))
 
-    def _bias_sigmas(self, name: str, halves: list[str]) -> float:
-        at = self.sel(estimator=name, group=halves)
-        bias, se = np.abs(at.gradient_bias.values), at.gradient_bias_se.values
-        if np.isnan(bias).any():
-            return math.nan
-        return float(np.max(np.where(se > 0, bias / np.where(se > 0, se, 1), 0)))
+    def _bias_sigmas(self) -> xr.DataArray:
+        """Largest bias of a half's gradient, in standard errors; NaN where it has no aim."""
+        half = self._halves()
+        sigmas = abs(half.gradient_bias) / half.gradient_bias_se.where(half.gradient_bias_se > 0)
+        known = half.gradient_bias.notnull()
+        return sigmas.fillna(0.0).where(known).max("group", skipna=False)
 
-    def _bias_in_words(self, name: str, halves: list[str]) -> str:
-        sigmas = self._bias_sigmas(name, halves)
-        return "not its aim" if math.isnan(sigmas) else f"{sigmas:.1f}"
-
-    def _is_fair(self, name: str, halves: list[str]) -> bool:
-        unbiased = self._bias_sigmas(name, halves) < SIGNIFICANT  # False for NaN
-        return bool(self.is_bound.sel(estimator=name)) and unbiased
-
-    def _reason(self, best: str, rate: dict[str, tuple[float, str]], fair: list[str]) -> str:
+    def _reason(self, best: str, rate: xr.DataArray, pool: xr.DataArray, fair: bool) -> str:
         def signal(name: str) -> str:
-            half = rate[name][1]
+            half = str(rate.group[rate.sel(estimator=name).argmin("group")].item())
             at = self.sel(estimator=name, group=half)
             return f"{half}: SNR {float(at.snr):.2g} in {float(at.ms):.2g} ms"
 
-        pool = "bounds with an unbiased gradient" if fair else "estimators, none of which is fair,"
+        who = "bounds with an unbiased gradient" if fair else "estimators, none of which is fair,"
         text = (
-            f"of the {pool} it has the most signal per millisecond in the half of the pair that "
+            f"of the {who} it has the most signal per millisecond in the half of the pair that "
             f"has less of it ({signal(best)}"
         )
-        others = sorted((e for e in rate if e != best), key=lambda e: rate[e][0], reverse=True)
-        if others:
-            text += f"; next is {others[0]}, {signal(others[0])}"
+        others = rate.min("group").where(pool).drop_sel(estimator=best)
+        if others.notnull().any():
+            name = str(others.estimator[others.argmax("estimator")].item())
+            text += f"; next is {name}, {signal(name)}"
         text += ")"
-        tightest = max(fair or rate, key=lambda e: float(self.value.sel(estimator=e)))
+        tightest = str(self.estimator[self.value.where(pool).argmax("estimator")].item())
         ahead = float(self.value.sel(estimator=tightest) - self.value.sel(estimator=best))
         se = math.hypot(*(float(self.value_se.sel(estimator=e)) for e in (tightest, best)))
         if tightest != best and ahead > 2 * se:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,14 +19,14 @@ from ...draws.sampler import sample
 from ...pairs.gate import CheckedPair, admit_all
 from ...results.finding import Finding
 from ...results.result import Result
-from ...results.table import Table
+from ...results.table import WIDTH, Table
 from ...weights.simulate import is_latent
 from . import checks, prediction
 from .coordinates import Blocks, blocks
 from .corrected import corrected_tree, correction
 from .gap import Gaps, amortization_gap
 from .matching import Correction, correct
-from .tail import SHARE, against, good_khat, importance
+from .tail import against, good_khat, importance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,9 @@ class Diagnosis(Result):
 
     def lines_above(self) -> list[str]:
         """The verdict and what speaks against the guide's own draws."""
-        return [self.headline, *(f"  - {r}" for r in self.reasons), ""]
+        bullet: dict[str, Any] = {"initial_indent": "  - ", "subsequent_indent": "    "}
+        reasons = (textwrap.fill(r, WIDTH, **bullet) for r in self.reasons)
+        return [self.headline, *reasons, ""]
 
     def table(self) -> Table:
         """A finding to a line, with a mark: + as it should be, - not so."""
@@ -183,10 +186,11 @@ def diagnose(
             for i, source in enumerate(sources):
                 first, second = (blocks(source, weighed, [seed, i, half]) for half in (1, 2))
                 corrections[i] = second, correct(first, second, good_khat(weighed))
-            found.append(importance(corrections[best][0]))
-            evidence |= {"blocks": corrections[best][0], "corrections": corrections}
+            drawn = corrections[best][0]
+            found.append(importance(drawn.log_p - drawn.log_q, drawn))
+            evidence |= {"blocks": drawn, "corrections": corrections}
         except ValueError as why:
-            found.append(_by_khat(tree, best, str(why)))
+            found.append(importance(prediction.log_weights(tree, best), None, str(why)))
     found.append(checks.restarts(tree))
     corrected = how = None
     if corrections:
@@ -238,27 +242,13 @@ def _best(tree: xr.DataTree) -> int:
     return int(total.values.argmax())
 
 
-def _by_khat(tree: xr.DataTree, best: int, why: str) -> Finding:
-    """k-hat of the tree's own weights, where nothing more can be said."""
-    k = tree.sample_stats.khat.values[best]
-    limit = good_khat(tree.posterior.sizes["draw"])
-    share = float((~(k <= limit)).mean())
-    text = f"k-hat {k.max():.2f} (limit {limit:.2f})" if k.ndim == 0 else (
-        f"k-hat is above {limit:.2f} for {100 * share:.0f} % of the data")  # fmt: skip
-    text += f"; no latent can be blamed and no correction made, because {why}."
-    return Finding.of("importance weights", text, share <= SHARE, True, {"khat": k, "limit": limit})
-
-
 def _gap(gaps: Gaps) -> Finding:
     a, b = gaps.amortization, gaps.approximation
     small = a.known() < max(3 * (a.se or 0.0), 0.1)
     advice = "" if small else ": a wider encoder or more training would help"
     if b.known() > max(3 * (b.se or 0.0), 0.1, a.known()):
         advice += "; the family costs more than the network: try a richer guide"
-    return Finding.of(
-        "amortisation gap", f"{gaps}{advice}.", small, False,
-        {"amortization": a, "approximation": b},
-    )  # fmt: skip
+    return Finding.of("amortisation gap", f"{gaps}{advice}.", small, False, gaps.to_dict())
 
 
 def _rates(pair: CheckedPair, seed: int) -> dict[str, float]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ...draws.arrays import coordinate_names
+from ...draws.density import is_discrete, to_real
 from ...draws.sampler import Chunk, sample
-from ...draws.supports import is_discrete, to_real
 from ...pairs.gate import CheckedPair
 from ...weights import LogWeights
 from ...weights.simulate import is_latent

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import xarray as xr
 
-from ...draws.arrays import Tree, Variable, gathered, named_arrays, stacked
-from ...draws.datatree import datasets
+from ...draws.arrays import Variable, gathered
+from ...draws.datatree import datasets, side_by_side
 from ...draws.psis import ess
-from ...draws.sampler import Chunk, sample
 from ...pairs.gate import CheckedPair
 from ...randomness import forked
 from ...results.finding import Finding
@@ -67,7 +66,12 @@ def corrected_tree(
     the weights before resampling.
     """
     mine = [g for g in groups if not g.startswith("prior")]
-    blocks_ = gathered(_chunks(sources, corrections, draws, mine, seed), draws)
+    chains = []
+    for i, (blocks, c) in corrections.items():
+        with forked(seed):
+            given = blocks.values(resampled(c, draws))
+        chains.append({"pair": sources[i], "seed": [seed, 1, i], "given": given})
+    blocks_ = gathered(side_by_side(chains, draws, mine), draws)
     stats = blocks_["sample_stats"]
     for gone in ("log_q", "log_weight"):
         del stats[gone]
@@ -81,22 +85,3 @@ def corrected_tree(
         if group in guide.children:
             trees[group] = guide[group].to_dataset()
     return xr.DataTree.from_dict(trees)
-
-
-def _chunks(
-    sources: Sequence[CheckedPair],
-    corrections: Corrections,
-    draws: int,
-    groups: Sequence[str],
-    seed: int,
-) -> Iterator[tuple[int, Tree]]:
-    def tree(part: Chunk) -> tuple[int, Tree]:
-        return part.draws.start, named_arrays(part, groups)
-
-    chains = []
-    for i, (blocks, c) in corrections.items():
-        with forked(seed):
-            given = blocks.values(resampled(c, draws))
-        chains.append(sample(sources[i], draws, tree, seed=[seed, 1, i], given=given))
-    for parts in zip(*chains, strict=True):
-        yield parts[0][0], stacked([part for _, part in parts])

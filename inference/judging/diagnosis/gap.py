@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import copy
-import functools
-import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ...draws.measures import log_evidence
 from ...draws.psis import khat
+from ...draws.sampler import sample_each
 from ...elbo import Trace
 from ...estimate import Estimate
 from ...optim import Adam
 from ...pairs.arguments import has_rows, take_rows
 from ...pairs.gate import CheckedPair
-from ...pairs.pair import Pair
-from ...randomness import forked
+from ...randomness import DrawnAnew, forked
+from ...results.result import Result
 from ...training.batches import Batches
 from ...training.loop import Loop
 from ...training.options import LoopOptions
 from ...training.state import Training
-from ...training.update import DrawnAnew, Update, Variables, schedule_of
-from ...weights import log_weights, no_validation
+from ...training.update import Update, Variables, schedule_of
+from ...weights import LogWeights
+from ..comparison.groups import halves_of
 
 
 @dataclass(repr=False)
-class Gaps:
+class Gaps(Result):
     """log p(x) - ELBO of some data, split in two.
 
         log p(x) - ELBO(q_x*)       the approximation gap: what the guide's family cannot do
@@ -63,11 +62,16 @@ class Gaps:
         """The mean approximation gap and its standard error over data and draws."""
         return Estimate.of(self.log_px - self.local)
 
-    def __str__(self) -> str:
+    def lines_above(self) -> list[str]:
+        """Both gaps."""
         a, b = (gap.number(3) for gap in (self.amortization, self.approximation))
-        return f"amortisation gap {a}, approximation gap {b} nats per datum ({len(self.rows)} data)"
+        return [
+            f"amortisation gap {a}, approximation gap {b} nats per datum ({len(self.rows)} data)"
+        ]
 
-    __repr__ = __str__  # what a notebook shows
+    def to_dict(self) -> dict[str, Estimate]:
+        """Both gaps, with their errors."""
+        return {"amortization": self.amortization, "approximation": self.approximation}
 
 
 def amortization_gap(
@@ -113,7 +117,7 @@ def amortization_gap(
     kwargs = {"size": 1} if chain.kwargs else {}
 
     pair, params, buffers = chain.pair, chain.params, chain.buffers
-    own = _guide_only(chain, pair, params, buffers)
+    own = [k for k, half in halves_of(chain).items() if half == "guide"]
     if not own:
         raise ValueError("the guide has no parameters of its own: nothing can be refitted")
     fixed = {k: p.detach().requires_grad_() for k, p in params.items() if k not in own}
@@ -124,7 +128,9 @@ def amortization_gap(
     r = len(rows)
     start = {k: params[k].detach().expand(r, *params[k].shape).clone() for k in own}
 
-    with forked(seed), _batched():
+    with forked(seed), DrawnAnew(), warnings.catch_warnings():
+        # no tensor requires a gradient under `vmap`, which Pyro takes for a frozen parameter
+        warnings.filterwarnings("ignore", ".*was not registered in the param store")
         update = Update(
             local, Trace(particles), Adam(lr), kwargs=kwargs, vary=vary,
             schedule=schedule_of("cosine", steps),
@@ -140,57 +146,16 @@ def amortization_gap(
         Loop(refit, [update], Batches(batch, None, seed), options).go()
         if refit.stopped:
             raise KeyboardInterrupt
-        best = variables.params
-        with forked():  # the same draws for both: less noise in the difference
-            before = _log_weights(local, start, fixed, batch, vary, kwargs, draws)
-        after = _log_weights(local, best, fixed, batch, vary, kwargs, draws)
-    log_px = torch.logsumexp(after, 0) - math.log(draws)
+    each = replace(chain, pair=local, buffers=fixed, args=batch, kwargs=kwargs)
+    before, after = (  # the same draws for both: less noise in the difference
+        sample_each(
+            replace(each, params=p), r, draws, _log_weight, axes=(0, None, vary), seed=seed
+        )["log_weight"].T.double()
+        for p in (start, variables.params)
+    )
+    log_px = log_evidence(after)
     return Gaps(rows, log_px, after.mean(0), before.mean(0), khat(before), khat(after))
 
 
-def _log_weights(
-    pair: Pair, params: dict, fixed: dict, batch: tuple, vary: tuple, kwargs: dict, draws: int
-) -> Tensor:
-    """(draws, R), float64."""
-
-    def one(chunk: int, params: dict, args: tuple) -> Tensor:
-        with pair.bind(params, fixed):
-            weights = log_weights(
-                pair.model, pair.guide, *args, particles=chunk, nesting=pair.nesting, **kwargs
-            )
-        return weights.log_weight().reshape(chunk)
-
-    parts: list[Tensor] = []
-    with torch.no_grad(), no_validation():
-        for chunk in [100] * (draws // 100) + [draws % 100] * (draws % 100 > 0):
-            draw = torch.vmap(
-                functools.partial(one, chunk), in_dims=(0, vary), randomness="different"
-            )
-            parts.append(draw(params, batch).T.double())
-    return torch.cat(parts)
-
-
-@contextmanager
-def _batched() -> Iterator[None]:
-    """Under `vmap` no tensor says that it requires a gradient, and Pyro takes it for frozen."""
-    with DrawnAnew(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was not registered in the param store")
-        yield
-
-
-def _guide_only(chain: CheckedPair, pair: Pair, params: dict, buffers: dict) -> list[str]:
-    """Parameters that log q depends on and log p, at given latents, does not."""
-    leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
-    with forked(), torch.enable_grad(), no_validation():
-        with pair.bind(leaves, buffers):
-            weights = log_weights(
-                pair.model, pair.guide, *chain.args, nesting=pair.nesting,
-                model_values=lambda _, value: value.detach(), **chain.kwargs,
-            )  # fmt: skip
-        p, q = (
-            torch.autograd.grad(total.sum(), list(leaves.values()), allow_unused=True)
-            if total.requires_grad
-            else [None] * len(leaves)
-            for total in (weights.log_p(), weights.log_q())
-        )
-    return [k for k, a, b in zip(leaves, p, q) if a is None and b is not None]
+def _log_weight(weights: LogWeights) -> dict[str, Tensor]:
+    return {"log_weight": weights.log_weight().reshape(-1)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...draws.measures import evidence_error, log_evidence
 from ...draws.psis import psis
 from .coordinates import Blocks
 
@@ -93,8 +94,7 @@ def correct(
 def _weighted(u: Tensor, log_p: Tensor, log_q: Tensor, before: Tensor, moved: Tensor) -> Correction:
     raw = log_p - log_q
     log_weight, khat = psis(raw)
-    mean = torch.logsumexp(raw, 0) - math.log(len(raw))
-    se = (raw - mean).exp().std(0) / math.sqrt(len(raw))
+    mean, se = log_evidence(raw), evidence_error(raw)
     return Correction(u, log_weight, khat, before, mean, se, moved)
 
 

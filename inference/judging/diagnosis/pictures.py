@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ...draws.psis import psis
-from .tail import good_khat, tail_size
+from ...draws.psis import psis, tail_size
+from ..panels import ecdf_less_uniform, ink, panels
+from .tail import good_khat
 
-GUIDE, TRUTH, GREY = "C0", "C1", "0.6"
+GUIDE, TRUTH = "C0", "C1"
 
 
 def figures(diagnosis: Any) -> dict[str, Figure]:
@@ -23,22 +23,8 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
         "loo-pit": _loo_pit, "predictive": _predictive, "loss": _loss, "gaps": _gaps,
         "latents": _latents, "worst-data": _worst_data,
     }  # fmt: skip
-    out = {}
-    for name, draw in drawers.items():
-        figure = draw(diagnosis)
-        if figure is not None:
-            out[name] = figure
-    return out
-
-
-def _canvas(width: float = 6, height: float = 3.6, columns: int = 1, rows: int = 1) -> Any:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _ink() -> str:
-    """Of data and limits: matplotlib's colour of text, so that it can be seen on dark paper."""
-    return str(matplotlib.rcParams["text.color"])
+    drawn = {name: draw(diagnosis) for name, draw in drawers.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _weights(d: Any) -> Figure | None:
@@ -46,13 +32,13 @@ def _weights(d: Any) -> Figure | None:
     blocks = d.evidence.get("blocks")
     if blocks is None:
         return None
-    figure, ((axes,),) = _canvas()
+    figure, (axes,) = panels()
     raw = blocks.log_p - blocks.log_q
     s = len(raw)
     if raw.shape[1] > 1:
         k = psis(raw)[1].clamp(min=-1).numpy()
         axes.hist(k, bins=40, color=GUIDE)
-        axes.axvline(good_khat(s), color=_ink(), linestyle="--")
+        axes.axvline(good_khat(s), color=ink(), linestyle="--")
         axes.set(xlabel="k-hat of a datum", ylabel="data", title="Importance weights")
         return figure
     smooth, shape = psis(raw)
@@ -77,19 +63,17 @@ def _marginals(d: Any) -> Figure | None:
     u = blocks.u[:, 0]
     score = ((u.mean(0) - mean) / sd).abs() + (u.std(0) / sd).log().abs()
     chosen = score.argsort(descending=True)[:6].tolist()
-    figure, grid = _canvas(9, 2.6 * math.ceil(len(chosen) / 3), 3, math.ceil(len(chosen) / 3))
+    figure, grid = panels(3, 2.6, len(chosen), 3)
     w = c.log_weight[:, 0].exp().numpy()
     label = "corrected" if d.corrected is not None else "weighted, not to be relied on"
-    for axes, i in zip(grid.ravel(), chosen):
+    for axes, i in zip(grid, chosen):
         a, b = u[:, i].numpy(), c.u[:, 0, i].numpy()
         low, high = np.quantile(np.concatenate([a, b]), [0.0005, 0.9995]).tolist()
         edges = np.linspace(low, high, 60)
         axes.hist(a, edges, density=True, color=GUIDE, alpha=0.5, label="guide")
         axes.hist(b, edges, weights=w, density=True, histtype="step", color=TRUTH, label=label)
         axes.set(title=blocks.names[i], yticks=[])
-    for axes in grid.ravel()[len(chosen) :]:
-        axes.set_axis_off()
-    grid.ravel()[0].legend(frameon=False, fontsize=8)
+    grid[0].legend(frameon=False, fontsize=8)
     figure.suptitle("Marginals on the real line")
     return figure
 
@@ -98,11 +82,11 @@ def _pointwise(d: Any) -> Figure | None:
     pointwise = d.evidence.get("pointwise")
     if pointwise is None:
         return None
-    figure, ((left, right),) = _canvas(9, 3.4, 2)
+    figure, (left, right) = panels(4.5, 3.4, 2)
     k, elpd = pointwise.khat.values.ravel(), pointwise.elpd.values.ravel()
     draws = d.datatree.posterior.sizes["draw"] * d.datatree.posterior.sizes["chain"]
     left.plot(k, ".", color=GUIDE)
-    left.axhline(good_khat(draws), color=_ink(), linestyle="--")
+    left.axhline(good_khat(draws), color=ink(), linestyle="--")
     left.set(ylabel="k-hat", title="Weights per observation")
     right.plot(elpd, ".", color=GUIDE)
     right.set(ylabel="elpd, nats", title="Predictive density")
@@ -119,15 +103,11 @@ def _loo_pit(d: Any) -> Figure | None:
     pit = d.evidence.get("pit")
     if pit is None:
         return None
-    from ..uniformity import band
-
-    figure, ((axes,),) = _canvas()
+    figure, (axes,) = panels()
     at = np.linspace(0, 1, 201)[1:-1]
-    low, high = band(len(pit), at, 0.99)
-    axes.fill_between(at, low - at, high - at, color=GREY, alpha=0.4, label="99 % band")
     ecdf = np.searchsorted(np.sort(pit), at, side="right") / len(pit)
-    axes.step(at, ecdf - at, color=GUIDE, where="post")
-    axes.axhline(0, color=_ink(), linewidth=0.5)
+    ecdf_less_uniform(axes, at, ecdf, len(pit), color=GUIDE, drawstyle="steps-post")
+    axes.axhline(0, color=ink(), linewidth=0.5)
     axes.set(xlabel="LOO-PIT", ylabel="ECDF less uniform", title="Left-out data")
     axes.legend(frameon=False)
     return figure
@@ -138,15 +118,15 @@ def _predictive(d: Any) -> Figure | None:
     if "posterior_predictive" not in tree.children:
         return None
     names = list(tree.observed_data.data_vars)
-    figure, grid = _canvas(5 * len(names), 3.4, len(names))
-    for axes, name in zip(grid[0], names):
+    figure, grid = panels(5, 3.4, len(names))
+    for axes, name in zip(grid, names):
         seen = tree.observed_data[name].values.ravel().astype(float)
         drawn = tree.posterior_predictive[name].values
         drawn = drawn.reshape(-1, seen.size)[:: max(1, len(drawn[0]) // 50)].astype(float)
         height = (np.arange(seen.size) + 1) / seen.size
         for row in drawn[:50]:
             axes.step(np.sort(row), height, color=GUIDE, alpha=0.2, linewidth=0.8)
-        axes.step(np.sort(seen), height, color=_ink(), label="data")
+        axes.step(np.sort(seen), height, color=ink(), label="data")
         axes.set(title=f"{name}: data and 50 replications", ylabel="ECDF")
         axes.legend(frameon=False, loc="upper left")
     return figure
@@ -155,7 +135,7 @@ def _predictive(d: Any) -> Figure | None:
 def _loss(d: Any) -> Figure | None:
     if "loss_trace" not in d.datatree.children:
         return None
-    figure, ((axes,),) = _canvas()
+    figure, (axes,) = panels()
     loss = d.datatree.loss_trace.loss
     for row in loss.values:
         axes.plot(loss.step.values, row, linewidth=0.8)
@@ -169,7 +149,7 @@ def _gaps(d: Any) -> Figure | None:
     if d.gaps is None:
         return None
     g = d.gaps
-    figure, ((axes,),) = _canvas()
+    figure, (axes,) = panels()
     order = (g.log_px - g.amortised).argsort()
     a, b = (g.log_px - g.local)[order].numpy(), (g.local - g.amortised)[order].numpy()
     axes.bar(np.arange(len(a)), a, color=TRUTH, label="approximation gap")
@@ -184,10 +164,10 @@ def _latents(d: Any) -> Figure | None:
     if not found:
         return None
     numbers = found[0].numbers
-    figure, grid = _canvas(5 * len(numbers), 3.4, len(numbers))
-    for axes, (name, n) in zip(grid[0], numbers.items()):
+    figure, grid = panels(5, 3.4, len(numbers))
+    for axes, (name, n) in zip(grid, numbers.items()):
         axes.bar(np.arange(n["of"]), np.maximum(np.sort(n["variance"])[::-1], 1e-4), color=GUIDE)
-        axes.axhline(0.01, color=_ink(), linestyle="--")
+        axes.axhline(0.01, color=ink(), linestyle="--")
         axes.set(title=f"{name}: {n['active']} of {n['of']} active", yscale="log")
         axes.set(xlabel="dimension", ylabel="variance of the mean over data")
     return figure
@@ -207,12 +187,12 @@ def _worst_data(d: Any) -> Figure | None:
     if "posterior_predictive" in d.datatree.children:
         mean = d.datatree.posterior_predictive[names[0]].mean(("chain", "draw")).values
         rows.append(("mean prediction", [mean[p] for p in places]))
-    figure, grid = _canvas(1.2 * len(places), 1.4 * len(rows), len(places), len(rows))
-    for line, (title, images) in zip(grid, rows):
-        for axes, image in zip(line, images):
-            axes.imshow(image.reshape(shape).transpose(1, 2, 0).squeeze(), "gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(title)
+    figure, grid = panels(1.2, 1.4, len(places) * len(rows), len(places))
+    for axes, image in zip(grid, [image for _, images in rows for image in images]):
+        axes.imshow(image.reshape(shape).transpose(1, 2, 0).squeeze(), "gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+    for axes, (title, _) in zip(grid[:: len(places)], rows):
+        axes.set_ylabel(title)
     figure.suptitle("Least likely data")
     return figure
 

@@ -68,14 +68,17 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding, xr.Dataset | None] | None
     return Finding.of("leave-one-out", text + ".", above == 0, False, numbers), pointwise
 
 
+def log_weights(tree: xr.DataTree, chain: int) -> Tensor:
+    """Log weights of a chain's draws, (S, B): of every element of the shared plates, or joint."""
+    raw = torch.as_tensor(tree.sample_stats.log_weight.values[chain]).double()
+    return raw.reshape(len(raw), -1)
+
+
 def evidence(tree: xr.DataTree, chain: int) -> xr.Dataset:
     """log p(x) (nats, as `elpd`) and k-hat of every element of the shared plates."""
-    lw = tree.sample_stats.log_weight.isel(chain=chain)
-    dims = [d for d in lw.dims if d != "draw"]
-    raw = torch.as_tensor(lw.transpose("draw", *dims).values).double()
-    elpd = log_evidence(raw)
-    khat = tree.sample_stats.khat.isel(chain=chain).transpose(*dims)
-    return xr.Dataset({"elpd": (dims, elpd.numpy()), "khat": khat}).drop_vars("chain")
+    khat = tree.sample_stats.khat.isel(chain=chain, drop=True)
+    elpd = log_evidence(log_weights(tree, chain)).reshape(khat.shape)
+    return xr.Dataset({"elpd": khat.copy(data=elpd.numpy()), "khat": khat})
 
 
 def predictive(tree: xr.DataTree) -> Finding | None:

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from ...draws import measures
-from ...draws.psis import ess, psis
+from ...draws.psis import ess, psis, tail_size
 from ...results.finding import Finding, listed
 from .coordinates import Blocks
 from .matching import Correction
@@ -51,26 +51,24 @@ def tail_divergence(u: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.special.xlogy(count, count * BINS).sum(-1) - (BINS - 1) / (2 * m), at.median(0)[0]
 
 
-def tail_size(draws: int) -> int:
-    """Count the largest weights that k-hat is made from."""
-    return int(3 * math.sqrt(draws)) if draws > 225 else max(1, draws // 5)
-
-
-def guilty(source: Blocks, log_weight: Tensor, most: int = 200) -> list[tuple[str, float, str]]:
+def guilty(
+    source: Blocks, log_weight: Tensor, bad: Tensor, most: int = 200
+) -> list[tuple[str, float, str]]:
     """The coordinates in which the heavy draws stand apart, the worst first.
 
     Args:
         source: the draws.
-        log_weight: (S, B), only blocks whose k-hat is too high.
-        most: blocks to look at.
+        log_weight: (S, B).
+        bad: the blocks whose k-hat is too high, the worst first.
+        most: of these to look at.
 
     Returns:
         (name, divergence in nats, where the heavy draws are) of each coordinate whose divergence
         could not be chance at the 1 % level and is at least half of the worst one's.
     """
-    bad = slice(0, most)
-    kl, median = tail_divergence(source.u[:, bad], log_weight[:, bad])
-    s, b, d = source.u[:, bad].shape
+    u = source.u[:, bad[:most]]
+    kl, median = tail_divergence(u, log_weight[:, bad[:most]])
+    s, b, d = u.shape
     m = tail_size(s)
     # 2 M KL is chi-squared with BINS - 1 degrees of freedom (Wilks); the mean over B blocks
     limit = (stats.chi2.ppf(1 - 0.01 / d, (BINS - 1) * b) / b - (BINS - 1)) / (2 * m)
@@ -91,16 +89,21 @@ def _where(quantile: float) -> str:
     return "far out on both sides"
 
 
-def importance(source: Blocks) -> Finding:
+def importance(raw: Tensor, source: Blocks | None, because: str = "") -> Finding:
     """k-hat, effective draws, ELBO, evidence: of one posterior, or of every datum's.
+
+    Args:
+        raw: (S, B) log weights.
+        source: the draws that they are of; None where they have no coordinates to blame.
+        because: why not.
 
     Source: Yao et al. 2018, "Yes, but did it work?", arXiv:1802.02538, section 3.
     """
-    s, b = source.log_p.shape
+    s, b = raw.shape
     limit = good_khat(s)
-    raw = source.log_p - source.log_q
     smooth, k = psis(raw)
     size = ess(smooth)
+    bad = k.argsort(descending=True)[: int((~(k <= limit)).sum())]  # the worst first
     elbo, evidence = measures.elbo(raw), measures.evidence(raw)
     numbers: dict[str, Any] = {
         "limit": limit, "draws": s, "elbo": elbo.value, "elbo_se": elbo.se,
@@ -119,20 +122,18 @@ def importance(source: Blocks) -> Finding:
         )
         if evidence and elbo:
             text += f", KL(q || p) about {evidence.known() - elbo.known():.2f} nats"
-        blamed = [] if good else guilty(source, raw)
     else:
-        above = (~(k <= limit)).nonzero()[:, 0]
-        share = len(above) / b
+        share = len(bad) / b
         good = share <= SHARE
         numbers |= {"khat": k.numpy(), "khat_above": share, "ess": size.numpy()}
         text = (
-            f"k-hat is above {limit:.2f} for {len(above)} of {b} data ({100 * share:.0f} %), "
+            f"k-hat is above {limit:.2f} for {len(bad)} of {b} data ({100 * share:.0f} %), "
             f"median {float(k.median()):.2f}; {float(size.median()):,.0f} effective of {s:,} draws "
             f"(median); ELBO {elbo.number(2)}, log p(x) ≥ {evidence.number(2)} nats per datum"
         )
-        worst = k.argsort(descending=True)
-        bad = worst[: len(above)]
-        blamed = guilty(_blocks_of(source, bad), raw[:, bad]) if len(bad) else []
+    if source is None:
+        text += f"; no latent can be blamed and no correction made, because {because}"
+    blamed = guilty(source, raw, bad) if source is not None and len(bad) else []
     if blamed:
         names = listed([n for n, _, _ in blamed])
         text += (
@@ -141,12 +142,6 @@ def importance(source: Blocks) -> Finding:
         )
         numbers["guilty"] = {n: round(v, 3) for n, v, _ in blamed}
     return Finding.of("importance weights", text + ".", good, True, numbers)
-
-
-def _blocks_of(source: Blocks, which: Tensor) -> Blocks:
-    out = Blocks(**vars(source))
-    out.u, out.log_p, out.log_q = (t[:, which] for t in (source.u, source.log_p, source.log_q))
-    return out
 
 
 def against(source: Blocks, correction: Correction) -> Finding:

@@ -68,7 +68,7 @@ def evaluate(
     plate = next((p.name for p in two.plates if p.dim == axis), None)
     reduce = partial(_per_block, plate=plate)
     parts = sample(pair, particles, reduce, seed=seed, by_rows=True, most=rows)
-    found = _Folded(parts, particles)
+    found = _Folded(parts)
     operated = None
     if plate is not None and surgery > 1:
         some = pair.take(slice(surgery))
@@ -113,9 +113,8 @@ class _Folded:
         draws: name -> (K,), where there is one block.
     """
 
-    def __init__(self, parts: Iterable[tuple[int, dict[str, Tensor]]], particles: int):
-        sums: dict[int, dict[str, Tensor]] = {}
-        squares: dict[int, dict[str, Tensor]] = {}
+    def __init__(self, parts: Iterable[tuple[int, dict[str, Tensor]]]):
+        moments: dict[int, dict[str, measures.Moments]] = {}
         weights: dict[int, list[Tensor]] = {}
         single: dict[str, list[Tensor]] = {}
         for row, chunk in parts:
@@ -123,21 +122,16 @@ class _Folded:
             k, b = log_weight.shape
             weights.setdefault(row, []).append(log_weight)
             for name, v in chunk.items():
-                v = v.expand(k, *v.shape[1:]) if len(v) == 1 else v
-                for store, power in ((sums, v), (squares, v.square())):
-                    total = store.setdefault(row, {}).get(name)
-                    store[row][name] = power.sum(0) if total is None else total + power.sum(0)
+                v = v.expand(k, *v.shape[1:])
+                moments.setdefault(row, {}).setdefault(name, measures.Moments()).add(v)
                 if b == 1 and v.dim() == 2:
                     single.setdefault(name, []).append(v[:, 0])
         self.log_weight = torch.cat([torch.cat(w) for w in weights.values()], 1)
-        names = next(iter(sums.values()))
-        self.mean = {n: torch.cat([s[n] for s in sums.values()]) / particles for n in names}
-        second = {n: torch.cat([s[n] for s in squares.values()]) for n in names}
-        self.variance = {
-            n: (second[n] - particles * m.square()).clamp(min=0) / (particles - 1)
-            for n, m in self.mean.items()
-            if particles > 1
-        }
+        names = next(iter(moments.values()))
+        self.mean, self.variance = (
+            {n: torch.cat([getattr(m[n], of) for m in moments.values()]) for n in names}
+            for of in ("mean", "variance")
+        )
         self.draws = {n: torch.cat(v) for n, v in single.items()} if len(weights) == 1 else {}
 
     def estimate(self, name: str) -> Estimate:

@@ -16,6 +16,11 @@ from .surgery import Surgery
 DIGITS = 3  # decimals of nats
 
 
+def _known(name: str, part: str, doc: str) -> Any:
+    """A property that reads the value or the error of a named estimate: a float, or None."""
+    return property(lambda self: getattr(self.estimates[name], part), doc=doc)
+
+
 @dataclass(repr=False)
 class Evaluation(Result):
     """Averages over data of a pair's bounds, all in `unit` (nats per datum, or nats in all).
@@ -60,50 +65,15 @@ class Evaluation(Result):
 
     file_name: ClassVar[str] = "evaluation"
 
-    @property
-    def elbo(self) -> float | None:
-        """E_q[log p(x, z) - log q(z | x)]."""
-        return self.estimates["elbo"].value
-
-    @property
-    def elbo_se(self) -> float | None:
-        """Its standard error."""
-        return self.estimates["elbo"].se
-
-    @property
-    def reconstruction(self) -> float | None:
-        """E_q[log p(x | z)]."""
-        return self.estimates["reconstruction"].value
-
-    @property
-    def reconstruction_se(self) -> float | None:
-        """Its standard error."""
-        return self.estimates["reconstruction"].se
-
-    @property
-    def log_px(self) -> float | None:
-        """log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound on log p(x)."""
-        return self.estimates["log_px"].value
-
-    @property
-    def log_px_se(self) -> float | None:
-        """The standard error of its mean over data (which are taken as a sample)."""
-        return self.estimates["log_px"].se
-
-    @property
-    def gap(self) -> float | None:
-        """log p(x) - ELBO, from below."""
-        return self.estimates["gap"].value
-
-    @property
-    def gap_se(self) -> float | None:
-        """Its standard error."""
-        return self.estimates["gap"].se
-
-    @property
-    def bits_per_dim(self) -> float | None:
-        """-log₂ p(x) / D."""
-        return self.estimates["bits_per_dim"].value
+    elbo = _known("elbo", "value", "E_q[log p(x, z) - log q(z | x)].")
+    elbo_se = _known("elbo", "se", "Its standard error.")
+    reconstruction = _known("reconstruction", "value", "E_q[log p(x | z)].")
+    reconstruction_se = _known("reconstruction", "se", "Its standard error.")
+    log_px = _known("log_px", "value", "log 1/K Σ_k w_k, a lower bound on log p(x).")
+    log_px_se = _known("log_px", "se", "Its standard error over data, taken as a sample.")
+    gap = _known("gap", "value", "log p(x) - ELBO, from below.")
+    gap_se = _known("gap", "se", "Its standard error.")
+    bits_per_dim = _known("bits_per_dim", "value", "-log₂ p(x) / D.")
 
     @property
     def kl(self) -> dict[str, float]:
@@ -162,7 +132,7 @@ class Evaluation(Result):
         if e["bits_per_dim"]:
             row("  bits per dimension", e["bits_per_dim"], digits=4)
         if self.surgery is not None:
-            rows += self.surgery.rows()
+            rows += self.surgery.table().rows
         for name, units in self.active_units.items():
             width = f"of {len(self.kl_per_dim[name])}" if name in self.kl_per_dim else ""
             rows.append([f"active units of {name}", str(units), width])

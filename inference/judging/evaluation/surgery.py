@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...draws.sampler import strides
 from ...estimate import Estimate
+from ...results.result import Result
+from ...results.table import Table
 from ...weights import LogWeights, log_q_at
 
 
 @dataclass(frozen=True, repr=False)
-class Surgery:
+class Surgery(Result):
     """The mean divergence of N rows in two parts, with q(z) = 1/N Σ_i q(z | x_i).
 
     1/N Σ KL(q(z | x_i) || p(z)) = I(x; z) + KL(q(z) || p(z)),   0 <= I(x; z) <= log N
@@ -47,17 +50,16 @@ class Surgery:
             "surgery_n": self.n,
         }  # fmt: skip
 
-    def rows(self) -> list[list[str]]:
-        """The parts as lines of a table."""
+    def table(self) -> Table:
+        """A part to a line."""
         limit = f"{self.n:,} rows, at most {math.log(self.n):.2f}"
-        information = f"{self.mutual_information:.3f} ± {self.mutual_information_se:.3f}"
-        marginal = f"{self.marginal_kl:.3f} ± {self.marginal_kl_se:.3f}"
-        return [["KL = I(x; z)", information, limit], ["  + KL(q(z) || p(z))", marginal, ""]]
-
-    def __str__(self) -> str:
-        return "\n".join("  ".join(filter(None, row)) for row in self.rows())
-
-    __repr__ = __str__  # what a notebook shows
+        information = Estimate(self.mutual_information, self.mutual_information_se)
+        marginal = Estimate(self.marginal_kl, self.marginal_kl_se)
+        rows = [
+            ["KL = I(x; z)", information.number(3), limit],
+            ["  + KL(q(z) || p(z))", marginal.number(3), ""],
+        ]
+        return Table(["", "", ""], rows, left=(0, 2))
 
 
 def operate(
@@ -75,12 +77,11 @@ def operate(
         guide to average over data.
     """
     drawn = [q for q in weights.guide.values() if q.free and not q.observed]
-    priors = [p for p in weights.model.values() if not p.observed]
+    priors = {n: p for n, p in weights.model.items() if not p.observed}
     summed = any(name in weights.guide for p in weights.model.values() for name in p.sites)
     if len(weights.plates) != 1 or weights.plates[0].size < 2 or not drawn or summed:
         return None
-    zero = torch.zeros_like(weights.log_weight())
-    log_prior = sum((p.sum_to(weights.plates, weights.nesting) for p in priors), start=zero)
+    log_prior = weights.shared_sum(priors)
     log_q, log_aggregate = weights.log_q(), _log_aggregate(weights, guide, args, kwargs, rows)
     parts = (log_q - log_prior, log_q - log_aggregate, log_aggregate - log_prior)
     whole, information, marginal = (Estimate.of(p.detach().double().flatten()) for p in parts)
@@ -102,17 +103,15 @@ def _log_aggregate(
             drawn[name] = (q.value.reshape(shape), nesting + plate.dim)
     log_q = weights.log_q()
     total = torch.full((n,), -math.inf, device=log_q.device, dtype=log_q.dtype)
-    chunk = max(1, rows // n)
-    for start in range(0, n, chunk):
-        shifts = range(start, min(n, start + chunk))
+    for part in strides(n, max(1, rows // n)):
+        shifts = range(n)[part]
         values = {
             k: torch.stack([v.roll(-s, axis) for s in shifts]) if len(shifts) > 1
-            else v.roll(-start, axis)
+            else v.roll(-part.start, axis)
             for k, (v, axis) in drawn.items()
         }  # fmt: skip
         terms = log_q_at(guide, values, *args, particles=len(shifts), nesting=nesting, **kwargs)
-        zero = torch.zeros((len(shifts), n), device=log_q.device, dtype=log_q.dtype)
-        density = sum((q.sum_to(weights.plates).reshape(-1, n) for q in terms.values()), start=zero)
+        density = replace(weights, guide=terms).log_q().reshape(-1, n)
         for s, row in zip(shifts, density):  # (shift, x): z of row x + shift
             total = torch.logaddexp(total, row.roll(s))
     return (total - math.log(n)).reshape(log_q.shape)
