@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..pairs.arguments import rows_of, take_rows
+from ..randomness import DrawnAnew
 from ..weights import no_validation
 from .batches import Batches
 from .run import Run
-from .update import DrawnAnew, Variables, at_step, even_parts
+from .update import Variables, at_step, even_parts
 
 
 def held_out_values(

@@ -83,7 +83,7 @@ def posteriors(
             guide as it is.
     """
     if sets.local:
-        rows = chain.on(sets.args)
+        rows = replace(chain, args=sets.args, kwargs=dict.fromkeys(chain.kwargs, len(sets)))
         parts = list(sample(rows, draws, lambda chunk: _sites(chunk.weights), seed=seed))
         return {n: torch.cat([p[n] for p in parts]).transpose(0, 1) for n in parts[0]}
     if fitting is None:
