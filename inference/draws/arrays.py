@@ -14,7 +14,7 @@ from torch.distributions import Independent, kl_divergence
 from ..elbo.pieces import latent_of
 from ..pairs.gate import CheckedPair
 from ..weights import LogWeights, Term
-from ..weights.simulate import by_plate, is_computed, is_data, is_latent, pointwise, values
+from ..weights.simulation import by_plate, is_computed, is_data, is_latent, pointwise, values
 from .density import is_discrete, unconstrained
 from .sampler import Chunk, tensor_arguments
 

@@ -10,7 +10,7 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from ..weights import LogWeights, Term
-from ..weights.simulate import is_latent
+from ..weights.simulation import is_latent
 
 
 @dataclass

@@ -5,7 +5,7 @@ evaluation, ArviZ) is arithmetic on what `log_weights` returns.
 """
 
 from .run import PARTICLES, log_q_at, log_weights, no_validation, plate_nesting, stack
-from .simulate import dream, simulate
+from .simulation import dream, simulate
 from .sites import at
 from .terms import LogWeights, Plate, Term
 

@@ -101,7 +101,7 @@ def test_khat_and_ess(tree):
 def test_restarts_are_chains():
     many = fit_many(centred, AutoNormal(centred), DATA, fits=3, steps=200, compile=False)
     loss = to_datatree(many, DATA, draws=4).loss_trace.loss
-    assert loss.shape == (3, 100) and loss.step.values.tolist() == list(range(2, 201, 2))
+    assert loss.shape == (3, 50) and loss.step.values.tolist() == list(range(4, 201, 4))
     runs = [fitted(centred, AutoNormal, 50, seed=s) for s in range(2)]
     tree = to_datatree(runs, DATA, draws=50)
     assert tree.posterior.theta.shape == (2, 50, 8) and tree.loss_trace.loss.shape == (2, 50)
@@ -215,7 +215,7 @@ def test_chunks_bound_the_draws_per_run(run, monkeypatch):
         module, "log_weights", lambda *a, **k: seen.append(k.get("particles", 1)) or real(*a, **k)
     )
     to_datatree(run, DATA, draws=25, chunk=10)
-    assert seen == [10, 10, 5]
+    assert [k for k in seen if k > 2] == [10, 10, 5]  # two at a time are looks at the pair
 
 
 def test_names_can_be_given(run):
@@ -239,7 +239,7 @@ def test_plates_that_clash_with_names():
 
 
 def test_refusals(run, tmp_path):
-    with pytest.raises(ValueError, match="draws: expected at least 1"):
+    with pytest.raises(ValueError, match="draws: expected a whole number of at least 1"):
         to_datatree(run, DATA, draws=0)
     with pytest.raises(ValueError, match="groups: expected some of posterior"):
         to_datatree(run, DATA, groups=["postrior"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference.weights import log_weights, no_validation, plate_nesting, simulate
-from inference.weights.simulate import is_computed, is_data, is_latent, pointwise, values
+from inference.weights.simulation import is_computed, is_data, is_latent, pointwise, values
 
 X = torch.tensor([[0.3, -1.0], [0.7, 0.2], [-0.4, 1.5]]).double()  # (outer 3, inner 2)
 

@@ -371,7 +371,7 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["fit", "real-nvp", "--data", "one.csv"], ["at least 2 dimensions"]),
         (["fit", "made", "--pixels", "none"], ["binary"]),
         (["fit", "vae", "--elbo", "trece"], ["trece", "trace"]),
-        (["fit", "vae", "--elbo", "iwae:0"], ["K >= 1"]),
+        (["fit", "vae", "--elbo", "iwae:0"], ["particles", "at least 1"]),
         (["fit", "vae", "--elbo", "beta:-1"], ["beta", ">= 0"]),
         (["fit", "vae", "--elbo", "beta:1,warmpu=3"], ["warmup"]),
         (["fit", "vae", "--particles", "0"], ["--particles", "at least 1"]),

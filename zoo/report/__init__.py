@@ -8,10 +8,10 @@ no code here as long as it has some of `sample`, `reconstruct`, `encode`, `decod
 from .comparison import include_comparison
 from .diagnosis import include_diagnosis
 from .draw import Picture
+from .gallery import PICTURES, pictures
 from .images import image_grid
-from .metrics import Metric, as_json, metrics
+from .numbers import Metric, as_json, metrics
 from .page import Report, html, parts, write
-from .pictures import PICTURES, pictures
 from .subject import Subject
 
 __all__ = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from .draw import Picture
-from .metrics import Metric, as_json
+from .numbers import Metric, as_json
 from .theme import DARK, LIGHT, png
 
 SECTIONS = ("diagnosis", "comparison")  # that are put on a page later, each between two comments

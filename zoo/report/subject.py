@@ -15,7 +15,7 @@ from inference.judging.evaluation import Evaluation
 from inference.randomness import forked
 from inference.training.state import History
 from inference.weights import no_validation
-from inference.weights.simulate import simulate
+from inference.weights.simulation import simulate
 
 ROWS = 2_000  # most data in one picture
 

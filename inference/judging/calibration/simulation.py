@@ -14,7 +14,7 @@ from ...draws.sampler import sample, sample_each
 from ...pairs.gate import CheckedPair
 from ...training.many import fit_many
 from ...weights import LogWeights, Term
-from ...weights.simulate import is_computed, is_latent, values
+from ...weights.simulation import is_computed, is_latent, values
 
 Sites = dict[str, Tensor]
 

@@ -20,7 +20,7 @@ from ...pairs.gate import CheckedPair, admit_all
 from ...results.finding import Finding
 from ...results.result import Result
 from ...results.table import WIDTH, Table
-from ...weights.simulate import is_latent
+from ...weights.simulation import is_latent
 from . import checks, prediction
 from .coordinates import Blocks, blocks
 from .corrected import corrected_tree, correction

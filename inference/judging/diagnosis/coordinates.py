@@ -15,7 +15,7 @@ from ...draws.density import is_discrete, to_real
 from ...draws.sampler import Chunk, sample
 from ...pairs.gate import CheckedPair
 from ...weights import LogWeights
-from ...weights.simulate import is_latent
+from ...weights.simulation import is_latent
 
 
 @dataclass

@@ -19,7 +19,7 @@ from ...estimate import Estimate
 from ...pairs.gate import CheckedPair, admit
 from ...training.run import Run
 from ...weights import LogWeights
-from ...weights.simulate import is_latent
+from ...weights.simulation import is_latent
 from .evaluation import Evaluation
 from .surgery import Surgery, operate
 

@@ -56,7 +56,7 @@ def reached(
         yield finding("fixed", fixed[0])
     elif lost:
         at = fixed[0] if fixed else None
-        yield finding("cut" if nothing else "unused", at, lost=_first_names(lost))
+        yield finding("cut" if nothing and trains else "unused", at, lost=_first_names(lost))
 
 
 def unregistered(strangers: list[Tensor], trial: Trial) -> Iterable[Finding]:
