@@ -233,8 +233,8 @@ class Loop:
             run.eager_because = str(failure)
             self.bar.note(f"eager steps: {failure}")
             return eager, 1
-        run.eager_because = None
-        why = f"; not replayed: {step.not_replayed}" if step.not_replayed else ""
+        run.eager_because, run.not_replayed = None, step.not_replayed
+        why = f"; not replayed: {run.not_replayed}" if run.not_replayed else ""
         self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations){why}")
         return step, step.repeats
 

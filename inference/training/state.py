@@ -68,7 +68,8 @@ class Training:
         history: a row per log interval and validation: step, losses, seconds, held-out values.
         losses: every step's loss.
         seconds: of the loop, compiling included; `compile_seconds` of them on compiling.
-        compiled: whether the compiled step was used; `eager_because` says why not.
+        compiled: whether the compiled step was used; `eager_because` says why not, and
+            `not_replayed` why it is called from Python, once for each update.
         stopped: why the training ended before its last step, or None.
         best, best_step: the best held-out score and its step, None without validation.
         best_params: the tensors kept from that step.
@@ -88,6 +89,7 @@ class Training:
     compiled: bool = False
     compile_seconds: float = 0.0
     eager_because: str | None = None
+    not_replayed: str | None = None
     stopped: str | None = None
     best: Any = None
     best_step: int | None = None
