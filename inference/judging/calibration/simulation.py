@@ -96,7 +96,7 @@ def posteriors(
         )  # fmt: skip
         if many.stopped == "interrupted":
             raise KeyboardInterrupt
-        pair, params, buffers, own = many.first.pair_, many.params, many.buffers, 0
+        pair, params, buffers, own = many.first.pair_, many.params, many.variables.buffers, 0
     every = replace(chain, pair=pair, params=params, buffers=buffers, args=sets.args)
     vary = tuple(0 if i in sets.stacked else None for i in range(len(sets.args)))
     return sample_each(every, len(sets), draws, _sites, axes=(own, own, vary), seed=seed)

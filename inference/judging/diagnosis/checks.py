@@ -113,7 +113,9 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
     Source: Kallioinen et al. 2024, arXiv:2107.14054, by `arviz_stats.psense_summary`.
     """
     scalars = sum(math.prod(v.shape[2:]) for v in tree.posterior.data_vars.values())
-    local = tree.sample_stats.log_weight.ndim > 2
+    stats = tree.sample_stats.ds
+    weights = stats["log_weight" if "log_weight" in stats else "khat"]  # corrected draws have none
+    local = bool(set(weights.dims) - {"chain", "draw"})
     if local or scalars > LARGE or not tree.log_likelihood.data_vars:
         return None
     from arviz_stats import psense_summary
