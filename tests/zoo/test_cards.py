@@ -21,7 +21,8 @@ def prepared(entry):
     data = load(entry.data)
     if data.image_shape and entry.pixels != "none":
         data = load(entry.data, pixels=entry.pixels)
-    return data
+    labels = None if data.train_labels is None else data.train_labels[:500]
+    return dataclasses.replace(data, train=data.train[:500], train_labels=labels)
 
 
 @EACH
