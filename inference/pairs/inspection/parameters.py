@@ -56,7 +56,9 @@ def reached(
         yield finding("fixed", fixed[0])
     elif lost:
         at = fixed[0] if fixed else None
-        yield finding("cut" if nothing and trains else "unused", at, lost=_first_names(lost))
+        # a guide without parameters may judge a model whose module holds some that it does not use
+        cut = nothing and (trains or any(not n.startswith("model.") for n in lost))
+        yield finding("cut" if cut else "unused", at, lost=_first_names(lost))
 
 
 def unregistered(strangers: list[Tensor], trial: Trial) -> Iterable[Finding]:
