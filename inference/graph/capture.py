@@ -23,7 +23,7 @@ def cuda_graph(device: torch.device, body: Callable[[], None]) -> Callable[[], N
 
 
 class Launched:
-    """`launched(inputs, updates)` makes so many updates, each a call from Python.
+    """`launched(own, others, updates)` makes so many updates, each a call from Python.
 
     Args:
         run: from `compiled`, of a graph whose one output is the loss.
@@ -32,15 +32,16 @@ class Launched:
     """
 
     def __init__(self, run: Callable, inputs: Sequence[Tensor], own: int):
-        self.run, self.own = run, own
+        self.run = run
         self.dims = [t.dim() for t in inputs[own:]]
 
-    def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
+    def __call__(
+        self, own: Sequence[Tensor], others: Sequence[Tensor], updates: int | None = None
+    ) -> Tensor:
         """The losses, (updates, *loss), or the loss of one update where `updates` is None.
 
-        An input after the first `own` that has one more axis than its example is a row per update.
+        One of the others that has one more axis than its example is a row per update.
         """
-        own, others = inputs[: self.own], inputs[self.own :]
         losses = [
             self.run([*own, *(t[i] if t.dim() > d else t for t, d in zip(others, self.dims))])
             for i in range(updates or 1)
@@ -72,11 +73,12 @@ class Captured(Launched):
         self.mine = list(inputs[:own])
         self._captures: dict[Any, tuple[Callable[[], None], list[Tensor], Tensor]] = {}
 
-    def __call__(self, inputs: Sequence[Tensor], updates: int | None = None) -> Tensor:
+    def __call__(
+        self, own: Sequence[Tensor], others: Sequence[Tensor], updates: int | None = None
+    ) -> Tensor:
         """As `Launched`; variables other than the example's, as in a proof, are launched for."""
-        own, others = inputs[: self.own], inputs[self.own :]
         if any(a is not b for a, b in zip(own, self.mine)):
-            return super().__call__(inputs, updates)
+            return super().__call__(own, others, updates)
         n = updates or 1
         memory = tuple([t.data_ptr() for t in own])  # a variable may have moved since
         key = (n, memory, *((t.shape, t.dtype) for t in others))
@@ -93,7 +95,7 @@ class Captured(Launched):
         fixed = [t.clone() for t in others]
         kept = [t.clone() for t in self.mine]
 
-        launch = functools.partial(super().__call__, [*self.mine, *fixed], n)
+        launch = functools.partial(super().__call__, self.mine, fixed, n)
 
         def undo() -> None:
             for t, k in zip(self.mine, kept):

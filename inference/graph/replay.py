@@ -71,6 +71,7 @@ class Replay:
         if not all(t.is_contiguous() for t in inputs[own:]):
             raise NotReplayable("an input whose entries do not lie together")
         self._memory = [t.data_ptr() for t in inputs[:own]]
+        self._seen: Sequence[Tensor] | None = None  # whose memory was looked at last
         self._calls = calls  # alive as long as its pointers
         self._pointers = _array(ctypes.c_void_p, calls.pointers)
         self._functions = _array(ctypes.c_void_p, calls.functions)
@@ -78,26 +79,28 @@ class Replay:
         self._loop.restype = None
 
     def __call__(
-        self, inputs: Sequence[Tensor], updates: int | None = None, out: Tensor | None = None
+        self, own: Sequence[Tensor], others: Sequence[Tensor], updates: int | None = None
     ) -> Tensor:
         """The losses, (updates, *loss), or the loss of one update where `updates` is None.
 
-        An input after the first `own` that has one more axis than its example is a row per update.
-        The losses are written into `out` where it is given: contiguous, and of that shape.
+        Args:
+            own: the variables. Where they lie is looked up when another list is given than before.
+            others: one with one more axis than its example is a row per update.
+            updates: how many to make.
 
         Raises:
             ValueError: a variable has another shape, dtype or strides than when it was recorded.
         """
-        own = len(self._own)
-        memory = [t.data_ptr() for t in inputs[:own]]
-        if memory != self._memory:  # a variable has moved, or others are updated, as in the proof
-            self._point_to(inputs[:own])
-        losses = self.loss.new_empty(updates or 1, *self.loss.shape) if out is None else out
+        if own is not self._seen:  # variables may have moved, or others are meant, as in the proof
+            if [t.data_ptr() for t in own] != self._memory:
+                self._point_to(own)
+            self._seen, self._storages = own, [t.untyped_storage() for t in own]
+        losses = self.loss.new_empty(updates or 1, *self.loss.shape)
         places: list[int] = []  # in the table
         starts: list[int] = []  # what to write there
         steps: list[int] = []  # and how much to add after each update
         alive = []
-        for other, t in zip(self._others, inputs[own:]):
+        for other, t in zip(self._others, others):
             t = t.contiguous()
             alive.append(t)
             step = other.bytes if t.dim() > other.dim else 0

@@ -82,6 +82,7 @@ class Loop:
     valid_every: int | None = field(init=False)
     rate: Tensor = field(init=False)
     bar: Progress = field(init=False)
+    _compiled_steps: Sequence[CompiledStep] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         options = self.options = complete(self.options)
@@ -163,6 +164,8 @@ class Loop:
                     if options["callbacks"]:
                         with forked():
                             asked = [c(run) for c in options["callbacks"]]  # every one is called
+                        for compiled in self._compiled_steps:
+                            compiled.refresh()
                         if any(asked):
                             run.stopped = "a callback asked for it"
                             break
@@ -242,6 +245,7 @@ class Loop:
         """The compiled step of as many updates as suit the pair, tried and proved."""
         variables, n = self.run.variables, self._updates(left)
         steps = {id(u): CompiledStep(u, variables, self.rate, n) for u in self.moves}
+        self._compiled_steps = list(steps.values())
         order = self.batches.state()
         batch, shared = self.batches.next(n * len(self.moves))
         self.batches.restore(order)

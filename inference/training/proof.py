@@ -67,10 +67,10 @@ class Proof:
         self.tolerance = eps**0.5
 
     def hold(self, run: Callable, noise: Noise | None, together: bool) -> None:
-        """Compare `run(inputs, updates)` with the eager updates: a call for each, and one for all.
+        """Compare `run(own, others, updates)` with the eager updates: one by one, and in one call.
 
         Args:
-            run: compiled updates; its inputs are the variables, the rate, the batch and the noise.
+            run: compiled updates of variables and rate; the others are the batch and the noise.
             noise: the part of the noise that is an input, or None.
             together: whether several updates are to be made in one call too.
 
@@ -78,16 +78,16 @@ class Proof:
             Disproved: a loss or a variable differs.
         """
         n = len(self.rows)
-        drawn = None if noise is None else self._tape.noise.view(n, -1)
+        drawn = () if noise is None else self._tape.noise.view(n, -1)
         for several in (False, True) if together else (False,):
             variables = self.start.clone()
             own = [*variables.flat(), self.lr]
             with forked(SEED), torch.no_grad():
                 if several:
-                    losses = run([*own, *self._stacked(), *([] if drawn is None else [drawn])], n)
+                    losses = run(own, [*self._stacked(), *([drawn] if len(drawn) else [])], n)
                 else:
                     singly = [
-                        run([*own, *_tensors(row), *([] if drawn is None else [drawn[i]])], None)
+                        run(own, [*_tensors(row), *drawn[i : i + 1]], None)
                         for i, row in enumerate(self.rows)
                     ]
                     losses = torch.stack(singly)

@@ -88,6 +88,7 @@ class CompiledStep:
         self.seconds = 0.0
         self.nodes = 0
         self._ready: dict[Any, Callable] = {}
+        self._own: list[Tensor] | None = None
 
     def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
         """One call's losses: () when repeats is 1, else (repeats,)."""
@@ -98,7 +99,13 @@ class CompiledStep:
         run = self._ready.get(key)
         if run is None:
             run = self._prepare(key, batch, alone)
-        return run([*self.variables.flat(), self.lr, *tensors], None if repeats == 1 else repeats)
+        if self._own is None:
+            self._own = [*self.variables.flat(), self.lr]
+        return run(self._own, tensors, None if repeats == 1 else repeats)
+
+    def refresh(self) -> None:
+        """Look up at the next call where the variables lie: somebody else may have moved them."""
+        self._own = None
 
     def _prepare(self, key: Any, batch: tuple, alone: bool) -> Callable:
         """Trace, compile and prove the step for batches of one shape."""
@@ -160,11 +167,11 @@ def _with_noise(run: Callable, noise: Noise) -> Callable:
     """The same call with fresh noise for each of its updates."""
     several = {1: noise}
 
-    def drawn(inputs: list[Tensor], updates: int | None) -> Tensor:
+    def drawn(own: list[Tensor], others: list[Tensor], updates: int | None) -> Tensor:
         n = updates or 1
         if n not in several:
             several[n] = noise * n
-        return run([*inputs, several[n].draw()], updates)
+        return run(own, [*others, several[n].draw()], updates)
 
     return drawn
 

@@ -20,6 +20,10 @@ def update(inputs):
     return gap.square()
 
 
+def call(captured, inputs, updates=None):
+    return captured(inputs[:2], inputs[2:], updates)
+
+
 def tensors():
     return [torch.tensor(v) for v in (1.0, 0.1, 2.0, 3.0)]
 
@@ -36,7 +40,7 @@ def test_a_replay_makes_the_updates_in_order(shared):
             batch = inputs[2:] if shared else [b[i] for b in batches]
             rows.append(update([*expected[:2], *batch]))
     torch.manual_seed(3)
-    calls = [captured([*inputs[:2], *(inputs[2:] if shared else batches)], 5) for _ in range(2)]
+    calls = [captured(inputs[:2], inputs[2:] if shared else batches, 5) for _ in range(2)]
     assert torch.equal(torch.cat(calls), torch.stack(rows))
     assert torch.equal(inputs[0], expected[0])
 
@@ -44,7 +48,7 @@ def test_a_replay_makes_the_updates_in_order(shared):
 def test_one_update():
     inputs = tensors()
     torch.manual_seed(3)
-    loss = Captured(update, inputs, own=2, record=again)(inputs)
+    loss = call(Captured(update, inputs, own=2, record=again), inputs)
     torch.manual_seed(3)
     assert loss == update(tensors())
 
@@ -64,9 +68,9 @@ def test_a_variable_whose_storage_moved_is_captured_anew():
 
     captured = Captured(update, inputs, own=2, record=in_place)
     torch.manual_seed(3)
-    captured(inputs)
+    call(captured, inputs)
     inputs[0].set_(inputs[0].clone())
-    captured(inputs)
+    call(captured, inputs)
     torch.manual_seed(3)
     for _ in range(2):
         update(expected)
@@ -80,7 +84,7 @@ def test_other_variables_are_not_captured():
         raise AssertionError
 
     captured = Captured(update, inputs, own=2, record=refuse)
-    captured(others)
+    call(captured, others)
     assert inputs[0] == 1.0 and others[0] != 1.0
 
 
@@ -99,7 +103,7 @@ def test_what_cannot_be_captured_is_launched(record, why):
     captured = Captured(lambda i: update(i) + i[0], inputs, own=2, record=record)
     torch.manual_seed(3)
     with pytest.warns(UserWarning, match=f"one by one.*{why}"):
-        losses = captured(inputs, 4)
+        losses = call(captured, inputs, 4)
     torch.manual_seed(3)
     assert torch.equal(losses, torch.stack([update(expected) + expected[0] for _ in range(4)]))
     assert torch.equal(inputs[0], expected[0])

@@ -7,7 +7,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
-from inference import elbo, optim
+from inference import elbo, fit, optim
 from inference.graph import NotReplayable, Recorded, Replay, compiled, hoisted, traced
 from inference.graph.matmul import LARGE
 from inference.pairs.pair import Pair
@@ -32,30 +32,58 @@ def test_a_loop_is_so_many_calls():
     assert torch.equal(p, torch.arange(3.0))  # recording changes nothing
     q = p.clone()
     expected = torch.stack([moved(q, row) for row in x])
-    torch.testing.assert_close(run([p, x], updates=5), expected)
+    torch.testing.assert_close(run([p], [x], updates=5), expected)
     torch.testing.assert_close(p, q)
-    torch.testing.assert_close(run([p, x[2]]), moved(q, x[2]))
-    assert run([p, x[2]], updates=1).shape == (1,)
+    torch.testing.assert_close(run([p], [x[2]]), moved(q, x[2]))
+    assert run([p], [x[2]], updates=1).shape == (1,)
 
 
 def test_other_variables_are_updated_where_they_lie():
     p, other = torch.zeros(3), torch.full((3,), 2.0)
     run = replay(moved, p, torch.ones(3), own=1)
-    run([other, torch.ones(3)], updates=4)
+    run([other], [torch.ones(3)], updates=4)
     assert torch.equal(p, torch.zeros(3)) and torch.equal(other, torch.full((3,), 6.0))
 
 
 def test_a_variable_whose_storage_moved():
     p = torch.zeros(3)
     run = replay(moved, p, torch.ones(3), own=1)
-    run([p, torch.ones(3)])
+    run([p], [torch.ones(3)])
     before = p.view(3)
     p.set_(p.clone())
-    run([p, torch.ones(3)], updates=2)
+    run([p], [torch.ones(3)], updates=2)
     assert p.tolist() == [3.0] * 3 and before.tolist() == [1.0] * 3
     p.set_(torch.zeros(6)[::2])
     with pytest.raises(ValueError, match=r"variable 0 .* has changed"):
-        run([p, torch.ones(3)])
+        run([p], [torch.ones(3)])
+
+
+def test_memory_is_looked_up_when_another_list_is_given():
+    p = torch.zeros(3)
+    own = [p]
+    run = replay(moved, p, torch.ones(3), own=1)
+    run(own, [torch.ones(3)])
+    before = p.view(3)
+    p.set_(p.clone())
+    run(own, [torch.ones(3)])  # in memory that is still there
+    assert before.tolist() == [2.0] * 3 and p.tolist() == [1.0] * 3
+    run([p], [torch.ones(3)])
+    assert before.tolist() == [2.0] * 3 and p.tolist() == [2.0] * 3
+
+
+def test_a_callback_may_move_a_parameter():
+    def start_again(run):
+        if run.steps == 100:
+            for p in run.variables.params.values():
+                p.set_(torch.full_like(p, 0.25))
+
+    run = fit(
+        non_centred, AutoNormal(non_centred), (Y, SIGMA), steps=200, lr=1e-6, compile=True,
+        callbacks=[start_again], progress=False,
+    )  # fmt: skip
+    assert run.compiled and run.not_replayed is None
+    for p in run.variables.params.values():
+        torch.testing.assert_close(p, torch.full_like(p, 0.25), atol=1e-3, rtol=0)
 
 
 def test_variables_that_share_memory_are_not_recorded():
@@ -78,7 +106,7 @@ def test_a_failure_while_recording_is_a_reason(monkeypatch):
 def test_the_users_batch_is_never_written():
     p, x = torch.zeros(3), torch.ones(3)
     run = replay(moved, p, x, own=1)
-    run([p, torch.full((3,), 7.0)])
+    run([p], [torch.full((3,), 7.0)])
     assert torch.equal(x, torch.ones(3))
 
 
@@ -99,7 +127,7 @@ def test_products_and_solves_are_loops(upper, dtype):
     p = p[:, :1].clone()
     run = replay(function, p, a, b, own=1)
     q = p.clone()
-    torch.testing.assert_close(run([p, a, b]), function(q, a, b))
+    torch.testing.assert_close(run([p], [a, b]), function(q, a, b))
     torch.testing.assert_close(p, q)
 
 
@@ -122,7 +150,7 @@ def test_large_products(m, n, k):
     e, p = torch.randn(n, m), torch.zeros(m, n)
     run = replay(function, p, a, b, c, d, e, own=1)
     q, rest = p.clone(), [a, b, c, d, e]
-    torch.testing.assert_close(run([p, *rest]), function(q, *rest), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(run([p], rest), function(q, *rest), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-3)
 
 
@@ -135,7 +163,7 @@ def test_running_sums_are_loops(dim):
     p, x = torch.zeros(3, 4, 5), torch.randn(3, 4, 5)
     run = replay(function, p, x, own=1)
     q = p.clone()
-    torch.testing.assert_close(run([p, x]), function(q, x))
+    torch.testing.assert_close(run([p], [x]), function(q, x))
     torch.testing.assert_close(p, q)
 
 

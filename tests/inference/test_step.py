@@ -178,16 +178,16 @@ def test_the_proof_compares_everything_an_update_changes(place, name, dtype):
     rows = [(X.to(dtype) + i,) for i in range(3)]
     proof = Proof(update, variables, LR, rows)
 
-    def run(inputs, updates):
-        *flat, lr, x = inputs
+    def run(own, others, updates):
+        (*flat, lr), (x,) = own, others
         x = x if updates else x[None]
         losses = torch.stack([update(variables.like(flat), lr, (row,)) for row in x])
         return losses if updates else losses[0]
 
-    def wrong(inputs, updates):
-        losses = run(inputs, updates)
+    def wrong(own, others, updates):
+        losses = run(own, others, updates)
         if updates:
-            start, end = proof.start.flat()[place], inputs[place]
+            start, end = proof.start.flat()[place], own[place]
             end.add_(0.01 * (end - start) if end.is_floating_point() else 1)
         return losses
 
@@ -202,8 +202,8 @@ def test_the_proof_sees_a_batch_that_does_not_step():
     variables = Variables.start(update.pair, update.optimiser)
     proof = Proof(update, variables, LR, [(X + i,) for i in range(3)])
 
-    def run(inputs, updates):
-        *flat, lr, x = inputs
+    def run(own, others, updates):
+        (*flat, lr), (x,) = own, others
         x = x[:1].expand(3, -1, -1) if updates else x[None]
         losses = torch.stack([update(variables.like(flat), lr, (row,)) for row in x])
         return losses if updates else losses[0]
