@@ -44,15 +44,12 @@ class Estimate:
     def __bool__(self) -> bool:
         return self.value is not None
 
-    def known(self) -> float:
-        """The value.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.value is None:
-            raise ValueError(f"no estimate, because {self.because}.")
-        return self.value
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference, the two errors taken as independent."""
+        if self.value is None or other.value is None:
+            return Estimate.none(self.because or other.because)
+        se = None if self.se is None or other.se is None else math.hypot(self.se, other.se)
+        return Estimate(self.value - other.value, se)
 
     def number(self, digits: int | None = None, sign: str = "") -> str:
         """The value with its standard error, without a unit.
@@ -63,13 +60,13 @@ class Estimate:
         """
         if self.value is None:
             return f"no estimate, because {self.because}"
-        value = (
-            f"{self.value:{sign}.{digits}f}" if digits is not None else f"{self.value:{sign}.4g}"
+        of_value, of_error = (".4g", ".2g") if digits is None else (f".{digits}f",) * 2
+        value = f"{self.value:{sign}{of_value}}"
+        return (
+            f"{value} (one draw, no error)"
+            if self.se is None
+            else f"{value} ± {self.se:{of_error}}"
         )
-        if self.se is None:
-            return f"{value} (one draw, no error)"
-        se = f"{self.se:.{digits}f}" if digits is not None else f"{self.se:.2g}"
-        return f"{value} ± {se}"
 
     def __str__(self) -> str:
         return f"{self.number()} nats" if self else self.number()

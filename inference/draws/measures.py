@@ -20,19 +20,9 @@ ACTIVE = 0.01  # Var_x(E_q[z]) of a dimension in use; Burda et al. 2016, arXiv:1
 
 
 def elbo(log_weight: Tensor) -> Estimate:
-    """The mean of log weights (K, B) over draws and blocks, per block."""
-    return mean_over_data(log_weight.mean(0), log_weight)
-
-
-def mean_over_data(per_block: Tensor, draws: Tensor | None = None) -> Estimate:
-    """The mean of numbers per block (B,), with its error over blocks and draws together.
-
-    Args:
-        draws: (K, 1), what one block's number is the mean of: its error is then theirs.
-    """
-    if per_block.numel() > 1 or draws is None:
-        return Estimate.of(per_block.double())
-    return Estimate.of(draws.reshape(-1).double())
+    """The mean of log weights (K, B) per block, with its error over blocks and draws together."""
+    per_block = log_weight.mean(0)
+    return Estimate.of((per_block if len(per_block) > 1 else log_weight[:, 0]).double())
 
 
 def log_evidence(log_weight: Tensor) -> Tensor:
