@@ -51,22 +51,19 @@ class Estimate:
         se = None if self.se is None or other.se is None else math.hypot(self.se, other.se)
         return Estimate(self.value - other.value, se)
 
-    def number(self, digits: int | None = None, sign: str = "") -> str:
+    def number(self, digits: int | None = None) -> str:
         """The value with its standard error, without a unit.
 
         Args:
             digits: decimals of both; by default four significant ones, and two of the error.
-            sign: "+" to write the sign of positive values too.
         """
         if self.value is None:
             return f"no estimate, because {self.because}"
-        of_value, of_error = (".4g", ".2g") if digits is None else (f".{digits}f",) * 2
-        value = f"{self.value:{sign}{of_value}}"
-        return (
-            f"{value} (one draw, no error)"
-            if self.se is None
-            else f"{value} ± {self.se:{of_error}}"
-        )
+        formats = (".4g", ".2g") if digits is None else (f".{digits}f", f".{digits}f")
+        value = format(self.value, formats[0])
+        if self.se is None:
+            return f"{value} (one draw, no error)"
+        return f"{value} ± {format(self.se, formats[1])}"
 
     def __str__(self) -> str:
         return f"{self.number()} nats" if self else self.number()

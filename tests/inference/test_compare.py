@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -18,8 +17,6 @@ from inference import elbo, fit
 from inference.judging.comparison import Comparison, compare
 from inference.testing.toys import GlobalLocal, LinearGaussian, Switch
 from zoo.vae import VAE
-
-matplotlib.use("Agg")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +120,6 @@ def test_figure(found):
     for axes in (snr, variance):
         assert axes.get_xscale() == axes.get_yscale() == "log"
     assert len(efficiency.patches) == 16 and len(layers.lines) == 8
-    matplotlib.pyplot.close(drawn)
 
 
 def test_written_and_read_again(found, tmp_path):

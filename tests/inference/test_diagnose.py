@@ -13,11 +13,12 @@ from schools import NAMES, SIGMA, Y, centred, centred_mean_field, non_centred, r
 from torch import nn
 
 from inference import elbo, fit, fit_many, make_guide, to_datatree
+from inference.draws.measures import evidence_error, log_evidence
 from inference.draws.psis import khat
 from inference.judging.diagnosis import amortization_gap, diagnose
+from inference.judging.diagnosis.checks import leave_one_out
 from inference.judging.diagnosis.coordinates import blocks
-from inference.judging.diagnosis.matching import correct, resampled
-from inference.judging.diagnosis.prediction import leave_one_out
+from inference.judging.diagnosis.correction import correct, resampled
 from inference.judging.diagnosis.tail import good_khat, tail_divergence
 from inference.pairs.gate import admit
 from zoo.data import load
@@ -134,7 +135,7 @@ def test_moved_draws_are_weighted_against_the_mixture():
         c = correct(first, second, 0.7)
     assert bool(c.moved) and float(c.khat) < 0.5 and float(c.khat_before) > 0.5
     evidence = -0.5 * math.log(2 * math.pi)
-    assert abs(float(c.log_evidence) - evidence) < 5 * float(c.log_evidence_se)
+    assert abs(float(log_evidence(c.raw)) - evidence) < 5 * float(evidence_error(c.raw))
     mean, sd = c.moments()
     assert (mean.abs() < 0.1).all() and (abs(sd - 1) < 0.1).all()
     assert resampled(c, 100).shape == (100, 1, 2)

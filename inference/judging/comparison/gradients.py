@@ -1,4 +1,4 @@
-"""Many independent gradients of one estimator at once: batched by `torch.vmap`, or compiled.
+"""Independent gradients of one estimator, by `torch.vmap` or compiled; groups of parameters.
 
 Compiled on a CPU, the kernels of one draw are recorded and repeated by a loop of C, where that can
 be (`inference.graph.replay`), each thread with draws of its own; else the batch is compiled.
@@ -7,9 +7,11 @@ be (`inference.graph.replay`), each thread with draws of its own; else the batch
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from ...elbo import Estimator
 from ...graph import NotReplayable, Replay, TraceFailure, compiled, hoisted, traced
+from ...pairs.gate import CheckedPair
 from ...pairs.pair import Pair
 from ...randomness import DrawnAnew, forked
 from ...weights import no_validation
@@ -63,18 +66,17 @@ class Gradients:
         self.kwargs, self.reference = dict(kwargs or {}), reference
         self.params = {k: v.detach() for k, v in (params or pair.params).items()}
         self.buffers = dict(pair.buffers if buffers is None else buffers)
-        self.slices, end = {}, 0
-        for name, p in self.params.items():
-            self.slices[name] = slice(end, end + p.numel())
-            end += p.numel()
+        self.device = next(iter(self.params.values())).device
+        self.slices = _columns(self.params)
         self.replicates = 2 if replicates is None else replicates
         self.seconds: list[float] = []
         self.note: str | None = None
         self.how = "batched"
-        self._run: Callable[[], Tensor] = self._batched
+        self._run: Callable[[], Tensor] = lambda: self._function(*self.params.values())
         self._choose_batching()
         if replicates is None:
-            room = NUMBERS.get(self._device().type, 2**24) // (end + self._saved_floats())
+            floats = self._saved_floats() + sum(p.numel() for p in self.params.values())
+            room = NUMBERS.get(self.device.type, 2**24) // floats
             self.replicates = max(1, min(draws, room))
         if compile:
             self._compile()
@@ -100,23 +102,20 @@ class Gradients:
 
     def _objective(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the surrogate and the value."""
-        with no_validation(), self.pair.bind(params, self.buffers):
-            pair, options = self.pair, {"nesting": self.pair.nesting, **self.kwargs}
-            options["full_sizes"] = self.pair.full_sizes
+        pair, estimator = self.pair, self.estimator
+        given = (pair.model, pair.guide, *self.args)
+        options = {"nesting": pair.nesting, **self.kwargs, "full_sizes": pair.full_sizes}
+        with no_validation(), pair.bind(params, self.buffers):
             if self.reference:
-                surrogate = self.estimator.reference(pair.model, pair.guide, *self.args, **options)
+                surrogate = estimator.reference(*given, **options)
                 return surrogate, surrogate.detach()
-            value, surrogate = self.estimator.value_and_surrogate(
-                pair.model, pair.guide, *self.args, **options
-            )
+            value, surrogate = estimator.value_and_surrogate(*given, **options)
         return surrogate, value
 
-    def _batched(self) -> Tensor:
-        return self._function(*self.params.values())
-
     def _function(self, *flat: Tensor) -> Tensor:
+        """Values and gradients side by side: (R, 1 + P)."""
         params = dict(zip(self.params, flat))
-        count = torch.zeros(self.replicates, device=self._device())
+        count = torch.zeros(self.replicates, device=self.device)
 
         def one(_: Tensor) -> Tensor:
             grads, value = torch.func.grad(self._objective, has_aux=True)(params)
@@ -152,9 +151,6 @@ class Gradients:
             self._objective(leaves)
         return sum(sizes.values())
 
-    def _device(self) -> torch.device:
-        return next(iter(self.params.values())).device
-
     def _choose_batching(self) -> None:
         """Run a batch of two; a pair that `vmap` cannot batch is run draw by draw."""
         wanted, self.replicates = self.replicates, min(2, self.replicates)
@@ -163,14 +159,14 @@ class Gradients:
         except ValueError:
             raise
         except Exception as error:
-            first = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+            first = next(iter(str(error).strip().splitlines()), "")[:160]
             self.note = f"draws one by one: {type(error).__name__}: {first}"
             self.how, self._run = "one by one", self._one_by_one
             self._run()
         self.replicates = wanted
 
     def _compile(self) -> None:
-        if self._device().type == "cpu":
+        if self.device.type == "cpu":
             try:
                 return self._record()
             except (NotReplayable, TraceFailure):
@@ -217,7 +213,7 @@ class Gradients:
         self._run, self.how, self.note = drawn, "recorded", None
 
     def _wait(self) -> None:
-        if self._device().type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
@@ -230,3 +226,65 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some columns of a gradient: a half ("model", "guide", "shared"), or a module of one."""
+
+    name: str
+    half: str
+    columns: Tensor
+
+
+def halves_of(pair: CheckedPair) -> dict[str, str]:
+    """Parameter -> "model", "guide" or "shared"; those that change nothing are left out.
+
+    A parameter belongs to the half that its value changes: the guide's draws and densities, or
+    the model's densities at fixed draws. Those that change both are "shared".
+    """
+    leaves = {k: p.detach().requires_grad_() for k, p in pair.params.items()}
+    with forked(), torch.enable_grad(), replace(pair, params=leaves).bound():
+        drawn = pair.weights(vectorized=True, model_values=lambda _, value: value.detach())
+    in_model = _touched(list(drawn.model.values()), leaves, values=False)
+    in_guide = _touched(list(drawn.guide.values()), leaves, values=True)
+    half = dict.fromkeys(in_model, "model") | dict.fromkeys(in_guide, "guide")
+    half |= dict.fromkeys(in_model & in_guide, "shared")
+    return {k: half[k] for k in pair.params if k in half}
+
+
+def groups_of(pair: CheckedPair) -> list[Group]:
+    """The halves first, then every module of each half, in the order of the parameters."""
+    half_of = halves_of(pair)
+    columns = {n: torch.arange(s.start, s.stop) for n, s in _columns(pair.params).items()}
+    members: dict[tuple[str, str], list[Tensor]] = {}  # (half, module), the half as the first
+    halves = [h for h in ("model", "guide", "shared") if h in half_of.values()]
+    for half in halves:
+        members[half, half] = [columns[n] for n, h in half_of.items() if h == half]
+    for name, half in half_of.items():
+        module = name.rpartition(".")[0] or name
+        if module != half:  # such a module is the half, and has its columns already
+            members.setdefault((half, module), []).append(columns[name])
+    modules = [module for half, module in members if half != module]
+    return [
+        Group(f"{module} ({half})" if modules.count(module) > 1 else module, half, torch.cat(parts))
+        for (half, module), parts in members.items()
+    ]
+
+
+def _touched(terms: list, leaves: Mapping[str, Tensor], values: bool) -> set[str]:
+    """Names of the parameters that some log density (and value) depends on."""
+    outputs = [t.log_prob for t in terms]
+    if values:
+        outputs += [t.value for t in terms if torch.is_tensor(t.value)]
+    outputs = [o.sum() for o in outputs if o.requires_grad]
+    if not outputs:
+        return set()
+    grads = torch.autograd.grad(sum(outputs), list(leaves.values()), allow_unused=True)
+    return {name for name, g in zip(leaves, grads) if g is not None}
+
+
+def _columns(params: Mapping[str, Tensor]) -> dict[str, slice]:
+    """Parameter -> its place among all, side by side."""
+    ends = list(itertools.accumulate((p.numel() for p in params.values()), initial=0))
+    return {name: slice(a, b) for name, (a, b) in zip(params, itertools.pairwise(ends))}

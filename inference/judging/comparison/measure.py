@@ -21,8 +21,7 @@ from ...pairs.gate import CheckedPair, admit, refuse_unbroadcast
 from ...pairs.options import check_options
 from ...randomness import forked
 from ...weights import LogWeights, log_weights
-from .gradients import Gradients
-from .groups import Group, groups_of
+from .gradients import Gradients, Group, groups_of
 from .result import VARIABLES, Comparison
 
 WORTH_COMPILING = 5.0  # seconds of batched draws ahead, per estimator
@@ -89,7 +88,7 @@ def compare(
         _in_turn(m.batches() for m in measured)
         _in_turn(m.time() for m in measured)
         truth = _reference(place, reference, seed)
-    return _dataset(place, list(estimators), measured, truth, draws)
+    return _dataset(place, measured, truth, draws)
 
 
 @dataclass
@@ -111,16 +110,15 @@ class Place:
 
 def _place(model: Any, guide: Any, batch: Any) -> Place:
     given = (model,) if guide is None else (model, guide)
-    found = admit(*given, batch, who="compare")
-    if not found.params:
+    pair = admit(*given, batch, who="compare")
+    if not pair.params:
         raise ValueError("compare: the pair has no parameters, so there is no gradient to measure.")
-    pair = copy.copy(found.pair)
-    pair.full_sizes = {}
-    found = dataclasses.replace(found, pair=pair)
-    with found.ready(0):
-        weights = found.weights(1)
-        label = label_of(*conditions(found, weights))
-    return Place(found, groups_of(found), max(1.0, weights.data_size), label)
+    pair = dataclasses.replace(pair, pair=copy.copy(pair.pair))
+    pair.pair.full_sizes = {}
+    with pair.ready(0):
+        weights = pair.weights(1)
+        label = label_of(*conditions(pair, weights))
+    return Place(pair, groups_of(pair), max(1.0, weights.data_size), label)
 
 
 class EstimatorDraws:
@@ -128,13 +126,13 @@ class EstimatorDraws:
 
     def __init__(self, place: Place, estimator: Estimator, draws: int, seed: int):
         self.place, self.estimator, self.draws, self.seed = place, estimator, draws, seed
-        self.own = self._sampler(False)
+        self.own = self._sampler()
         rows = self.own(seed)[1]  # a first call allocates
         self.other = None  # draws as many at once, with the same noise
         if estimator.follows_bound:
-            self.other = self._sampler(True, replicates=self.own.replicates)
-            if torch.equal(rows, self.other(seed)[1]):
-                self.other = None  # the same gradient, draw by draw
+            other = self._sampler(reference=True, replicates=self.own.replicates)
+            if not torch.equal(rows, other(seed)[1]):  # else the same gradient, draw by draw
+                self.other = other
         self.values, self.gradients = Moments(), Moments()
         self.gap, self.along = Moments(), Moments()
 
@@ -146,39 +144,36 @@ class EstimatorDraws:
 
     def compile(self) -> None:
         """Draw by compiled code from now on."""
-        self.own = self._sampler(False, compile=True)
+        self.own = self._sampler(compile=True)
         self.own(self.seed)
         if self.other is not None:
-            self.other = self._sampler(True, compile=True, replicates=self.own.replicates)
+            replicates = self.own.replicates
+            self.other = self._sampler(reference=True, compile=True, replicates=replicates)
 
-    def _sampler(
-        self, reference: bool, compile: bool = False, replicates: int | None = None
-    ) -> Gradients:
+    def _sampler(self, **options: Any) -> Gradients:
         pair = self.place.pair
         return Gradients(
             pair.pair, self.estimator, pair.args, pair.kwargs, params=pair.params,
-            buffers=pair.buffers, draws=(self.draws + 1) // 2, reference=reference,
-            compile=compile, replicates=replicates,
+            buffers=pair.buffers, draws=(self.draws + 1) // 2, **options,
         )  # fmt: skip
 
     def batches(self) -> Iterator[None]:
         """Draw one batch per step: half of them to find the gradient's bias, half to measure it."""
         unit: Tensor | None = None
         for half in (0, 1):
-            done = 0
-            while done < self.draws / 2:
+            start = self.values.n
+            while self.values.n - start < self.draws / 2:
                 self.seed += 1
                 value, rows = self.own(self.seed)
                 self.values.add(value / self.place.rows)
                 self.gradients.add(rows / self.place.rows)
-                done += len(rows)
                 if self.other is not None:
                     apart = (rows - self.other(self.seed)[1]).double() / self.place.rows
-                    if half == 0:
+                    if half == 1 and unit is None:
+                        unit = _directions(self.place.groups, self.gap.mean)
+                    if unit is None:
                         self.gap.add(apart)
                     else:
-                        if unit is None:
-                            unit = _directions(self.place.groups, self.gap.mean)
                         self.along.add(apart @ unit)
                 yield
 
@@ -229,18 +224,18 @@ def _directions(groups: list[Group], gap: Tensor) -> Tensor:
 # ---------------------------------------------------------------- log p(x)
 
 
-def _reference(place: Place, given: Any, seed: int) -> tuple[str, float, float]:
-    """(name, log p(x), its standard error), summed over the batch, in nats."""
+def _reference(place: Place, given: Any, seed: int) -> tuple[str, Estimate]:
+    """Find log p(x) of the batch, summed: in which way, and its estimate."""
     if given is not None:
         value, se = given if isinstance(given, tuple) else (given, 0.0)
-        return "given by the user", float(value), float(se)
-    exact = _by_enumeration(place)
+        return "given by the user", Estimate(float(value), float(se))
+    exact = _by_enumeration(place.pair)
     if exact is not None:
-        return "exact sum over the discrete latents", exact, 0.0
+        return "exact sum over the discrete latents", Estimate(exact, 0.0)
     with place.pair.ready(seed):
         because = missing_density(place.pair.weights(2))
     if because:
-        return because, math.nan, math.nan
+        return because, Estimate.none(because)
     particles, repeats = TIGHT
     tight, values = IWAE(particles), []
 
@@ -250,32 +245,27 @@ def _reference(place: Place, given: Any, seed: int) -> tuple[str, float, float]:
     try:
         for i in range(repeats):
             parts, weights = zip(*sample(place.pair, particles, log_w, seed=[seed, i]))
-            values.append(float(weights[0].total(tight.per_datum(torch.cat(parts)))))
+            values.append(weights[0].total(tight.per_datum(torch.cat(parts))))
     except ValueError as refusal:
-        return str(refusal), math.nan, math.nan
-    name = f"IWAE({particles}), a lower bound, mean of {repeats} draws"
-    value, se = Estimate.of(torch.tensor(values, dtype=torch.float64))
-    return name, value or math.nan, se or 0.0
+        return str(refusal), Estimate.none(str(refusal))
+    found = Estimate.of(torch.stack(values).double())
+    return f"IWAE({particles}), a lower bound, mean of {repeats} draws", found
 
 
-def _by_enumeration(place: Place) -> float | None:
+def _by_enumeration(pair: CheckedPair) -> float | None:
     """log p(x) where the model's latents are few and discrete, else None."""
-    with place.pair.ready(0):
-        weights = place.pair.weights(vectorized=True)
-    latents = [t for t in weights.guide.values() if not t.observed]
-    states = 1
-    for term in latents:
-        if not getattr(term.fn, "has_enumerate_support", False) or term.fn.event_dim:
-            return None
-        states *= len(term.fn.enumerate_support(expand=False))
-    if states > 2**16:
-        return None
-
-    def nothing(*args: Any, **kwargs: Any) -> None:
-        pass
-
-    pair = place.pair
     with pair.ready(0):
+        latents = [t for t in pair.weights(vectorized=True).guide.values() if not t.observed]
+        if not all(getattr(t.fn, "has_enumerate_support", False) for t in latents):
+            return None
+        if any(t.fn.event_dim for t in latents):
+            return None
+        if math.prod(len(t.fn.enumerate_support(expand=False)) for t in latents) > 2**16:
+            return None
+
+        def nothing(*args: Any, **kwargs: Any) -> None:
+            pass
+
         alone = log_weights(pair.model, nothing, *pair.args, nesting=pair.nesting, **pair.kwargs)
     return float(alone.elbo()) if all(t.observed for t in alone.model.values()) else None
 
@@ -284,10 +274,11 @@ def _by_enumeration(place: Place) -> float | None:
 
 
 def _dataset(
-    place: Place, estimators: list[Estimator], measured: list[EstimatorDraws],
-    truth: tuple[str, float, float], draws: int,
-) -> Comparison:  # fmt: skip
-    name, log_px, log_px_se = truth[0], truth[1] / place.rows, truth[2] / place.rows
+    place: Place, measured: list[EstimatorDraws], truth: tuple[str, Estimate], draws: int
+) -> Comparison:
+    estimators = [m.estimator for m in measured]
+    unit = "nats per datum" if place.rows > 1 else "nats"
+    log_px, log_px_se = ((math.nan if v is None else v) / place.rows for v in truth[1])
     found = [m.numbers() for m in measured]
     for numbers in found:
         numbers["bias"] = numbers["value"] - log_px
@@ -296,10 +287,11 @@ def _dataset(
     for variable, (long_name, own) in VARIABLES.items():
         column = [numbers[variable] for numbers in found]
         dims = ("estimator", "group") if isinstance(column[0], list) else ("estimator",)
-        units = own or ("nats per datum" if place.rows > 1 else "nats")
-        data[variable] = (dims, column, {"long_name": long_name, "units": units})
+        data[variable] = (dims, column, {"long_name": long_name, "units": own or unit})
+    names = [repr(e) for e in estimators]
+    earlier = [names[:i].count(n) for i, n in enumerate(names)]
     coords = {
-        "estimator": _unique([repr(e) for e in estimators]),
+        "estimator": [f"{n} #{k + 1}" if k else n for n, k in zip(names, earlier)],
         "group": [g.name for g in place.groups],
         "particles": ("estimator", [e.particles for e in estimators]),
         "kind": ("estimator", [type(e).__name__ for e in estimators]),
@@ -308,25 +300,11 @@ def _dataset(
         "is_half": ("group", [g.name == g.half for g in place.groups]),
         "parameters": ("group", [len(g.columns) for g in place.groups]),
     }
-    notes = [f"{e!r}: {m.own.note}" for e, m in zip(estimators, measured) if m.own.note]
+    notes = [f"{m.estimator!r}: {m.own.note}" for m in measured if m.own.note]
     attrs = {
-        "unit": "nats per datum" if place.rows > 1 else "nats",
-        "reference": name,
-        "label": place.label,
-        "log_px": log_px,
-        "log_px_se": log_px_se,
-        "draws": draws,
-        "device": str(place.pair.device),
-        "how": ", ".join(dict.fromkeys(m.own.how for m in measured)),
-        "notes": "; ".join(notes),
-    }
+        "unit": unit, "reference": truth[0], "label": place.label,
+        "log_px": log_px, "log_px_se": log_px_se,
+        "draws": draws, "device": str(place.pair.device),
+        "how": ", ".join(dict.fromkeys(m.own.how for m in measured)), "notes": "; ".join(notes),
+    }  # fmt: skip
     return Comparison(data, coords, attrs).recommended()
-
-
-def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    out = []
-    for n in names:
-        seen[n] = seen.get(n, 0) + 1
-        out.append(n if seen[n] == 1 else f"{n} #{seen[n]}")
-    return out

@@ -146,15 +146,13 @@ class Comparison(Result, xr.Dataset):
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write comparison.nc, .txt, .csv and .png into a folder, and return their paths."""
-        import matplotlib.pyplot as plt
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         nc, txt, csv, png = (folder / f"comparison.{end}" for end in ("nc", "txt", "csv", "png"))
         self.to_nc(nc)
         txt.write_text(f"{self}\n", encoding="utf-8")
         self.to_csv(csv)
-        plt.close(self.plot(png))
+        self.plot(png)
         return [nc, txt, csv, png]
 
     def to_nc(self, path: str | Path) -> None:

@@ -21,12 +21,11 @@ from ...results.finding import Finding
 from ...results.result import Result
 from ...results.table import WIDTH, Table
 from ...weights.simulation import is_latent
-from . import checks, prediction
+from . import checks
 from .coordinates import Blocks, blocks
-from .corrected import corrected_tree, correction
+from .correction import Correction, achieved, against, correct, corrected_tree
 from .gap import Gaps, amortization_gap
-from .matching import Correction, correct
-from .tail import against, good_khat, importance
+from .tail import good_khat, importance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,10 +69,10 @@ class Diagnosis(Result):
         return self.verdict == "trust"
 
     def __getitem__(self, name: str) -> Finding:
-        for finding in self.findings:
-            if finding.name == name:
-                return finding
-        raise KeyError(f"{name!r}: there is {', '.join(f.name for f in self.findings)}.")
+        named = {f.name: f for f in self.findings}
+        if name not in named:
+            raise KeyError(f"{name!r}: there is {', '.join(named)}.")
+        return named[name]
 
     @property
     def headline(self) -> str:
@@ -110,9 +109,9 @@ class Diagnosis(Result):
 
     def figures(self) -> dict[str, Figure]:
         """The figures that belong to the findings, by name."""
-        from .pictures import figures
+        from ..pictures import of_diagnosis
 
-        return figures(self)
+        return of_diagnosis(self)
 
 
 def diagnose(
@@ -164,20 +163,21 @@ def diagnose(
     local = bool(two.plates)
     size = sum(t.value.numel() for t in two.model.values() if torch.is_tensor(t.value)) // 2
     draws = draws or (1_000 if local else 4_000)
-    groups: Sequence[str] = GROUPS
-    if draws * size * len(sources) > VALUES:
-        groups = tuple(g for g in GROUPS if "predictive" not in g)
+    large = draws * size * len(sources) > VALUES
+    groups = [g for g in GROUPS if not (large and "predictive" in g)]
     names: dict[str, Any] = {"coords": coords, "dims": dims}
     tree = to_datatree(run, *data, draws=draws, groups=groups, seed=seed, **names)
     weighed = draws if local else max(draws, min(WEIGHED, VALUES // max(1, size)))
 
-    best = _best(tree)
+    log_weight = tree.sample_stats.log_weight
+    best = int(log_weight.mean("draw").sum(log_weight.dims[2:]).values.argmax())  # by its ELBO
     with sources[best].ready(seed):
         two = sources[best].weights(min(draws, SEEN))
     because = missing_density(two) or missing_spread(two)
     found: list[Finding | None] = []
     evidence: dict[str, Any] = {"best": best, "image_shape": image_shape}
     corrections: dict[int, tuple[Blocks, Correction]] = {}
+    corrected = how = gaps = pointwise = None
     if because:
         text = f"no estimate, because {because}."
         found.append(Finding.of("importance weights", text, False, True))
@@ -190,43 +190,40 @@ def diagnose(
             found.append(importance(drawn.log_p - drawn.log_q, drawn))
             evidence |= {"blocks": drawn, "corrections": corrections}
         except ValueError as why:
-            found.append(importance(prediction.log_weights(tree, best), None, str(why)))
+            corrections = {}
+            found.append(importance(checks.log_weights(tree, best), None, str(why)))
     found.append(checks.restarts(tree))
-    corrected = how = None
     if corrections:
-        said, how, usable = correction(corrections, best, weighed)
-        found.append(said)
+        finding, how, usable = achieved(corrections, best, weighed)
+        found.append(finding)
         if how:
             found.append(against(*corrections[best]))
-            kept = {i: c for i, c in corrections.items() if i in usable}
+            kept = {i: corrections[i] for i in usable}
             corrected = corrected_tree(sources, kept, draws, groups, tree, seed, names)
-    gaps = None
     if local and gap:
         try:
             gaps = amortization_gap(sources[best], gap, seed=seed)
-            found.append(_gap(gaps))
+            found.append(checks.amortisation(gaps))
         except ValueError as why:
             found.append(Finding.of("amortisation gap", f"not looked for: {why}."))
     if local:
         found.append(checks.collapse(tree, best, _rates(sources[best], seed)))
-    pointwise = prediction.evidence(tree, best) if local and not because else None
-    if not because and (loo := prediction.leave_one_out(tree)) is not None:
-        found.append(loo[0])
-        pointwise = loo[1]
-    if pointwise is not None:
-        said, places = prediction.worst_data(pointwise)
-        found.append(said)
-        evidence |= {"pointwise": pointwise, "worst": places}
     best_tree = tree if corrected is None else corrected
-    found.append(prediction.predictive(best_tree))
-    if not because and (pit := prediction.loo_pit(tree, seed)) is not None:
-        found.append(pit[0])
-        evidence["pit"] = pit[1]
     if not because:
-        found.append(checks.sensitivity(best_tree))
-    run_ = sources[best].run
-    if run_ is not None:
-        found.append(checks.convergence(run_.losses, run_.unit))
+        left_out, pointwise = checks.leave_one_out(tree)
+        found.append(left_out)
+        if left_out is None and local:
+            pointwise = checks.evidence(tree, best)
+    if pointwise is not None:
+        finding, places = checks.worst_data(pointwise)
+        found.append(finding)
+        evidence |= {"pointwise": pointwise, "worst": places}
+    found.append(checks.predictive(best_tree))
+    if not because:
+        finding, evidence["pit"] = checks.loo_pit(tree, seed)
+        found += [finding, checks.sensitivity(best_tree)]
+    if (fitted := sources[best].run) is not None:
+        found.append(checks.convergence(fitted.losses, fitted.unit))
     findings = [f for f in found if f is not None]
     reasons = [f"{f.name}: {f.what}" for f in findings if f.decides and f.good is False]
     verdict = "trust"
@@ -235,28 +232,10 @@ def diagnose(
     return Diagnosis(verdict, reasons, findings, tree, corrected, how, gaps, evidence)
 
 
-def _best(tree: xr.DataTree) -> int:
-    """The restart with the highest ELBO."""
-    lw = tree.sample_stats.log_weight
-    total = lw.mean("draw").sum([d for d in lw.dims if d not in ("chain", "draw")])
-    return int(total.values.argmax())
-
-
-def _gap(gaps: Gaps) -> Finding:
-    a, b = gaps.amortization, gaps.approximation
-    small = a.known() < max(3 * (a.se or 0.0), 0.1)
-    advice = "" if small else ": a wider encoder or more training would help"
-    if b.known() > max(3 * (b.se or 0.0), 0.1, a.known()):
-        advice += "; the family costs more than the network: try a richer guide"
-    return Finding.of("amortisation gap", f"{gaps}{advice}.", small, False, gaps.to_dict())
-
-
 def _rates(pair: CheckedPair, seed: int) -> dict[str, float]:
     """E_q[log q - log p] of every latent, nats per datum, from ten draws."""
-    parts = sample(pair, 10, partial(named_arrays, groups=("divergence",)), seed=seed)
-    found: dict[str, list[float]] = {}
-    for tree in parts:
+    rates: dict[str, list[torch.Tensor]] = {}
+    for tree in sample(pair, 10, partial(named_arrays, groups=("divergence",)), seed=seed):
         for name, v in tree["divergence"].items():
-            if name.startswith("kl:"):
-                found.setdefault(name[3:], []).extend(v.array.flatten(1).mean(1).tolist())
-    return {name: sum(values) / len(values) for name, values in found.items()}
+            rates.setdefault(name, []).append(v.array.flatten(1).mean(1))
+    return {name.removeprefix("kl:"): float(torch.cat(v).mean()) for name, v in rates.items()}

@@ -58,21 +58,25 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
         raise ValueError("the pair does not broadcast under a particle plate")
     with chain.ready(0):
         weights = chain.weights(2)
-    latent = {n: t for n, t in weights.model.items() if is_latent(t)}
-    if not latent:
-        raise ValueError("the guide draws no continuous latent")
     moves: dict[str, Transform] = {}
-    for name, t in latent.items():
+    for name, t in weights.model.items():
+        if not is_latent(t):
+            continue
         move = to_real(t)
         if is_discrete(t) or move is None or name not in weights.guide:
             raise ValueError(f"{name!r} is discrete, or drawn by the model only")
-        moves[name] = move
         if any(torch.is_tensor(v) and v.dim() > 0 for v in vars(t.fn.support).values()):
             raise ValueError(f"the support of {name!r} depends on other latents")
-    lines = {n: moves[n].inv(t.value) for n, t in latent.items()}
-    layout = Layout(weights, lines)
+        moves[name] = move
+    if not moves:
+        raise ValueError("the guide draws no continuous latent")
+
+    def to_lines(weights: LogWeights) -> dict[str, Tensor]:
+        return {n: move.inv(weights.model[n].value) for n, move in moves.items()}
+
+    lines = to_lines(weights)
+    layout, origin = Layout(weights, lines), _origin(weights, lines)
     dtype = next(iter(lines.values())).dtype
-    origin = _origin(weights, lines)
 
     def values(u: Tensor) -> dict[str, Tensor]:
         return {n: moves[n](line) for n, line in layout.sites(u.to(dtype)).items()}
@@ -95,31 +99,27 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
         if origin:
             given = origin(given, layout.sites(u.to(dtype)))
         parts = sample(chain, len(u), lambda c: log_densities(c, u[c.draws]), given=given)
-        p, q = zip(*parts)
-        return torch.cat(p), torch.cat(q)
+        p, q = map(torch.cat, zip(*parts))
+        return p, q
 
     def draw(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        sites = {n: moves[n].inv(chunk.weights.model[n].value) for n in latent}
-        u = layout.flat(sites).double()
+        u = layout.flat(to_lines(chunk.weights)).double()
         return u, *log_densities(chunk, u)
 
-    drawn = zip(*sample(chain, draws, draw, seed=seed))
-    return Blocks(
-        *map(torch.cat, drawn), densities, origin is not None, values, layout.names,
-        {p.name: p.size for p in layout.plates},
-    )  # fmt: skip
+    drawn = map(torch.cat, zip(*sample(chain, draws, draw, seed=seed)))
+    return Blocks(*drawn, densities, origin is not None, values, layout.names, layout.sizes)
 
 
 class Layout:
     """Places of the coordinates of a block in the sites' tensors (K, *nesting, *event)."""
 
     def __init__(self, weights: LogWeights, lines: dict[str, Tensor]):
-        self.plates = sorted(weights.plates, key=lambda p: p.dim)
-        self.sizes = tuple(p.size for p in self.plates)
-        self.axes = [1 + weights.nesting + p.dim for p in self.plates]
-        self.front = list(range(1, 1 + len(self.plates)))
+        plates = sorted(weights.plates, key=lambda p: p.dim)
+        self.sizes = {p.name: p.size for p in plates}
+        self.axes = [1 + weights.nesting + p.dim for p in plates]
+        self.front = list(range(1, 1 + len(plates)))
         self.shapes = {
-            n: tuple(v.movedim(self.axes, self.front).shape[1 + len(self.plates) :])
+            n: tuple(v.movedim(self.axes, self.front).shape[1 + len(plates) :])
             for n, v in lines.items()
         }
         self.names = [c for n, shape in self.shapes.items() for c in coordinate_names(n, shape)]
@@ -127,7 +127,7 @@ class Layout:
     def by_block(self, tensor: Tensor) -> Tensor:
         """(S, B, d): the shared plates in one axis, everything else in another."""
         moved = tensor.movedim(self.axes, self.front)
-        return moved.reshape(len(tensor), math.prod(self.sizes), -1)
+        return moved.reshape(len(tensor), math.prod(self.sizes.values()), -1)
 
     def flat(self, lines: dict[str, Tensor]) -> Tensor:
         """(S, B, d), the sites' coordinates side by side."""
@@ -138,7 +138,8 @@ class Layout:
         out, start = {}, 0
         for name, shape in self.shapes.items():
             line = u[..., start : start + math.prod(shape)]
-            out[name] = line.reshape(len(u), *self.sizes, *shape).movedim(self.front, self.axes)
+            line = line.reshape(len(u), *self.sizes.values(), *shape)
+            out[name] = line.movedim(self.front, self.axes)
             start += math.prod(shape)
         return out
 
@@ -152,30 +153,24 @@ def _origin(
     of them on the real line in one vector (as `AutoMultivariateNormal` and the flows do).
     """
     drawn = {n: t for n, t in weights.guide.items() if t.free and not t.observed}
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[int, str]] = {}  # guide's site -> 0 (value) or 1 (line), and of which
     for name, term in drawn.items():
-        if name in lines:
-            found[name] = ("value", name)
-            continue
         same = [n for n, v in lines.items() if _close(term.value, v)]
-        if same:
-            found[name] = ("line", same[0])
+        if name in lines or same:
+            found[name] = (0, name) if name in lines else (1, same[0])
     if set(found) == set(drawn) and {n for _, n in found.values()} == set(lines):
-        return lambda values, lines: {
-            n: (values if kind == "value" else lines)[of] for n, (kind, of) in found.items()
-        }
-    if len(drawn) == 1:
-        ((name, term),) = drawn.items()
-        shape = term.value.shape[1:]
+        return lambda *made: {name: made[i][of] for name, (i, of) in found.items()}
+    if len(drawn) != 1:
+        return None
+    ((name, term),) = drawn.items()
+    shape = term.value.shape[1:]
 
-        def vector(lines: dict[str, Tensor]) -> Tensor:
-            return torch.cat([v.flatten(1) for v in lines.values()], -1).reshape(-1, *shape)
+    def vector(_: dict[str, Tensor], lines: dict[str, Tensor]) -> dict[str, Tensor]:
+        whole = torch.cat([v.flatten(1) for v in lines.values()], -1)
+        return {name: whole.reshape(-1, *shape)}
 
-        if math.prod(shape) == sum(v[0].numel() for v in lines.values()) and _close(
-            term.value, vector(lines)
-        ):
-            return lambda _, lines: {name: vector(lines)}
-    return None
+    fits = math.prod(shape) == sum(v[0].numel() for v in lines.values())
+    return vector if fits and _close(term.value, vector({}, lines)[name]) else None
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from ...draws.measures import log_evidence
-from ...draws.psis import khat
 from ...draws.sampler import sample_each
 from ...elbo import Trace
 from ...estimate import Estimate
 from ...optim import Adam
 from ...pairs.arguments import has_rows, take_rows
 from ...pairs.gate import CheckedPair
-from ...randomness import DrawnAnew, forked
+from ...randomness import forked
 from ...results.result import Result
 from ...training.batches import Batches
 from ...training.loop import Loop
@@ -25,7 +24,7 @@ from ...training.options import LoopOptions
 from ...training.state import Training
 from ...training.update import Update, Variables, schedule_of
 from ...weights import LogWeights
-from ..comparison.groups import halves_of
+from ..comparison.gradients import halves_of
 
 
 @dataclass(repr=False)
@@ -38,19 +37,14 @@ class Gaps(Result):
     with q_x* the best member of the family for x alone.
 
     Attributes:
-        rows: (R,), which data.
-        log_px: (R,), importance-sampled from q_x*, nats; a lower bound in expectation.
+        log_px: (R,), of R data, importance-sampled from q_x*, nats; a lower bound in expectation.
         local: (R,), ELBO(q_x*), nats.
         amortised: (R,), ELBO(q(·|x)), nats.
-        khat, khat_local: (R,), of the weights of q(·|x) and of q_x*.
     """
 
-    rows: Tensor
     log_px: Tensor
     local: Tensor
     amortised: Tensor
-    khat: Tensor
-    khat_local: Tensor
 
     @property
     def amortization(self) -> Estimate:
@@ -66,7 +60,7 @@ class Gaps(Result):
         """Both gaps."""
         a, b = (gap.number(3) for gap in (self.amortization, self.approximation))
         return [
-            f"amortisation gap {a}, approximation gap {b} nats per datum ({len(self.rows)} data)"
+            f"amortisation gap {a}, approximation gap {b} nats per datum ({len(self.local)} data)"
         ]
 
     def to_dict(self) -> dict[str, Estimate]:
@@ -76,7 +70,7 @@ class Gaps(Result):
 
 def amortization_gap(
     chain: CheckedPair,
-    rows: int | Tensor = 32,
+    rows: int = 32,
     *,
     steps: int = 250,
     lr: float = 3e-3,
@@ -92,7 +86,7 @@ def amortization_gap(
 
     Args:
         chain: a fitted pair whose sites all lie in the data plate.
-        rows: how many data, spread evenly over all, or which.
+        rows: how many data, spread evenly over all.
         steps, lr, particles: of the refit.
         draws: per datum, for the ELBO and log p(x).
         seed: of all that is drawn.
@@ -104,57 +98,51 @@ def amortization_gap(
     Source: Cremer et al. 2018, "Inference suboptimality in variational autoencoders",
     arXiv:1801.03558, eqs. 2 to 4.
     """
-    args, n = chain.args, len(chain.args[0])
+    n = len(chain.args[0])
     with chain.ready(seed):
         plates = chain.weights(1).plates
     if not any(p.dim == -1 and p.size == n for p in plates):
         raise ValueError("the pair has a latent outside the data plate: nothing is amortised")
-    if isinstance(rows, int):
-        rows = torch.linspace(0, n - 1, min(rows, n)).round().long()
-    sliced = [has_rows(a, n) for a in args]
-    batch = tuple(a[:, None] if s else a for a, s in zip(take_rows(args, rows, n), sliced))
-    vary = tuple(0 if s else None for s in sliced)
-    kwargs = {"size": 1} if chain.kwargs else {}
-
-    pair, params, buffers = chain.pair, chain.params, chain.buffers
     own = [k for k, half in halves_of(chain).items() if half == "guide"]
     if not own:
         raise ValueError("the guide has no parameters of its own: nothing can be refitted")
-    fixed = {k: p.detach().requires_grad_() for k, p in params.items() if k not in own}
-    fixed |= buffers
-    local = copy.copy(pair)  # the same places, but only the guide's parameters are learned
-    local.params = {k: params[k] for k in own}
-    local.buffers = fixed
-    r = len(rows)
-    start = {k: params[k].detach().expand(r, *params[k].shape).clone() for k in own}
+    r = min(rows, n)
+    vary = tuple(0 if has_rows(a, n) else None for a in chain.args)
+    args = take_rows(chain.args, torch.linspace(0, n - 1, r).round().long(), n)
+    batch = tuple(a if v is None else a[:, None] for a, v in zip(args, vary))
+    kwargs = dict.fromkeys(chain.kwargs, 1)
 
-    with forked(seed), DrawnAnew(), warnings.catch_warnings():
+    pair = copy.copy(chain.pair)  # of which only the guide's parameters are learned
+    pair.params = {k: chain.params[k].detach() for k in own}
+    fixed = {k: p.detach().requires_grad_() for k, p in chain.params.items() if k not in own}
+    pair.buffers = fixed | chain.buffers
+    start = {k: p.expand(r, *p.shape).clone() for k, p in pair.params.items()}
+    with forked(seed), warnings.catch_warnings():
         # no tensor requires a gradient under `vmap`, which Pyro takes for a frozen parameter
         warnings.filterwarnings("ignore", ".*was not registered in the param store")
         update = Update(
-            local, Trace(particles), Adam(lr), kwargs=kwargs, vary=vary,
+            pair, Trace(particles), Adam(lr), kwargs=kwargs, vary=vary,
             schedule=schedule_of("cosine", steps),
         )  # fmt: skip
         variables = Variables(
             {k: p.clone() for k, p in start.items()},
-            {k: t.expand(r, *t.shape) for k, t in fixed.items()},
+            {k: t.expand(r, *t.shape) for k, t in pair.buffers.items()},
             update.optimiser.init(list(start.values())),
             torch.zeros((), device=chain.device, dtype=torch.int64),
         )
         refit = Training(variables=variables, device=chain.device, seed=seed)
         options: LoopOptions = {"steps": steps, "lr": lr, "progress": False}
         Loop(refit, [update], Batches(batch, None, seed), options).go()
-        if refit.stopped:
-            raise KeyboardInterrupt
-    each = replace(chain, pair=local, buffers=fixed, args=batch, kwargs=kwargs)
+    if refit.stopped:
+        raise KeyboardInterrupt
+    each = replace(chain, pair=pair, buffers=pair.buffers, args=batch, kwargs=kwargs)
     before, after = (  # the same draws for both: less noise in the difference
         sample_each(
             replace(each, params=p), r, draws, _log_weight, axes=(0, None, vary), seed=seed
         )["log_weight"].T.double()
         for p in (start, variables.params)
     )
-    log_px = log_evidence(after)
-    return Gaps(rows, log_px, after.mean(0), before.mean(0), khat(before), khat(after))
+    return Gaps(log_evidence(after), after.mean(0), before.mean(0))
 
 
 def _log_weight(weights: LogWeights) -> dict[str, Tensor]:

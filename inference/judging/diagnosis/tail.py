@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
@@ -14,7 +13,6 @@ from ...draws import measures
 from ...draws.psis import ess, psis, tail_size
 from ...results.finding import Finding, listed
 from .coordinates import Blocks
-from .matching import Correction
 
 BINS = 10  # quantile bins of the guide in which the heaviest draws are counted
 SHARE = 0.1  # of the data of an amortised guide that may have a k-hat above the limit
@@ -75,18 +73,17 @@ def guilty(
     mean, where = kl.mean(0), median.mean(0)  # (d,)
     worst = float(mean.max())
     return [
-        (source.names[i], float(mean[i]), _where(float(where[i])))
+        (source.names[i], float(mean[i]), _place(float(where[i])))
         for i in mean.argsort(descending=True).tolist()
         if mean[i] > limit and mean[i] >= worst / 2
     ]
 
 
-def _where(quantile: float) -> str:
-    if quantile < 0.4:
-        return f"small (median at the {100 * quantile:.0f} % quantile of the guide)"
-    if quantile > 0.6:
-        return f"large (median at the {100 * quantile:.0f} % quantile of the guide)"
-    return "far out on both sides"
+def _place(quantile: float) -> str:
+    if 0.4 <= quantile <= 0.6:
+        return "far out on both sides"
+    size = "small" if quantile < 0.4 else "large"
+    return f"{size} (median at the {100 * quantile:.0f} % quantile of the guide)"
 
 
 def importance(raw: Tensor, source: Blocks | None, because: str = "") -> Finding:
@@ -114,14 +111,14 @@ def importance(raw: Tensor, source: Blocks | None, because: str = "") -> Finding
         k_se = (1 + float(k)) / math.sqrt(tail_size(s))
         numbers |= {"khat": float(k), "ess": float(size)}
         good = bool(k <= limit)
-        tail = f"{float(k):.2f} ± {k_se:.2f}" if math.isfinite(k) else "none: equal weights"
-        tail = "infinite" if k == math.inf else tail
+        special = {math.inf: "infinite", -math.inf: "none: equal weights"}
+        tail = special.get(float(k), f"{float(k):.2f} ± {k_se:.2f}")
         text = (
             f"k-hat {tail} (limit {limit:.2f}), {float(size):,.0f} effective of {s:,} draws; "
             f"ELBO {elbo.number(2)}, log evidence {evidence.number(2)}"
         )
-        if evidence and elbo:
-            text += f", KL(q || p) about {evidence.known() - elbo.known():.2f} nats"
+        if (divergence := evidence - elbo).value is not None:
+            text += f", KL(q || p) about {divergence.value:.2f} nats"
     else:
         share = len(bad) / b
         good = share <= SHARE
@@ -133,51 +130,10 @@ def importance(raw: Tensor, source: Blocks | None, because: str = "") -> Finding
         )
     if source is None:
         text += f"; no latent can be blamed and no correction made, because {because}"
-    blamed = guilty(source, raw, bad) if source is not None and len(bad) else []
-    if blamed:
-        names = listed([n for n, _, _ in blamed])
+    elif blamed := guilty(source, raw, bad) if len(bad) else []:
         text += (
-            f". The guide's tail is too light in {names}: the heaviest draws lie where "
-            f"{blamed[0][0]} is {blamed[0][2]}"
+            f". The guide's tail is too light in {listed([n for n, _, _ in blamed])}: the heaviest "
+            f"draws lie where {blamed[0][0]} is {blamed[0][2]}"
         )
         numbers["guilty"] = {n: round(v, 3) for n, v, _ in blamed}
     return Finding.of("importance weights", text + ".", good, True, numbers)
-
-
-def against(source: Blocks, correction: Correction) -> Finding:
-    """Measure how far the guide's means and spreads are from the corrected ones, on the real line.
-
-    Shifts are in standard deviations of the corrected posterior; with one posterior per datum they
-    are root mean squares over data (less what the draws' noise adds), ratios geometric means.
-    """
-    use = torch.isfinite(correction.khat) | (correction.khat == -math.inf)
-    mean, sd = source.u.mean(0)[use], source.u.std(0)[use]  # (B, d)
-    target, target_sd = (m[use] for m in correction.moments())
-    size = ess(correction.log_weight)[use].clamp(min=2.0)  # (B,)
-    noise = 1 / size + 1 / len(source.u)
-    square = (((mean - target) / target_sd) ** 2 - noise[:, None]).mean(0)
-    shift = square.clamp(min=0).sqrt().numpy()
-    low = ((mean - target).mean(0) < 0).numpy()
-    ratio = (sd / target_sd).log().mean(0).exp().numpy()
-    spare = 3 / math.sqrt(float(size.sum()))  # the noise of three standard errors
-    phrases = []
-    for i in np.argsort(-np.maximum(shift, np.abs(np.log(ratio)))):
-        parts = []
-        if shift[i] > 0.1 + spare:
-            way = f"sd too {'low' if low[i] else 'high'}" if len(mean) == 1 else "sd off"
-            parts.append(f"mean {shift[i]:.2f} {way}")
-        if ratio[i] < 1 / (1.1 + spare):
-            parts.append(f"sd {100 * (1 - ratio[i]):.0f} % too small")
-        elif ratio[i] > 1.1 + spare:
-            parts.append(f"sd {100 * (ratio[i] - 1):.0f} % too large")
-        if parts:
-            phrases.append(f"{source.names[i]} ({', '.join(parts)})")
-    text = (
-        f"against the corrected posterior the guide is off in {listed(phrases)}."
-        if phrases
-        else "means are within 0.1 sd and sds within 10 % of the corrected posterior's."
-    )
-    numbers = {
-        n: {"shift": float(a), "ratio": float(b)} for n, a, b in zip(source.names, shift, ratio)
-    }
-    return Finding.of("means and spreads", text, not phrases, True, numbers)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...draws.arrays import coordinate_names
-from ...estimate import Estimate
-from ...pairs.gate import admit, refuse_unbroadcast
-from ...pairs.options import check_options
-from ...results.result import Result
-from ...results.table import Table
-from ..uniformity import band, symmetry, uniformity
-from .simulation import Sites, posteriors, simulated
+from ..draws.arrays import coordinate_names, is_same
+from ..draws.sampler import sample, sample_each
+from ..estimate import Estimate
+from ..pairs.gate import CheckedPair, admit, refuse_unbroadcast
+from ..results.result import Result
+from ..results.table import Table
+from ..training.many import fit_many
+from ..weights import LogWeights
+from ..weights.simulation import is_computed, is_latent, values
+from .uniformity import band, symmetry, uniformity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +29,7 @@ __all__ = ["Calibration", "band", "calibrate", "symmetry", "uniformity"]
 
 MOST = 10  # quantities that the text shows
 ALPHA = 0.01  # level of every verdict, shared among the quantities
+Sites = dict[str, Tensor]
 
 
 @dataclass(repr=False)
@@ -51,23 +55,21 @@ class Calibration(Result):
     def __len__(self) -> int:
         return len(self.tarp)
 
-    def _table(self) -> np.ndarray:
-        return np.stack(list(self.ranks.values()), -1)  # (R, C)
-
     def pit(self) -> np.ndarray:
         """Ranks as values in (0, 1), uniform for an exact posterior: (R, C).
 
         A rank stands for an interval of length 1 / (L + 1), and a random point of it is taken.
         """
-        u = np.random.default_rng(0).uniform(size=self._table().shape)
-        return (self._table() + u) / (self.draws + 1)
+        ranks = np.stack(list(self.ranks.values()), -1)
+        return (ranks + np.random.default_rng(0).uniform(size=ranks.shape)) / (self.draws + 1)
 
     def uniform(self) -> dict[str, float]:
         """SBC: p-values of uniform ranks, by simultaneous ECDF bands.
 
         Source: Talts et al. 2018, arXiv:1804.06788; Säilynoja et al. 2022, arXiv:2103.10522.
         """
-        return dict(zip(self.ranks, uniformity(self._table(), self.draws).tolist()))
+        ranks = np.stack(list(self.ranks.values()), -1)
+        return dict(zip(self.ranks, uniformity(ranks, self.draws).tolist()))
 
     def symmetric(self) -> dict[str, float]:
         """VSBC: p-values of point estimates without bias, whatever the spread.
@@ -145,9 +147,9 @@ class Calibration(Result):
 
     def figures(self, most: int = 12) -> dict[str, Figure]:
         """`ecdf`: ranks against the uniform law with their 99 % band; `coverage`: of all levels."""
-        from .pictures import coverage, ecdf
+        from .pictures import coverage, ecdf_of_ranks
 
-        return {"ecdf": ecdf(self, most), "coverage": coverage(self, most)}
+        return {"ecdf": ecdf_of_ranks(self, most), "coverage": coverage(self, most)}
 
 
 def _wrong(coverage: float, se: float, mean: float, symmetric: float) -> str:
@@ -196,19 +198,18 @@ def calibrate(
     Lemos et al. 2023, arXiv:2302.03026 (TARP).
     """
     begin = time.perf_counter()
-    least = {"datasets": 10, "draws": 10}
-    check_options(
-        least, datasets=datasets, draws=draws, steps=1 if steps is None else steps, seed=seed
-    )
     if fitting and steps is None:
         raise ValueError(f"{', '.join(fitting)}: only with steps=, which fits every data set.")
-    chain = admit(run, *data, who="calibrate")
+    chain = admit(
+        run, *data, who="calibrate", least={"datasets": 10, "draws": 10}, datasets=datasets,
+        draws=draws, steps=1 if steps is None else steps, seed=seed,
+    )  # fmt: skip
     refuse_unbroadcast(chain, "calibrate")
     with chain.ready(seed):
         sets = simulated(chain, datasets)
         scale = simulated(chain, datasets).truths  # independent of the truths that are ranked
     options = None if steps is None else {"steps": steps, **fitting}
-    found = posteriors(chain, sets, draws, options, seed + 1)
+    found = posteriors(sets, datasets, draws, options, seed + 1)
     if not found:
         raise ValueError("the guide draws no site of the model: there is nothing to rank.")
     rng = np.random.default_rng(seed)
@@ -219,6 +220,94 @@ def calibrate(
         ranks |= dict(zip(labels, below.reshape(datasets, -1).T))
     tarp = nearer(found, sets.truths, scale, rng)
     return Calibration(ranks, tarp, draws, steps is not None, time.perf_counter() - begin)
+
+
+@dataclass
+class DataSets:
+    """R data sets from a model.
+
+    Attributes:
+        pair: the pair on them: those of its arguments in `stacked` have a leading axis of R.
+        truths: site -> (R, ...), the latents that made them.
+        local: whether a data set is one row of the data plate, so that one run has them all.
+    """
+
+    pair: CheckedPair
+    truths: Sites
+    stacked: tuple[int, ...]
+    local: bool
+
+
+def simulated(chain: CheckedPair, datasets: int) -> DataSets:
+    """Latents from the prior, and data given them. Call it inside `chain.ready(seed)`.
+
+    Where all sites lie in the data plate a data set is one datum, and other arguments (labels)
+    take the rows of those given, over and over.
+
+    Raises:
+        ValueError: the model observes something that is not one of its arguments as it stands.
+    """
+    local = any(p.dim == -1 and p.size == chain.rows for p in chain.weights(1).plates)
+    if local:
+        chain = chain.take(torch.arange(datasets) % chain.rows)
+    k = 1 if local else datasets
+    terms, observed = chain.simulate(k)
+    drawn = {n: values(t, k, chain.nesting)[0] for n, t in terms.items()}
+    drawn = {n: v[0] if local else v for n, v in drawn.items()}
+    args_, stacked = list(chain.args), []
+    for name, seen in observed.items():
+        i = next((i for i, a in enumerate(chain.args) if is_same(a, seen)), None)
+        if i is None or drawn[name].shape[not local :] != chain.args[i].shape:
+            raise ValueError(
+                f"site {name!r}: what the model observes there is not one of its arguments as it "
+                "stands, so simulated data cannot take its place. Observe the argument itself."
+            )
+        args_[i] = drawn[name].to(chain.args[i].dtype)
+        stacked.append(i)
+    truths = {
+        n: drawn[n]
+        for n, t in terms.items()
+        if n not in observed and (is_latent(t) or is_computed(t))
+    }
+    return DataSets(replace(chain, args=tuple(args_)), truths, tuple(stacked), local)
+
+
+def posteriors(
+    sets: DataSets, datasets: int, draws: int, fitting: Mapping[str, Any] | None, seed: int
+) -> Sites:
+    """The guide's draws for every data set: site -> (R, draws, ...).
+
+    Args:
+        fitting: keywords of `fit_many`, which fits the guide to every data set; None asks the
+            guide as it is.
+    """
+    pair, own = sets.pair, None
+    if sets.local:
+        parts = list(sample(pair, draws, lambda chunk: _sites(chunk.weights), seed=seed))
+        return {n: torch.cat([p[n] for p in parts]).transpose(0, 1) for n in parts[0]}
+    if fitting is None:  # under vmap nothing can be made to require a gradient
+        params = {k: p.detach().requires_grad_() for k, p in pair.params.items()}
+        pair = replace(pair, params=params)
+    else:
+        many = fit_many(
+            pair.model, pair.guide, pair.args, stacked=sets.stacked, jitter=0.0, seed=seed,
+            check=False, **fitting,
+        )  # fmt: skip
+        if many.stopped == "interrupted":
+            raise KeyboardInterrupt
+        fitted, buffers, own = many.first.pair_, many.variables.buffers, 0
+        pair = replace(pair, pair=fitted, params=many.params, buffers=buffers)
+    vary = tuple(0 if i in sets.stacked else None for i in range(len(pair.args)))
+    return sample_each(pair, datasets, draws, _sites, axes=(own, own, vary), seed=seed)
+
+
+def _sites(weights: LogWeights) -> Sites:
+    """Draws of the guide, and what the model computes from them: site -> (K, *plates, *event)."""
+    return {
+        n: values(t, weights.particles, weights.nesting)[0]
+        for n, t in weights.model.items()
+        if is_computed(t) or (is_latent(t) and n in weights.guide)
+    }
 
 
 def ranked(drawn: Tensor, truth: Tensor, rng: np.random.Generator) -> np.ndarray:
@@ -236,18 +325,14 @@ def nearer(found: Sites, truths: Sites, scale: Sites, rng: np.random.Generator) 
 
     Source: Lemos et al. 2023, arXiv:2302.03026, algorithm 2.
     """
-    a: list[Tensor] = []
-    b: list[Tensor] = []
+    scaled = []
     for name, drawn in found.items():
-        n = len(drawn)
+        every = torch.cat([truths[name][:, None], drawn], 1)  # the truth first
+        flat = every.reshape(*every.shape[:2], -1).double().movedim(-1, 0).contiguous()
         grid = scale[name].double().reshape(len(scale[name]), -1).T.sort(-1)[0].contiguous()
-        for values, out in ((drawn.reshape(*drawn.shape[:2], -1), a),
-                            (truths[name].reshape(n, 1, -1), b)):  # fmt: skip
-            flat = values.double().movedim(-1, 0).contiguous()  # (C, R, L)
-            rank = torch.searchsorted(grid, flat.flatten(1)).reshape(flat.shape)
-            out.append(rank.double() / grid.shape[1])
-    x, y = torch.cat(a), torch.cat(b)  # (C, R, L), (C, R, 1)
+        rank = torch.searchsorted(grid, flat.flatten(1)).reshape(flat.shape)
+        scaled.append(rank.double() / grid.shape[1])
+    x = torch.cat(scaled)  # (C, R, 1 + L)
     point = torch.as_tensor(rng.uniform(size=(len(x), x.shape[1], 1)))
-    near = (((x - point) ** 2).sum(0) < ((y - point) ** 2).sum(0)).sum(-1).numpy()
-    same = (((x - point) ** 2).sum(0) == ((y - point) ** 2).sum(0)).sum(-1).numpy()
-    return near + rng.integers(0, same + 1)
+    apart = ((x - point) ** 2).sum(0)
+    return ranked(apart[:, 1:], apart[:, 0], rng)
