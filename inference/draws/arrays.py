@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ..elbo.pieces import latent_of
+from ..elbo.base import latent_of
 from ..pairs.gate import CheckedPair
 from ..weights import LogWeights, Term
 from ..weights.simulation import by_plate, is_computed, is_data, is_latent, pointwise, values
@@ -36,6 +37,7 @@ class Variable:
     labels: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+Named = Iterable[tuple[str, tuple[Tensor, Sequence[str | None]]]]  # arrays and their axes
 Tree = dict[str, dict[str, Variable]]  # group -> name -> variable, axes (draw, *plates, *event)
 
 
@@ -54,45 +56,44 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
     computed = {n: t for n, t in weights.model.items() if is_computed(t)}
     out: Tree = {g: {} for g in groups}
 
-    def put(group: str, name: str, array: Callable[[], tuple[Tensor, Sequence[str | None]]]):
-        if group in out:
-            tensor, axes = array()
+    def put(group: str, arrays: Named) -> None:
+        for name, (tensor, axes) in arrays if group in out else ():
             tensor = tensor.double() if group in DENSITIES else tensor
             out[group][name] = Variable(tensor.detach(), _dims(name, axes))
 
-    def shared(tensor: Tensor) -> tuple[Tensor, Sequence[str | None]]:
-        return by_plate(tensor, 0, weights.plates, k, nesting)
+    def drawn(terms: Mapping[str, Term | None]) -> Named:
+        return ((n, values(t, k, nesting)) for n, t in terms.items() if t is not None)
 
-    for name, t in {**latent, **computed}.items():
-        put("posterior", name, lambda t=t: values(t, k, nesting))
-    for name, t in latent.items():
-        put("log_prior", name, lambda t=t: pointwise(t, k, nesting))
-        if "unconstrained_posterior" in out and (line := unconstrained(t)) is not None:
-            put("unconstrained_posterior", name, lambda t=line: values(t, k, nesting))
+    def dense(terms: Mapping[str, Term]) -> Named:
+        return ((n, pointwise(t, k, nesting)) for n, t in terms.items())
+
+    def shared(tensors: Mapping[str, Tensor]) -> Named:
+        plates = weights.plates
+        return ((n, by_plate(t, 0, plates, k, nesting)) for n, t in tensors.items())
+
+    put("posterior", drawn({**latent, **computed}))
+    put("log_prior", dense(latent))
+    if "unconstrained_posterior" in out:
+        put("unconstrained_posterior", drawn({n: unconstrained(t) for n, t in latent.items()}))
     if "log_likelihood" in out:
-        for name, t in _likelihood(pair, weights).items():
-            put("log_likelihood", name, lambda t=t: pointwise(t, k, nesting))
-    put("sample_stats", "log_p", lambda: (weights.total(weights.log_p()), []))
-    put("sample_stats", "log_q", lambda: (weights.total(weights.log_q()), []))
-    put("sample_stats", "log_weight", lambda: shared(weights.log_weight()))
+        put("log_likelihood", dense(_likelihood(pair, weights)))
+    if "sample_stats" in out:
+        whole = {"log_p": weights.log_p(), "log_q": weights.log_q()}
+        put("sample_stats", ((n, (weights.total(t), [])) for n, t in whole.items()))
+        put("sample_stats", shared({"log_weight": weights.log_weight()}))
     if "divergence" in out:
-        put("divergence", "reconstruction", lambda: shared(_reconstruction(weights)))
-        for name, kl in _divergences(weights).items():
-            put("divergence", f"kl:{name}", lambda kl=kl: shared(kl))
+        put("divergence", shared(_divergences(weights)))
     if "divergence_per_dim" in out:
-        for name, kl in _divergences_per_dim(weights).items():
-            axes = [p.name for p in weights.plates] if len(weights.plates) == 1 else [None]
-            put("divergence_per_dim", name, lambda kl=kl, a=axes: (kl, [*a, None]))
+        axes = [p.name for p in weights.plates] if len(weights.plates) == 1 else [None]
+        per_dim = _divergences_per_dim(weights).items()
+        put("divergence_per_dim", ((n, (kl, [*axes, None])) for n, kl in per_dim))
     if "posterior_predictive" in out:
         terms, data = pair.simulate(k, {n: t.value for n, t in latent.items()})
-        for name in data:
-            put("posterior_predictive", name, lambda n=name: values(_counted(terms[n]), k, nesting))
+        put("posterior_predictive", drawn({n: _counted(terms[n]) for n in data}))
     if "prior" in out or "prior_predictive" in out:
         prior, data = pair.simulate(k)
-        for name in data:
-            put("prior_predictive", name, lambda n=name: values(_counted(prior[n]), k, nesting))
-        for name in (*latent, *computed):
-            put("prior", name, lambda n=name: values(prior[n], k, nesting))
+        put("prior_predictive", drawn({n: _counted(prior[n]) for n in data}))
+        put("prior", drawn({n: prior[n] for n in (*latent, *computed)}))
     return out
 
 
@@ -112,15 +113,12 @@ def gathered(parts: Iterable[tuple[int, Tree]], draws: int) -> Tree:
 
 def stacked(parts: Sequence[Tree]) -> Tree:
     """Trees of several chains as one with axes (chain, draw, ...)."""
-    return {
-        g: {
-            n: Variable(
-                np.stack([numpy_of(p[g][n].array) for p in parts]), ("chain", "draw", *v.dims)
-            )
-            for n, v in variables.items()
-        }
-        for g, variables in parts[0].items()
-    }
+    whole: Tree = {group: {} for group in parts[0]}
+    for group, variables in parts[0].items():
+        for name, v in variables.items():
+            arrays = np.stack([numpy_of(p[group][name].array) for p in parts])
+            whole[group][name] = Variable(arrays, ("chain", "draw", *v.dims))
+    return whole
 
 
 def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Variable]]:
@@ -165,47 +163,38 @@ def _likelihood(pair: CheckedPair, weights: LogWeights) -> dict[str, Term]:
     return out
 
 
-def _reconstruction(weights: LogWeights) -> Tensor:
-    """log p(x | z) per particle and element of the shared plates: (K, *shared), nats."""
-    return weights.shared_sum({n: t for n, t in weights.model.items() if t.observed})
-
-
 def _divergences(weights: LogWeights) -> dict[str, Tensor]:
-    """Latent -> log q - log p, (K, *shared); one number for "latents" that are drawn jointly.
+    """log p(x | z) and each latent's log q - log p, (K, *shared), nats.
 
-    An auxiliary guide site `<name>_...` is counted with the latent that it makes.
+    One number for "latents" that are drawn jointly. An auxiliary guide site `<name>_...` is counted
+    with the latent that it makes.
     """
+    total = weights.shared_sum
+    observed = {n: t for n, t in weights.model.items() if t.observed}
     priors = {n: p for n, p in weights.model.items() if not (p.observed or p.deterministic)}
     pieces: dict[str | None, dict[str, Term]] = {name: {} for name in priors}
     for name, q in weights.guide.items():
         pieces.setdefault(latent_of(name, priors), {})[name] = q
+    out = {"reconstruction": total(observed)}
     if None in pieces and priors:  # some are drawn together
         name = "latents" if len(priors) > 1 else next(iter(priors))
-        return {name: weights.shared_sum(weights.guide) - weights.shared_sum(priors)}
-    total = weights.shared_sum
-    return {n: total(pieces[n]) - total({n: p}) for n, p in priors.items()}
+        return {**out, f"kl:{name}": total(weights.guide) - total(priors)}
+    return {**out, **{f"kl:{n}": total(pieces[n]) - total({n: p}) for n, p in priors.items()}}
 
 
 def _divergences_per_dim(weights: LogWeights) -> dict[str, Tensor]:
     """Latent -> KL(q || p) of each dimension where both are independent ones, (K or 1, B, L)."""
-    found = {
-        name: _kl_per_dim(q, weights.model[name])
-        for name, q in weights.guide.items()
-        if name in weights.model
-    }
-    return {name: kl for name, kl in found.items() if kl is not None}
-
-
-def _kl_per_dim(q: Term, p: Term) -> Tensor | None:
-    if not all(isinstance(t.fn, Independent) and len(t.fn.event_shape) == 1 for t in (q, p)):
-        return None
-    try:
-        kl = kl_divergence(q.fn.base_dist, p.fn.base_dist)
-    except NotImplementedError:
-        return None
-    if kl.dim() < 2 or kl.shape[-1] != q.value.shape[-1]:
-        return None
-    return kl.reshape(-1, *kl.shape[-2:])
+    out = {}
+    for name, q in weights.guide.items():
+        halves = [t.fn for t in (q, weights.model.get(name)) if t is not None]
+        independent = [f for f in halves if isinstance(f, Independent) and len(f.event_shape) == 1]
+        if len(independent) < 2:
+            continue
+        with contextlib.suppress(NotImplementedError):  # no closed form
+            kl = kl_divergence(*(f.base_dist for f in independent))
+            if kl.dim() >= 2 and kl.shape[-1] == q.value.shape[-1]:
+                out[name] = kl.reshape(-1, *kl.shape[-2:])
+    return out
 
 
 def is_same(a: object, b: object) -> bool:

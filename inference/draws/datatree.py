@@ -67,10 +67,10 @@ def to_datatree(
         TypeError: `run` is none of the above.
         ValueError: fewer than one draw, an unknown group, labels that do not fit their axis.
     """
-    sources = admit_all(
-        run, *data, vectorized=vectorized, who="to_datatree", draws=draws, chunk=chunk, seed=seed
+    sources, parts = _drawn(
+        run, data, draws=draws, groups=groups, chunk=chunk, vectorized=vectorized, seed=seed
     )
-    whole = gathered(_chunks(sources, draws, groups, chunk, seed), draws)
+    whole = gathered(parts, draws)
     weights = whole.get("sample_stats", {}).get("log_weight")
     for group, variables in _once(sources, weights, seed).items():
         whole.setdefault(group, {}).update(variables)
@@ -78,16 +78,7 @@ def to_datatree(
 
 
 def write_datatree(
-    path: str | Path,
-    run: Any,
-    *data: Any,
-    draws: int = 1_000,
-    groups: Sequence[str] = GROUPS,
-    coords: Names = None,
-    dims: Names = None,
-    chunk: int | None = None,
-    vectorized: bool | None = None,
-    seed: int = 0,
+    path: str | Path, run: Any, *data: Any, coords: Names = None, dims: Names = None, **options: Any
 ) -> Path:
     """Write the tree of `to_datatree` to disk, one chunk of draws after the other.
 
@@ -96,7 +87,8 @@ def write_datatree(
     Args:
         path: a new file `*.nc` for NetCDF (by h5netcdf), or a folder `*.zarr` for zarr, which
             must be installed.
-        run, data, draws, groups, coords, dims, chunk, vectorized, seed: as for `to_datatree`.
+        run, data, coords, dims: as for `to_datatree`.
+        options: its `draws`, `groups`, `chunk`, `vectorized` and `seed`.
 
     Returns:
         The path. `xarray.open_datatree(path)` opens it, and reads what is asked for.
@@ -110,66 +102,67 @@ def write_datatree(
         raise ValueError(f"path: expected a name that ends in .nc or .zarr, got {path.name!r}.")
     if path.exists():
         raise FileExistsError(f"{path} exists. Remove it, or write to another name.")
-    append = _append_netcdf if path.suffix == ".nc" else _append_zarr
-    sources = admit_all(
-        run, *data, vectorized=vectorized, who="to_datatree", draws=draws, chunk=chunk, seed=seed
-    )
+    sources, parts = _drawn(run, data, **options)
     log_weight: list[np.ndarray] = []
-    for start, part in _chunks(sources, draws, groups, chunk, seed):
-        append(path, datasets(part, coords, dims, start), start)
-        if "sample_stats" in part:
-            log_weight.append(part["sample_stats"]["log_weight"].array)
-            axes = part["sample_stats"]["log_weight"].dims
-    weights = Variable(np.concatenate(log_weight, 1), axes) if log_weight else None
-    rest = datasets(_once(sources, weights, seed), coords, dims)
-    append(path, {g: d.drop_attrs() if g in groups else d for g, d in rest.items()}, 0)
+    for start, part in parts:
+        _append(path, datasets(part, coords, dims, start), start)
+        if weights := part.get("sample_stats"):
+            log_weight.append(weights["log_weight"].array)
+            axes = weights["log_weight"].dims
+    whole = Variable(np.concatenate(log_weight, 1), axes) if log_weight else None
+    rest = datasets(_once(sources, whole, options.get("seed", 0)), coords, dims)
+    there = part.keys()
+    _append(path, {g: d.drop_attrs() if g in there else d for g, d in rest.items()}, 0)
     return path
 
 
-def _append_netcdf(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
+def _append(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
     """Write groups, or more draws of them."""
-    if start == 0:
-        for group, dataset in groups.items():
+    for group, dataset in groups.items():
+        if path.suffix == ".zarr":
+            more = "draw" if start else None
+            dataset.to_zarr(path, group=group, mode="a", consolidated=False, append_dim=more)
+        elif start == 0:
             grows = "draw" in dataset.dims
             chunks = {n: {"chunksizes": v.shape} for n, v in dataset.data_vars.items() if grows}
             dataset.to_netcdf(
                 path, mode="a", group=group, engine="h5netcdf", encoding=chunks,
                 unlimited_dims=["draw"] if grows else [],
             )  # fmt: skip
-        return
-    import h5netcdf
+    if start and path.suffix == ".nc":
+        import h5netcdf
 
-    with h5netcdf.File(path, "a") as file:
-        for group, dataset in groups.items():
-            stop = start + dataset.sizes["draw"]
-            file[group].resize_dimension("draw", stop)
-            for name, variable in dataset.variables.items():
-                if "draw" in variable.dims:
-                    at = [slice(None)] * variable.ndim
-                    at[variable.dims.index("draw")] = slice(start, stop)
-                    file[group][name][tuple(at)] = variable.values
-
-
-def _append_zarr(path: Path, groups: Mapping[str, xr.Dataset], start: int) -> None:
-    """Write groups, or more draws of them."""
-    more = "draw" if start else None
-    for group, dataset in groups.items():
-        dataset.to_zarr(path, group=group, mode="a", consolidated=False, append_dim=more)
+        with h5netcdf.File(path, "a") as file:
+            for group, dataset in groups.items():
+                stop = start + dataset.sizes["draw"]
+                file[group].resize_dimension("draw", stop)
+                for name, variable in dataset.variables.items():
+                    if "draw" in variable.dims:
+                        at = [slice(None)] * variable.ndim
+                        at[variable.dims.index("draw")] = slice(start, stop)
+                        file[group][name][tuple(at)] = variable.values
 
 
-def _chunks(
-    sources: Sequence[CheckedPair], draws: int, groups: Sequence[str], chunk: int | None, seed: int
-) -> Iterator[tuple[int, Tree]]:
-    """(first draw, tree with axes (chain, draw, ...)), until all draws are made."""
-    if draws < 1:
-        raise ValueError(f"draws: expected at least 1, got {draws}.")
+def _drawn(
+    run: Any,
+    data: tuple,
+    *,
+    draws: int = 1_000,
+    groups: Sequence[str] = GROUPS,
+    chunk: int | None = None,
+    vectorized: bool | None = None,
+    seed: int = 0,
+) -> tuple[list[CheckedPair], Iterator[tuple[int, Tree]]]:
+    """The checked pairs, and chunks (first draw, tree with axes (chain, draw, ...)) of them all."""
     unknown = [g for g in groups if g not in GROUPS]
     if unknown:
         raise ValueError(f"groups: expected some of {', '.join(GROUPS)}; got {unknown}.")
-
+    sources = admit_all(
+        run, *data, vectorized=vectorized, who="to_datatree", draws=draws, chunk=chunk, seed=seed
+    )
     options: dict[str, Any] = {"chunk": chunk, "numbers": NUMBERS // len(sources)}
     chains = [{"pair": pair, "seed": [seed, i], **options} for i, pair in enumerate(sources)]
-    return side_by_side(chains, draws, groups)
+    return sources, side_by_side(chains, draws, groups)
 
 
 def side_by_side(
@@ -240,15 +233,8 @@ def datasets(block: Tree, coords: Names, dims: Names, start: int = 0) -> dict[st
                 elif axis == "draw":
                     labels["draw"] = np.arange(start, start + size)
             labels |= v.labels
-        sampled = {n: v.array for n, v in variables.items() if "draw" in v.dims}
-        whole = {n: v.array for n, v in variables.items() if n not in sampled}
-        parts = [
-            dict_to_dataset(
-                arrays, dims={n: names[n] for n in arrays}, coords=labels,
-                sample_dims=sample_dims, inference_library=pyro,
-            )
-            for arrays, sample_dims in ((sampled, ["chain", "draw"]), (whole, []))
-            if arrays
-        ]  # fmt: skip
-        out[group] = parts[0].assign(parts[-1].data_vars)
+        out[group] = dict_to_dataset(
+            {n: v.array for n, v in variables.items()}, dims=names, coords=labels,
+            sample_dims=[], inference_library=pyro,
+        )  # fmt: skip
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -13,11 +13,6 @@ from ..weights import LogWeights, Term
 from ..weights.simulation import is_latent
 
 
-@dataclass
-class _Line:
-    event_dim: int
-
-
 def unconstrained(term: Term) -> Term | None:
     """The site with its value on the real line; None where its support has no way there."""
     move = to_real(term)
@@ -25,7 +20,7 @@ def unconstrained(term: Term) -> Term | None:
         return None
     value = move.inv(term.value)
     lost = term.value.dim() - value.dim()  # a matrix can become a vector
-    return term.having(value=value, fn=_Line(term.fn.event_dim - lost))
+    return term.having(value=value, fn=SimpleNamespace(event_dim=term.fn.event_dim - lost))
 
 
 def to_real(term: Term) -> Transform | None:
@@ -69,18 +64,20 @@ def missing_density(weights: LogWeights) -> str | None:
     }
     if made:
         noise = [
-            t for n, t in weights.guide.items() if t.free and not t.observed and n not in latent
+            _draws(t, weights)
+            for n, t in weights.guide.items()
+            if t.free and not t.observed and n not in latent
         ]
-        drawn, needed = sum(_size(t, weights) for t in noise), 0
-        for n in made:
-            line = unconstrained(latent[n])
-            needed += _size(latent[n] if line is None else line, weights)
-        still = [n for n, t in made.items() if _is_still(t, weights.particles)]
+        values = {n: _draws(t, weights) for n, t in made.items()}
+        needed = [_draws(unconstrained(latent[n]) or latent[n], weights) for n in made]
+        still = [n for n, v in values.items() if _is_still(v)]
         if still:
             return f"the guide gives {_names(still)} as a point, which has no density"
-        if drawn < needed:
+        if sum(v.shape[1] for v in noise) < sum(v.shape[1] for v in needed):
             return f"the guide draws {_names(made)} by noise of its own, without a density"
-        if not _carries_volume(made, noise):
+        pool = torch.cat([v.flatten() for v in noise])
+        handed_on = all(bool(torch.isin(v, pool).all()) for v in values.values())
+        if not (handed_on or any(bool((t.log_prob != 0).any()) for t in made.values())):
             return f"the guide computes {_names(made)} without the log density of what comes out"
     for name, t in weights.guide.items():
         if not bool(torch.isfinite(t.log_prob).all()):
@@ -95,21 +92,23 @@ def missing_spread(weights: LogWeights) -> str | None:
         for n, t in weights.guide.items()
         if torch.is_tensor(t.value) and not (t.observed or t.enumerated or _is_masked_out(t))
     }
-    if not drawn or any(not _is_still(t, weights.particles) for t in drawn.values()):
+    if not drawn or any(not _is_still(_draws(t, weights)) for t in drawn.values()):
         return None
     return f"all draws of {_names(drawn)} are the same, so their weights tell nothing"
 
 
-def _is_still(term: Term, particles: int) -> bool:
-    """Tell whether every particle has the same value."""
+def _draws(term: Term, weights: LogWeights) -> Tensor:
+    """A site's draws, flat: a row for each particle, or one where it has no axis of particles."""
     if term.parts:
-        first = term.parts[0].value
-        return all(torch.equal(p.value, first) for p in term.parts[1:])
-    value = term.value
-    event = getattr(term.fn, "event_dim", 0)
-    if value.dim() - event < term.log_prob.dim() or len(value) != particles:
-        return True  # it has no axis of particles
-    return bool((value == value[:1]).all())
+        return torch.stack([p.value.detach().reshape(-1) for p in term.parts])
+    batch = term.value.dim() - getattr(term.fn, "event_dim", 0)
+    own = batch > weights.nesting and len(term.value) == weights.particles
+    return term.value.detach().reshape(weights.particles if own else 1, -1)
+
+
+def _is_still(draws: Tensor) -> bool:
+    """Tell whether every particle has the same value."""
+    return bool((draws == draws[:1]).all())
 
 
 def _is_masked_out(*terms: Term | None) -> bool:
@@ -117,27 +116,6 @@ def _is_masked_out(*terms: Term | None) -> bool:
     return all(
         t is not None and (t.mask is False or getattr(t.fn, "_mask", None) is False) for t in terms
     )
-
-
-def _size(term: Term, weights: LogWeights) -> int:
-    """Count the numbers in one draw of a site."""
-    if term.parts:
-        return int(term.parts[0].value.numel())
-    event = getattr(term.fn, "event_dim", 0)
-    whole = term.value.dim() - event >= 1 + weights.nesting and len(term.value) > 1
-    return int(term.value.numel()) // (weights.particles if whole else 1)
-
-
-def _carries_volume(made: dict[str, Term], noise: list[Term]) -> bool:
-    """Tell whether the Deltas have log densities, or hand on the noise as it is."""
-    if any(bool((t.log_prob != 0).any()) for t in made.values()):
-        return True
-    pool = torch.cat([_value(t) for t in noise])
-    return all(bool(torch.isin(_value(t), pool).all()) for t in made.values())
-
-
-def _value(term: Term) -> Tensor:
-    return (term.parts[0] if term.parts else term).value.detach().reshape(-1)
 
 
 def _names(sites: dict[str, Term] | list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elbo.base import log_mean
 from ..estimate import Estimate
 from .psis import GOOD, LEAST, ess, khat
 
@@ -27,7 +28,7 @@ def elbo(log_weight: Tensor) -> Estimate:
 
 def log_evidence(log_weight: Tensor) -> Tensor:
     """log 1/K Σ_k w_k of each block, (B,): in expectation below log p(x), nats."""
-    return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
+    return log_mean(log_weight)
 
 
 def evidence_error(log_weight: Tensor) -> Tensor:

@@ -42,22 +42,6 @@ class Chunk:
     rows: slice
 
 
-@dataclass(frozen=True)
-class Extent:
-    """The size of one draw of a pair.
-
-    Attributes:
-        numbers: values of all sites and their log densities.
-        rows: N, where the rows of the data are independent given the parameters, so that they can
-            be taken in parts; else 1.
-        local: whether that is so.
-    """
-
-    numbers: int
-    rows: int
-    local: bool
-
-
 def sample(
     pair: CheckedPair,
     draws: int,
@@ -90,12 +74,12 @@ def sample(
     seeds = [seed] if isinstance(seed, int) else list(seed)
     parts, per_run = [slice(0, pair.rows or 1)], draws
     if chunk is None or by_rows:
-        size = extent(pair, seeds[0])
-        room = max(1, numbers * size.rows // size.numbers)  # draws times rows
+        each, local = extent(pair, seeds[0])
+        room = max(1, numbers * (pair.rows if local else 1) // each)  # draws times rows
         room = min(room, most or room)
-        if by_rows and size.local:
-            parts = even(size.rows, max(1, room // min(draws, TOGETHER)))
-        rows = max(p.stop - p.start for p in parts) if size.local else 1
+        if by_rows and local:
+            parts = even(pair.rows, max(1, room // min(draws, TOGETHER)))
+        rows = max(p.stop - p.start for p in parts) if local else 1
         per_run = max(1, room // rows)
     if not pair.vectorized:
         pair, chunk = dataclasses.replace(pair, vectorized=True), 1
@@ -153,7 +137,7 @@ def sample_each(
         with one(*values).bound():
             return reduce(one(*values).weights(k))
 
-    numbers = extent(one(*some(0)), seed).numbers * min(draws, TOGETHER)
+    numbers = extent(one(*some(0)), seed)[0] * min(draws, TOGETHER)
     whole = []
     with forked(seed), torch.no_grad(), DrawnAnew(), warnings.catch_warnings():
         # no tensor requires a gradient under `vmap`, which Pyro takes for a frozen parameter
@@ -175,16 +159,17 @@ def joint_log_weights(pair: CheckedPair, draws: int, seed: int | Sequence[int] =
     return torch.cat(list(parts))
 
 
-def extent(pair: CheckedPair, seed: int = 0) -> Extent:
-    """The size of one draw, by making it."""
+def extent(pair: CheckedPair, seed: int = 0) -> tuple[int, bool]:
+    """Make one draw: how many values and log densities its sites hold, and whether it has rows.
+
+    It has where the rows of the data are independent given the parameters, so that they can be
+    taken in parts.
+    """
     with pair.ready(seed):
         weights = pair.weights(1)
-    numbers = sum(
-        t.log_prob.numel() + (t.value.numel() if torch.is_tensor(t.value) else 0)
-        for _, t in weights.terms()
-    )
-    local = data_plate(weights, pair.rows) is not None
-    return Extent(max(1, numbers), pair.rows if local else 1, local)
+    values = [t.value for _, t in weights.terms() if torch.is_tensor(t.value)]
+    tensors = [*values, *(t.log_prob for _, t in weights.terms())]
+    return max(1, sum(t.numel() for t in tensors)), data_plate(weights, pair.rows) is not None
 
 
 def data_plate(weights: LogWeights, rows: int) -> int | None:
@@ -214,14 +199,20 @@ def conditions(pair: CheckedPair, weights: LogWeights) -> tuple[dict[str, Tensor
     are or in another shape or type; none where nothing observed is an argument. Call it inside
     `pair.ready(seed)`.
     """
-    observed = observed_values(pair, weights)
-    told, found = [], False
-    for name, a in tensor_arguments(pair).items():
-        if any(_same_numbers(a, v) for v in observed.values()):
-            found = True
-        else:
-            told.append(name)
-    return observed, told if found else []
+    observed = {
+        n: t.value for n, t in weights.model.items() if t.observed and t.free and t.fn is not None
+    }
+    if any(t.fn is None for t in weights.model.values()):  # those under summed-out latents too
+        observed |= pair.simulate(1)[1]
+    observed = {n: v for n, v in observed.items() if torch.is_tensor(v) and v.numel()}
+
+    def is_data(a: Tensor) -> bool:
+        same_size = (v for v in observed.values() if v.numel() == a.numel())
+        return any(bool((a.reshape(-1) == v.reshape(-1)).all()) for v in same_size)
+
+    arguments = tensor_arguments(pair)
+    told = [n for n, a in arguments.items() if not is_data(a)]
+    return observed, told if len(told) < len(arguments) else []
 
 
 def label_of(observed: Mapping[str, Tensor], told: Sequence[str]) -> str:
@@ -234,17 +225,3 @@ def tensor_arguments(pair: CheckedPair) -> dict[str, Tensor]:
     """The tensors among the pair's arguments, by the model's names for them."""
     names = inspect.signature(pair.model).parameters
     return {n: a for n, a in zip(names, pair.args) if torch.is_tensor(a)}
-
-
-def observed_values(pair: CheckedPair, weights: LogWeights) -> dict[str, Tensor]:
-    """Site -> what the model observes there, those under summed-out latents too."""
-    data = {
-        n: t.value for n, t in weights.model.items() if t.observed and t.free and t.fn is not None
-    }
-    if any(t.fn is None for t in weights.model.values()):
-        data |= pair.simulate(1)[1]
-    return {n: v for n, v in data.items() if torch.is_tensor(v) and v.numel()}
-
-
-def _same_numbers(a: Tensor, b: Any) -> bool:
-    return a.numel() == b.numel() and bool((a.reshape(-1) == b.reshape(-1)).all())

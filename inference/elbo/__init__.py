@@ -22,34 +22,7 @@ whether it is right.
 """
 
 from .additive import STL, Beta, Enum, MeanField, Score, Trace
-from .base import Estimator, estimator_of
+from .base import Estimator, analytic_kl, estimator_of, kl_by_site, score_function
 from .multisample import CIWAE, IWAE, MIWAE, VIMCO, DReG, Renyi
 from .penalty import MMD, TotalCorrelation
-from .pieces import analytic_kl, kl_by_site, score_function
 from .wake import CUBO, ForwardKL, ThermodynamicVI, WakeSleep
-
-__all__ = [
-    "CIWAE",
-    "CUBO",
-    "IWAE",
-    "MIWAE",
-    "MMD",
-    "STL",
-    "VIMCO",
-    "Beta",
-    "DReG",
-    "Enum",
-    "Estimator",
-    "ForwardKL",
-    "MeanField",
-    "Renyi",
-    "Score",
-    "ThermodynamicVI",
-    "TotalCorrelation",
-    "Trace",
-    "WakeSleep",
-    "analytic_kl",
-    "estimator_of",
-    "kl_by_site",
-    "score_function",
-]

@@ -12,48 +12,52 @@ from torch import Tensor
 from ..pairs.options import number, one_of, whole
 from ..weights import LogWeights, Term
 from ..weights.sites import is_discrete
-from .base import Estimator
-from .pieces import analytic_kl, kl_by_site, latent_of, less_the_others, reach, score_function
+from .base import (
+    AtConstants,
+    Estimator,
+    analytic_kl,
+    kl_by_site,
+    latent_of,
+    less_the_others,
+    reach,
+    score_function,
+)
 
 Costs = Iterator[tuple[float | Tensor, Term]]
 
 
-class Additive(Estimator):
-    """A sum over sites of factor · E_q[term]: subclasses say which terms."""
-
-    def costs(self, weights: LogWeights) -> Costs:
-        """Factor and term of every summand; a term's `log_prob` is its value per draw."""
-        raise NotImplementedError
-
-    def bound(self, weights: LogWeights) -> Tensor:
-        """The sum, averaged over particles."""
-        return torch.as_tensor(sum(c * t.total() for c, t in self.costs(weights)))
-
-    def score(self, weights: LogWeights) -> Tensor | float:
-        """Each site's score times what it can influence, less the other particles' mean."""
-        return score_function(
-            weights, lambda site: self.baselined(weights, reach(self.costs(weights), site))
-        )
-
-    def baselined(self, weights: LogWeights, signal: Tensor) -> Tensor:
-        """The signal of one of K particles, less a baseline that its draw does not change."""
-        return less_the_others(signal) / weights.particles
-
-
-class Trace(Additive):
+class Trace(Estimator):
     """The evidence lower bound E_q[log p(x, z) - log q(z | x)].
+
+    The base of estimators that are a sum of factor · E_q[term]: `costs` says which.
 
     Source: Kingma & Welling 2014, arXiv:1312.6114, eq. 3; for sites that are not reparameterised,
     Ranganath et al. 2014, arXiv:1401.0118, with plates as Rao-Blackwellisation and, for K > 1,
     the other particles' mean as baseline (Kool et al. 2019, Buy 4 REINFORCE samples).
     """
 
+    baseline: str | None = "others"
+
     def costs(self, weights: LogWeights) -> Costs:
-        """log p of every site, minus log q."""
+        """Factor and term of every summand; a term's `log_prob` is its value per draw."""
         yield from weights.terms()
 
+    def bound(self, weights: LogWeights) -> Tensor:
+        """The sum, averaged over particles."""
+        return torch.as_tensor(sum(c * t.total() for c, t in self.costs(weights)))
 
-class MeanField(Additive):
+    def score(self, weights: LogWeights) -> Tensor | float:
+        """Each site's score times what it can influence, less a baseline of other draws."""
+        data = tuple(p.dim for p in weights.plates)
+        others = {"others": (0,), "data": data, None: ()}[self.baseline]
+
+        def signal(site: Term) -> Tensor:
+            return less_the_others(reach(self.costs(weights), site), others) / weights.particles
+
+        return score_function(weights, signal)
+
+
+class MeanField(Trace):
     """The ELBO with the divergence from the prior in closed form where there is one.
 
     E_q[log p(x | z)] - Σ_i E_q[KL(q(z_i | pa_i) || p(z_i | pa_i))]. Exact only where each
@@ -85,7 +89,7 @@ class MeanField(Additive):
                     yield 1, partner
 
 
-class Beta(Additive):
+class Beta(Trace):
     """E_q[log p(x | z)] - β KL(q(z | x) || p(z)): another point of the rate-distortion curve.
 
     Args:
@@ -140,11 +144,7 @@ class Beta(Additive):
 
     def costs(self, weights: LogWeights) -> Costs:
         """Log likelihoods, and -β times the parts of the divergence (0 for those that are free)."""
-        beta, free = self.weight(), {}
-        if self.free_bits:
-            self._refuse_joint(weights)
-            floor = self.free_bits * weights.data_size
-            free = {n: (kl > floor).detach() for n, kl in kl_by_site(weights).items()}
+        beta, paid = self.weight(), self._paid(weights)
         for p in weights.model.values():
             mixed = [n for n in p.sites if n in weights.guide]
             if mixed:
@@ -153,11 +153,14 @@ class Beta(Additive):
                     "likelihood, so its divergence cannot be weighted. Draw the discrete latent in "
                     "the guide (and mark it for enumeration), or use Trace()."
                 )
-            yield (1, p) if p.observed else (beta * free.get(p.name, 1), p)
+            yield (1, p) if p.observed else (beta * paid.get(p.name, 1), p)
         for name, q in weights.guide.items():
-            yield -beta * free.get(latent_of(name, free) or "", 1), q
+            yield -beta * paid.get(latent_of(name, paid) or "", 1), q
 
-    def _refuse_joint(self, weights: LogWeights) -> None:
+    def _paid(self, weights: LogWeights) -> dict[str, Tensor]:
+        """1 for every latent whose divergence is above its free nats, else 0; none if none are."""
+        if not self.free_bits:
+            return {}
         latents = [n for n, p in weights.model.items() if not (p.observed or p.deterministic)]
         for name, q in weights.guide.items():
             if q.free and latent_of(name, latents) is None:
@@ -166,6 +169,8 @@ class Beta(Additive):
                     "of them jointly and none has a divergence of its own to leave free. Use a "
                     "guide with a site for each latent, or free_bits=0."
                 )
+        floor = self.free_bits * weights.data_size
+        return {n: (kl > floor).to(kl.dtype).detach() for n, kl in kl_by_site(weights).items()}
 
     def score(self, weights: LogWeights) -> Tensor | float:
         """As for any sum; but the floor of free nats ties all rows and particles together."""
@@ -173,12 +178,8 @@ class Beta(Additive):
 
     def bound(self, weights: LogWeights) -> Tensor:
         """Expected log likelihood minus β times the divergence, free nats counted in full."""
-        value = super().bound(weights)
-        if self.free_bits:
-            floor = self.free_bits * weights.data_size
-            for kl in kl_by_site(weights).values():
-                value = value - self.weight() * torch.where(kl > floor, torch.zeros_like(kl), floor)
-        return value
+        floor, paid = self.free_bits * weights.data_size, self._paid(weights)
+        return super().bound(weights) - sum(self.weight() * floor * (1 - p) for p in paid.values())
 
 
 class STL(Trace):
@@ -198,7 +199,7 @@ class STL(Trace):
         return self.bound(weights) + sum(q.total() for q in constant) + self.score(weights)
 
 
-class Score(Additive):
+class Score(AtConstants, Trace):
     """The ELBO with the score-function gradient at every site, reparameterised or not.
 
     ∇_φ E_q[f] = E_q[(f - b) ∇_φ log q(z)], f = log p(x, z) - log q(z | x) summed over the site's
@@ -224,23 +225,6 @@ class Score(Additive):
     ):
         super().__init__(particles, vectorized=vectorized)
         self.baseline = one_of("baseline", baseline, ("others", "data", None))
-
-    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
-        """Latents as constants, in the model and in the guide's density."""
-        kwargs["model_values"] = lambda name, value: value.detach()
-        return super().draw(model, guide, *args, **kwargs).at_constants(repr(self))
-
-    def costs(self, weights: LogWeights) -> Costs:
-        """log p of every site, minus log q."""
-        yield from weights.terms()
-
-    def baselined(self, weights: LogWeights, signal: Tensor) -> Tensor:
-        """The signal of one of K particles, less the baseline."""
-        if self.baseline == "others":
-            signal = less_the_others(signal)
-        elif self.baseline == "data":
-            signal = less_the_others(signal, tuple(p.dim for p in weights.plates))
-        return signal / weights.particles
 
 
 class Enum(Trace):

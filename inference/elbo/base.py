@@ -1,19 +1,20 @@
-"""The base of all estimators: a bound, and a scalar whose gradient is followed."""
+"""The base of all estimators, and the pieces that bounds and their gradients are made of."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyro.infer
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from ..pairs.gate import nesting_of
 from ..pairs.options import nearest, whole
-from ..weights import LogWeights, log_weights
-from .pieces import score_function
+from ..weights import LogWeights, Term, log_weights
 
 
 class Estimator(pyro.infer.ELBO):
@@ -118,9 +119,8 @@ class Estimator(pyro.infer.ELBO):
         """The keywords with the pair's nesting, after a pair that is new has passed the gate."""
         if "nesting" in kwargs:
             return kwargs
-        own = ("full_sizes", "model_values")
-        theirs = {k: v for k, v in kwargs.items() if k not in own}
-        return {**kwargs, "nesting": nesting_of(model, guide, args, theirs, repr(self))}
+        nesting = nesting_of(model, guide, args, of_the_pair(kwargs), repr(self))
+        return {**kwargs, "nesting": nesting}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("these estimators work on log weights: see `draw`.")
@@ -136,12 +136,25 @@ class Estimator(pyro.infer.ELBO):
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-# Pyro's estimators by name, and what does the same here
+class AtConstants(Estimator):
+    """An estimator that differentiates log p(x, z) and log q(z) at draws z that are constants."""
+
+    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
+        """Latents as constants, in the model and in the guide's density."""
+        kwargs["model_values"] = lambda name, value: value.detach()
+        return super().draw(model, guide, *args, **kwargs).at_constants(repr(self))
+
+
+def of_the_pair(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of the pair itself, without those of `log_weights`."""
+    own = ("nesting", "full_sizes", "model_values")
+    return {k: v for k, v in kwargs.items() if k not in own}
+
+
+# Pyro's estimators by name, those of JitTrace_ELBO and its kin too, and what does the same here
 OF_PYRO = {
-    "Trace_ELBO": "Trace()", "JitTrace_ELBO": "Trace()", "TraceGraph_ELBO": "Trace(8)",
-    "JitTraceGraph_ELBO": "Trace(8)", "TraceMeanField_ELBO": "MeanField()",
-    "JitTraceMeanField_ELBO": "MeanField()", "TraceEnum_ELBO": "Enum()",
-    "JitTraceEnum_ELBO": "Enum()", "RenyiELBO": "IWAE(8) or elbo.Renyi(alpha, 8)",
+    "Trace_ELBO": "Trace()", "TraceGraph_ELBO": "Trace(8)", "TraceMeanField_ELBO": "MeanField()",
+    "TraceEnum_ELBO": "Enum()", "RenyiELBO": "IWAE(8) or elbo.Renyi(alpha, 8)",
     "ReweightedWakeSleep": "WakeSleep(8)", "Trace_MMD": "MMD()", "TraceTailAdaptive_ELBO": "CUBO()",
 }  # fmt: skip
 
@@ -158,18 +171,127 @@ def estimator_of(given: Any, default: Callable[[], Estimator]) -> Estimator:
         return given
     if inspect.isclass(given) and issubclass(given, Estimator):
         return given()
-    known = {c.__name__ for c in _descendants(Estimator) if not c.__name__.startswith("_")}
-    name = getattr(given, "__name__", type(given).__name__)
-    hint = "elbo.IWAE(8)"
+    name, hint = getattr(given, "__name__", type(given).__name__), "IWAE(8)"
     if isinstance(given, str):
-        name = repr(given)
-        stem, _, rest = given.partition("(")
+        known = {c.__name__ for c in _descendants(Estimator) if not c.__name__.startswith("_")}
+        name, (stem, _, rest) = repr(given), given.partition("(")
         near = {k.lower(): k for k in known}.get(stem.lower()) or nearest(stem, known, bare=True)
-        hint = f"elbo.{near}({rest or ')'}" if near else hint
-    elif name in OF_PYRO:
-        name, hint = f"Pyro's {name}", f"elbo.{OF_PYRO[name]}"
-    raise TypeError(f"elbo: expected an estimator of inference.elbo, got {name}; write {hint}.")
+        hint = f"{near}({rest or ')'}" if near else hint
+    elif (of_pyro := name.removeprefix("Jit")) in OF_PYRO:
+        name, hint = f"Pyro's {name}", OF_PYRO[of_pyro]
+    raise TypeError(
+        f"elbo: expected an estimator of inference.elbo, got {name}; write elbo.{hint}."
+    )
 
 
 def _descendants(kind: type) -> list[type]:
     return [c for k in kind.__subclasses__() for c in (k, *_descendants(k))]
+
+
+def score_function(weights: LogWeights, signal: Callable[[Term], Tensor]) -> Tensor | float:
+    """Σ log q(z) · signal over the guide sites that need the score function: a scalar.
+
+    Its gradient is the score times the signal, which is taken as a constant.
+
+    Args:
+        signal: guide site -> what its score is multiplied by, broadcastable to (K, *plates).
+
+    Raises:
+        ValueError: the site depends on an enumerated one; its score and its signal would have to
+            be averaged together.
+
+    Source: Ranganath et al. 2014, Black box variational inference, arXiv:1401.0118, section 2.
+    """
+    total: Tensor | float = 0.0
+    for term in weights.guide.values():
+        if not term.scored:
+            continue
+        if term.averaged:
+            raise ValueError(
+                f"guide site {term.name!r} is not reparameterised and depends on an enumerated "
+                "guide site. Enumerate it too (infer={'enumerate': 'parallel'}), or draw both."
+            )
+        total = total + (term.log_prob * signal(term).detach()).sum()
+    return total
+
+
+def reach(costs: Iterable[tuple[float | Tensor, Term]], site: Term) -> Tensor:
+    """The part of a sum of (factor, term) that a guide site can influence: (K, *site's plates).
+
+    Elements of a plate are independent, so only the costs of element i are summed for element i
+    (Rao-Blackwellisation over plates); costs outside the site's plates count in full, N/B in.
+    """
+    mine = {p.name for p in site.plates}
+    total: Tensor | float = 0.0
+    for factor, term in costs:
+        cost = (factor * term.scale * term.log_prob).detach()
+        for p in term.plates:
+            if p.name not in mine:
+                cost = cost.sum(p.dim, keepdim=True)
+        total = total + cost
+    assert isinstance(total, Tensor)
+    return total
+
+
+def less_the_others(signal: Tensor, dims: tuple[int, ...] = (0,)) -> Tensor:
+    """The signal minus its mean over the other elements along `dims` (left alone if there is one).
+
+    The others do not depend on this element's draw, so the score's expectation stays.
+    """
+    n = math.prod(signal.shape[d] for d in dims)
+    if n == 1:
+        return signal
+    total = signal.sum(dims, keepdim=True)
+    return signal - (total - signal) / (n - 1)
+
+
+def log_mean(log_w: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean of weights given by their logarithms."""
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def latent_of(guide_site: str, latents: Iterable[str]) -> str | None:
+    """The latent that a guide site draws or, as an auxiliary site `<name>_...`, helps to make."""
+    near = [n for n in latents if guide_site == n or guide_site.startswith(f"{n}_")]
+    return max(near, key=len, default=None)
+
+
+def kl_by_site(weights: LogWeights) -> dict[str, Tensor]:
+    """E_q[log q - log p] per latent of the model, summed over data and scaled: scalars, nats.
+
+    An auxiliary guide site `<name>_...` is counted with the latent that it makes. Latents whose
+    prior was summed out together with others are left out: they have no divergence of their own.
+    """
+    out = {n: -p.total() for n, p in weights.model.items() if not (p.observed or p.deterministic)}
+    for name, q in weights.guide.items():
+        target = latent_of(name, out)
+        if target is None and not any(name in p.sites for p in weights.model.values()):
+            target = name
+        if target is not None:
+            out[target] = out.get(target, 0.0) + q.total()
+    return out
+
+
+def analytic_kl(q: Term, p: Term) -> Tensor | None:
+    """KL(q || p) of two sites, (K, *plates); None where there is no closed form for the pair.
+
+    Where only one of the two is masked, the sampled log q - log p stands in.
+    """
+    if q.parts and p.parts:
+        kls = [analytic_kl(a, b) for a, b in zip(q.parts, p.parts)]
+        return None if any(k is None for k in kls) else torch.cat(kls)  # type: ignore[arg-type]
+    a, b = q.user_scale, p.user_scale
+    same = a is b or (not (torch.is_tensor(a) or torch.is_tensor(b)) and a == b)
+    if not (q.free and same) or q.enumerated or q.mask is False or p.mask is False:
+        return None
+    try:
+        kl = kl_divergence(q.fn, p.fn)
+    except NotImplementedError:
+        return None
+    if kl.dim() > q.log_prob.dim():  # varies with an enumerated site
+        return None
+    kl = kl.reshape((1,) * (q.log_prob.dim() - kl.dim()) + kl.shape)
+    for mask in (q.mask, p.mask):
+        if torch.is_tensor(mask):
+            kl = torch.where(mask, kl, q.log_prob - p.log_prob)
+    return kl

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from ..pairs.options import number, whole
 from ..weights import LogWeights
-from .base import Estimator
-from .pieces import less_the_others, score_function
+from .base import Estimator, less_the_others, log_mean, score_function
 
 
-class MultiSample(Estimator):
-    """A function of the K log weights of each datum, summed over data: subclasses say which.
+class IWAE(Estimator):
+    """E[log 1/K Σ_k p(x, z_k) / q(z_k | x)]: rises to log p(x) with K.
+
+    The base of estimators that are a function of the K log weights of each datum, summed over data:
+    `per_datum` says which.
+
+    Source: Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519, eq. 8.
 
     Raises:
         ValueError: a latent lies outside a subsampled plate; a guide site is enumerated.
@@ -28,7 +32,7 @@ class MultiSample(Estimator):
 
     def per_datum(self, log_w: Tensor) -> Tensor:
         """The bound of each datum, (*shared), from its log weights (K, *shared)."""
-        raise NotImplementedError
+        return log_mean(log_w)
 
     def signal(self, log_w: Tensor) -> Tensor:
         """The factor of each particle's score, broadcastable to (K, *shared)."""
@@ -56,19 +60,12 @@ class MultiSample(Estimator):
             )
         return weights.log_weight()
 
-
-class IWAE(MultiSample):
-    """E[log 1/K Σ_k p(x, z_k) / q(z_k | x)]: rises to log p(x) with K.
-
-    Source: Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519, eq. 8.
-    """
-
-    def per_datum(self, log_w: Tensor) -> Tensor:
-        """log of the mean weight."""
-        return torch.logsumexp(log_w, 0) - math.log(len(log_w))
+    def normalised(self, weights: LogWeights, power: float = 1.0) -> Tensor:
+        """w_k^power / Σ_j w_j^power as constants: (K, *shared)."""
+        return torch.softmax(power * self.log_w(weights), 0).detach()
 
 
-class MIWAE(MultiSample):
+class MIWAE(IWAE):
     """E[1/M Σ_m log 1/K Σ_k w_mk]: the mean of M independent IWAE bounds of K particles.
 
     Its value is IWAE's with K; the guide's signal-to-noise rises with √M.
@@ -89,7 +86,7 @@ class MIWAE(MultiSample):
     def by_group(self, log_w: Tensor) -> Tensor:
         """The bound of each group: (M, *shared)."""
         grouped = log_w.reshape(self.groups, self.per_group, *log_w.shape[1:])
-        return torch.logsumexp(grouped, 1) - math.log(self.per_group)
+        return log_mean(grouped, 1)
 
     def per_datum(self, log_w: Tensor) -> Tensor:
         """The mean of the groups' bounds."""
@@ -101,7 +98,7 @@ class MIWAE(MultiSample):
         return own.repeat_interleave(self.per_group, 0)
 
 
-class CIWAE(MultiSample):
+class CIWAE(IWAE):
     """β · ELBO + (1 - β) · IWAE of the same K particles.
 
     Args:
@@ -116,11 +113,10 @@ class CIWAE(MultiSample):
 
     def per_datum(self, log_w: Tensor) -> Tensor:
         """The mix of the mean log weight and the log of the mean weight."""
-        tight = torch.logsumexp(log_w, 0) - math.log(len(log_w))
-        return self.beta * log_w.mean(0) + (1 - self.beta) * tight
+        return self.beta * log_w.mean(0) + (1 - self.beta) * log_mean(log_w)
 
 
-class Renyi(MultiSample):
+class Renyi(IWAE):
     """1/(1 - α) · log 1/K Σ_k w_k^(1 - α): between the ELBO (α = 1) and IWAE (α = 0) and beyond.
 
     Args:
@@ -144,7 +140,7 @@ class Renyi(MultiSample):
         if math.isinf(self.alpha):
             return log_w.amin(0) if self.alpha > 0 else log_w.amax(0)
         power = 1 - self.alpha
-        return (torch.logsumexp(power * log_w, 0) - math.log(len(log_w))) / power
+        return log_mean(power * log_w) / power
 
 
 class VIMCO(IWAE):
@@ -171,7 +167,7 @@ class VIMCO(IWAE):
         own = torch.eye(k, dtype=torch.bool, device=log_w.device)
         own = own.reshape(k, k, *(1,) * (log_w.dim() - 1))
         without = torch.where(own, others.unsqueeze(0), log_w.unsqueeze(0))  # (k left out, K, ...)
-        return self.per_datum(log_w) - (torch.logsumexp(without, 1) - math.log(k))
+        return self.per_datum(log_w) - log_mean(without, 1)
 
 
 class DReG(IWAE):
@@ -190,16 +186,27 @@ class DReG(IWAE):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """Weights whose model saw the latents through a copy that multiplies gradients by w̄."""
-        late: dict[str, Any] = {}  # known once the model has run; used when gradients flow back
+        late: list[tuple[LogWeights, Tensor]] = []  # known when gradients flow back
         runs: Counter = Counter()
+
+        def share(name: str, value: Tensor, run: int) -> Tensor:
+            """w̄ with the batch dimensions of a latent's value, and ones for its event."""
+            ((weights, w),) = late
+            event = weights.guide[name].fn.event_dim
+            w = w if self.vectorized else w[run]
+            batch = w.shape[max(0, w.dim() - (value.dim() - event)) :]
+            return w.reshape((*batch, *(1,) * event))
 
         def reweighted(name: str, value: Tensor) -> Tensor:
             seen, run = value.view_as(value), runs[name]
             runs[name] += 1
-            if torch.is_grad_enabled():
-                _refuse_outer_gradient(seen)
-                if seen.requires_grad:
-                    seen.register_hook(lambda g: g * self._weight_like(late, name, value, run))
+            if torch.is_grad_enabled() and seen.requires_grad:
+                seen.register_hook(lambda g: g * share(name, value, run))
+            elif torch.is_grad_enabled() and torch._C._functorch.is_batchedtensor(seen):
+                raise ValueError(  # hooks see gradients taken inside torch.vmap, not around it
+                    "DReG: under torch.vmap its gradient must be taken inside, "
+                    "vmap(torch.func.grad(loss))."
+                )
             return seen
 
         weights = super().draw(model, guide, *args, model_values=reweighted, **kwargs)
@@ -209,30 +216,11 @@ class DReG(IWAE):
                     f"{self!r}: guide site {term.name!r} ({type(term.fn).__name__}) is not "
                     "reparameterised. Use VIMCO()."
                 )
-        late["weights"] = weights
-        late["normalised"] = torch.softmax(self.log_w(weights), 0).detach()
+        late.append((weights, self.normalised(weights)))
         return weights
 
     def surrogate(self, weights: LogWeights) -> Tensor:
         """w̄ on log p (whose latents carry another w̄), w̄² on the guide without its score."""
-        w = torch.softmax(self.log_w(weights), 0).detach()
+        w = self.normalised(weights)
         path = weights.fixed().log_q() - weights.log_q()
         return weights.total((w * weights.log_p() + w.square() * path).sum(0))
-
-    def _weight_like(self, late: dict[str, Any], name: str, value: Tensor, run: int) -> Tensor:
-        """w̄ with the batch dimensions of a latent's value, and ones for its event."""
-        w: Tensor = late["normalised"]
-        event = late["weights"].guide[name].fn.event_dim
-        batch = value.dim() - event
-        if not self.vectorized:
-            w = w[run]
-        return w.reshape((*w.shape[max(0, w.dim() - batch) :], *(1,) * event))
-
-
-def _refuse_outer_gradient(value: Tensor) -> None:
-    """Hooks see gradients taken inside torch.vmap (torch.func.grad), not around it."""
-    batched = torch._C._functorch.is_batchedtensor(value)
-    if batched and not value.requires_grad:
-        raise ValueError(
-            "DReG: under torch.vmap its gradient must be taken inside, vmap(torch.func.grad(loss))."
-        )

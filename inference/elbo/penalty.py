@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..pairs.options import number
 from ..weights import LogWeights, Term, dream, log_q_at
 from .additive import Trace
-from .base import Estimator
+from .base import Estimator, of_the_pair
 
 Rerun = Callable[..., Mapping[str, Term]]  # (values, particles) -> the guide's terms at them
 
@@ -28,8 +29,8 @@ class Penalised(Estimator):
     is_bound = False
     name = "penalty"
 
-    def __init__(self, base: Estimator | None = None):
-        self.base = Trace() if base is None else base
+    def __init__(self, base: Estimator | None, factor: float):
+        self.base, self.factor = Trace() if base is None else base, factor
         super().__init__(self.base.particles, vectorized=self.base.vectorized)
         self.follows_bound, self.closed_form = self.base.follows_bound, self.base.closed_form
 
@@ -52,26 +53,24 @@ class Penalised(Estimator):
         """
         raise NotImplementedError
 
-    def factor(self) -> float:
-        """The factor of the penalty."""
-        raise NotImplementedError
-
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The base's weights, with the penalty beside them."""
-        weights = self.base.draw(model, guide, *args, **kwargs)
-        return self._with_penalty(weights, model, guide, args, kwargs)
+        return self._penalised(self.base.draw, model, guide, *args, **kwargs)
 
-    def _with_penalty(
-        self, weights: LogWeights, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    def reference(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's reference minus the penalty: its latents are reparameterised."""
+        return self.bound(self._penalised(super().draw, model, guide, *args, **kwargs))
+
+    def _penalised(
+        self, draw: Callable, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> LogWeights:
-        _refuse_unpaired(weights, repr(self))
-        plain = {k: v for k, v in kwargs.items() if k not in ("nesting", "full_sizes")}
-        prior, _ = dream(model, *args, **plain)
-
-        def rerun(values: Mapping[str, Tensor], particles: int) -> Mapping[str, Term]:
-            return log_q_at(guide, values, *args, particles=particles, nesting=1, **plain)
-
-        weights.extras[self.name] = self.penalty(weights, prior, rerun)
+        weights = draw(model, guide, *args, **kwargs)
+        self._refuse_unpaired(weights)
+        plain = of_the_pair(kwargs)
+        rerun = functools.partial(log_q_at, guide, nesting=1, **plain)
+        weights.extras[self.name] = self.penalty(
+            weights, dream(model, *args, **plain)[0], lambda at, k: rerun(at, *args, particles=k)
+        )
         return weights
 
     def bound(self, weights: LogWeights) -> Tensor:
@@ -82,13 +81,28 @@ class Penalised(Estimator):
         """The base's surrogate minus the penalty, which the latents' path differentiates."""
         return self.base.surrogate(weights) - self._total(weights)
 
-    def reference(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The base's reference minus the penalty: its latents are reparameterised."""
-        weights = Estimator.draw(self, model, guide, *args, **kwargs)
-        return self.bound(self._with_penalty(weights, model, guide, args, kwargs))
-
     def _total(self, weights: LogWeights) -> Tensor:
-        return self.factor() * weights.data_size * weights.extras[self.name]
+        return self.factor * weights.data_size * weights.extras[self.name]
+
+    def _refuse_unpaired(self, weights: LogWeights) -> None:
+        """Raise ValueError where the rows' latents cannot be compared with each other."""
+        if len(weights.plates) != 1 or weights.nesting != 1:
+            raise ValueError(
+                f"{self!r}: expected every latent in one data plate, to compare their aggregate "
+                "over data with the prior; the sites share "
+                f"{[p.name for p in weights.plates]}."
+            )
+        if (rows := weights.plates[0].size) < 2:
+            raise ValueError(
+                f"{self!r}: compares the latents of different rows, and this batch has {rows}. Use "
+                "a larger batch_size, of which no last batch of one row is left."
+            )
+        for term in weights.guide.values():
+            if term.scored or term.enumerated:
+                raise ValueError(
+                    f"{self!r}: guide site {term.name!r} is discrete or not reparameterised; the "
+                    "penalty needs a path from the latents to the parameters."
+                )
 
 
 class MMD(Penalised):
@@ -116,18 +130,15 @@ class MMD(Penalised):
     def __init__(
         self, weight: float = 10.0, base: Estimator | None = None, *, bandwidth: float | None = None
     ):
-        super().__init__(base)
         self.weight, self.bandwidth = number("weight", weight, 0.0), bandwidth
-
-    def factor(self) -> float:
-        """λ."""
-        return self.weight
+        super().__init__(base, factor=self.weight)
 
     def penalty(self, weights: LogWeights, prior: dict[str, Tensor], rerun: Rerun) -> Tensor:
         """MMD² between the drawn latents of all particles and rows, and one prior draw per row."""
         terms = [weights.guide[n] for n in prior if n in weights.guide]
-        z = torch.cat([_draws(t) for t in terms], -1)  # (K, B, L)
-        u = torch.cat([_vectors(t, prior[t.name]) for t in terms], -1)[-1:]  # (1, B, L)
+        draws = [_value(t) for t in terms]  # (K, B, *event) each
+        z = torch.cat([v.reshape(*v.shape[:2], -1) for v in draws], -1)  # (K, B, L)
+        u = torch.cat([prior[t.name].reshape(1, z.shape[1], -1) for t in terms], -1)  # (1, B, L)
         h2 = z.shape[-1] if self.bandwidth is None else self.bandwidth**2
 
         def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -165,12 +176,8 @@ class TotalCorrelation(Penalised):
     name = "total_correlation"
 
     def __init__(self, beta: float = 6.0, base: Estimator | None = None):
-        super().__init__(base)
         self.beta = beta
-
-    def factor(self) -> float:
-        """β - 1."""
-        return self.beta - 1
+        super().__init__(base, factor=beta - 1)
 
     def penalty(self, weights: LogWeights, prior: dict[str, Tensor], rerun: Rerun) -> Tensor:
         """E[log q(z) - Σ_l log q(z_l)]."""
@@ -194,13 +201,14 @@ class TotalCorrelation(Penalised):
 
         draws = {t.name: _value(t) for t in terms}  # (K, B, *event)
         k, b = next(iter(draws.values())).shape[:2]
-        each = {n: v.movedim(1, 0).flatten(0, 1) for n, v in draws.items()}  # (i, K) as particles
+        each = {  # row i's draws at every row j: (i K, j, *event)
+            n: v.movedim(1, 0).flatten(0, 1).unsqueeze(1).expand(-1, b, *v.shape[2:])
+            for n, v in draws.items()
+        }
         if self.vectorized:
-            spread = {n: v.unsqueeze(1).expand(-1, b, *v.shape[1:]) for n, v in each.items()}
-            whole = at(spread, b * k)
+            whole = at(each, b * k)
         else:
-            one = ({n: v[i].expand(b, *v.shape[1:]) for n, v in each.items()} for i in range(b * k))
-            whole = torch.cat([at(values, 1) for values in one])
+            whole = torch.cat([at({n: v[i] for n, v in each.items()}, 1) for i in range(b * k)])
         return whole.reshape(b, k, b)
 
 
@@ -211,18 +219,6 @@ def _value(term: Term) -> Tensor:
     value = term.value
     lead = 2 - (value.dim() - term.fn.event_dim)
     return value.reshape((1,) * lead + value.shape)
-
-
-def _vectors(term: Term, value: Tensor) -> Tensor:
-    """A latent's values with its event flat: (..., B, L), L = 1 for a scalar."""
-    event = term.fn.event_dim
-    value = value.reshape((1,) * (2 + event - value.dim()) + value.shape)
-    return value.flatten(-event) if event else value.unsqueeze(-1)
-
-
-def _draws(term: Term) -> Tensor:
-    """All draws of a latent, flat: (K, B, L)."""
-    return _vectors(term, _value(term))
 
 
 def _pairs(term: Term, who: str) -> Tensor:
@@ -249,24 +245,3 @@ def _pairs(term: Term, who: str) -> Tensor:
     value = value.reshape((1,) * (3 - value.dim()) + value.shape)  # (K, i, L)
     pairs = density(value.movedim(1, 0).unsqueeze(2))  # (i, K, 1, L) against (K, j, L)
     return pairs.reshape((len(pairs), -1, *pairs.shape[-2:]))
-
-
-def _refuse_unpaired(weights: LogWeights, who: str) -> None:
-    """Raise ValueError where the rows' latents cannot be compared with each other."""
-    if len(weights.plates) != 1 or weights.nesting != 1:
-        raise ValueError(
-            f"{who}: expected every latent in one data plate, to compare their aggregate over "
-            f"data with the prior; the sites share {[p.name for p in weights.plates]}."
-        )
-    rows = weights.plates[0].size
-    if rows < 2:
-        raise ValueError(
-            f"{who}: compares the latents of different rows, and this batch has {rows}. Use a "
-            "larger batch_size, of which no last batch of one row is left."
-        )
-    for term in weights.guide.values():
-        if term.scored or term.enumerated:
-            raise ValueError(
-                f"{who}: guide site {term.name!r} is discrete or not reparameterised; the penalty "
-                "needs a path from the latents to the parameters."
-            )

@@ -1,11 +1,7 @@
-"""Estimators that move the guide by another divergence than the bound's.
-
-All take the latents as constants: the guide learns from log q(z) at drawn values, weighted.
-"""
+"""Estimators that move the guide by another divergence: log q(z) at drawn values, weighted."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..pairs.options import number, whole
-from ..weights import LogWeights, dream, log_q_at, plate_nesting
-from .multisample import IWAE, MultiSample
+from ..weights import LogWeights, dream, log_q_at
+from .base import AtConstants, log_mean, of_the_pair
+from .multisample import IWAE
 
 
-class _AtConstants(MultiSample):
-    """K-sample estimators that differentiate log p(x, z) and log q(z) at fixed draws z."""
+class _Weighted(AtConstants, IWAE):
+    """K-sample estimators whose guide follows weighted log densities at fixed draws."""
 
     follows_bound = False
 
@@ -30,17 +27,12 @@ class _AtConstants(MultiSample):
                 "a single one is 1 whatever it is, so the guide would follow noise alone."
             )
 
-    def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
-        """Latents as constants, in the model and in the guide's density."""
-        kwargs["model_values"] = lambda name, value: value.detach()
-        return super().draw(model, guide, *args, **kwargs).at_constants(repr(self))
-
-    def normalised(self, weights: LogWeights, power: float = 1.0) -> Tensor:
-        """w_k^power / Σ_j w_j^power as constants: (K, *shared)."""
-        return torch.softmax(power * self.log_w(weights), 0).detach()
+    def averaged(self, weights: LogWeights, log_density: Tensor, power: float = 1.0) -> Tensor:
+        """Σ_k w_k^power log_density_k / Σ_j w_j^power, the weights as constants: a scalar."""
+        return weights.total((self.normalised(weights, power) * log_density).sum(0))
 
 
-class WakeSleep(_AtConstants):
+class WakeSleep(_Weighted):
     """Reweighted wake-sleep: the model follows IWAE, the guide follows KL(p(z | x) || q).
 
     With normalised weights w̄_k: θ along Σ_k w̄_k ∂ log p(x, z_k), φ along Σ_k w̄_k ∂ log q(z_k | x)
@@ -62,42 +54,34 @@ class WakeSleep(_AtConstants):
         self.sleep = number("sleep", sleep, 0.0, 1.0)
         super().__init__(particles, vectorized=vectorized)
 
-    per_datum = IWAE.per_datum
-
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """Weights at constants; with `sleep`, log q of dreamed latents given dreamed data too."""
         weights = super().draw(model, guide, *args, **kwargs)
-        if self.sleep:
-            plain = {k: v for k, v in kwargs.items() if k not in ("nesting", "full_sizes")}
-            nesting = kwargs.get("nesting")
-            if nesting is None:
-                nesting = plate_nesting(model, guide, *args, **plain)
-            latents, dreamed = dream(model, *args, **plain)
-            shared = {p.name for p in weights.plates}
-            for name, q in weights.guide.items():
-                if q.free and (name not in latents or not shared & {p.name for p in q.plates}):
-                    raise ValueError(
-                        f"{self!r}: guide site {name!r} is no latent of the model, or is one for "
-                        "all data at once, so dreams of other data say nothing about it. Use "
-                        "WakeSleep(sleep=0)."
-                    )
-            terms = log_q_at(guide, latents, *dreamed, nesting=nesting, **plain)
-            scale = {n: q.user_scale * math.prod(p.scale for p in q.plates)
-                     for n, q in weights.guide.items()}  # fmt: skip
-            weights.extras["dream"] = torch.stack(
-                [(q.log_prob * scale[n]).sum() for n, q in terms.items()]
-            ).sum()
+        if not self.sleep:
+            return weights
+        plain = of_the_pair(kwargs)
+        latents, dreamed = dream(model, *args, **plain)
+        shared = {p.name for p in weights.plates}
+        for name, q in weights.guide.items():
+            if q.free and (name not in latents or not shared & {p.name for p in q.plates}):
+                raise ValueError(
+                    f"{self!r}: guide site {name!r} is no latent of the model, or is one for "
+                    "all data at once, so dreams of other data say nothing about it. Use "
+                    "WakeSleep(sleep=0)."
+                )
+        terms = log_q_at(guide, latents, *dreamed, nesting=weights.nesting, **plain)
+        parts = [(q.log_prob * weights.guide[n].scale).sum() for n, q in terms.items()]
+        weights.extras["dream"] = torch.stack(parts).sum()
         return weights
 
     def surrogate(self, weights: LogWeights) -> Tensor:
         """One scalar: latents are constants, so log p moves only θ and log q only φ."""
-        w = self.normalised(weights)
         wake = (1 - self.sleep) * weights.log_q()
-        out = weights.total((w * (weights.log_p() + wake)).sum(0))
+        out = self.averaged(weights, weights.log_p() + wake)
         return out + self.sleep * weights.extras["dream"] if self.sleep else out
 
 
-class ForwardKL(_AtConstants):
+class ForwardKL(_Weighted):
     """-KL(p(z | x) || q(z | x)) by self-normalised importance sampling; the model stays as it is.
 
     Σ_k w̄_k log w_k - log 1/K Σ_k w_k estimates the divergence, and Σ_k w̄_k ∂ log q(z_k | x) minus
@@ -111,15 +95,14 @@ class ForwardKL(_AtConstants):
 
     def per_datum(self, log_w: Tensor) -> Tensor:
         """Minus the divergence."""
-        mean = torch.logsumexp(log_w, 0) - math.log(len(log_w))
-        return mean - (torch.softmax(log_w, 0) * log_w).sum(0)
+        return log_mean(log_w) - (torch.softmax(log_w, 0) * log_w).sum(0)
 
     def surrogate(self, weights: LogWeights) -> Tensor:
         """Moves the guide only."""
-        return weights.total((self.normalised(weights) * weights.log_q()).sum(0))
+        return self.averaged(weights, weights.log_q())
 
 
-class CUBO(_AtConstants):
+class CUBO(_Weighted):
     """Minus the χ upper bound, -1/n log E_q[w^n]; minimising the loss minimises the χ divergence.
 
     log p(x) <= 1/n log E_q[w^n], which K draws estimate from below. The guide follows
@@ -141,16 +124,15 @@ class CUBO(_AtConstants):
 
     def per_datum(self, log_w: Tensor) -> Tensor:
         """Minus the upper bound."""
-        return -(torch.logsumexp(self.order * log_w, 0) - math.log(len(log_w))) / self.order
+        return -log_mean(self.order * log_w) / self.order
 
     def surrogate(self, weights: LogWeights) -> Tensor:
         """Moves the guide only."""
-        w = self.normalised(weights, self.order)
         factor = (self.order - 1) / self.order
-        return weights.total((factor * w * weights.log_q()).sum(0))
+        return factor * self.averaged(weights, weights.log_q(), self.order)
 
 
-class ThermodynamicVI(_AtConstants):
+class ThermodynamicVI(_Weighted):
     """The thermodynamic variational objective: log p(x) = ∫₀¹ E_π(β)[log w] dβ as a left sum.
 
     Σ_s (β_s+1 - β_s) E_π(β_s)[log w], π(β) ∝ q^(1-β) p^β, each mean by weights w_k^β. Since the
@@ -191,7 +173,6 @@ class ThermodynamicVI(_AtConstants):
             w = torch.softmax(a * log_w, 0).detach()
             centred = (log_w - (w * log_w).sum(0)).detach()
             unbiased = len(log_w) / max(1, len(log_w) - 1) if a == 0 else 1.0
-            out = out + (b - a) * (
-                w * (log_w + unbiased * centred * (log_q + a * log_w))
-            ).sum(0)  # fmt: skip
+            follow = log_w + unbiased * centred * (log_q + a * log_w)
+            out = out + (b - a) * (w * follow).sum(0)
         return weights.total(out)

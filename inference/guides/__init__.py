@@ -3,5 +3,3 @@
 from .make import KINDS, make_guide
 from .packed import laplace
 from .table import GuideRow, GuideTable, fit_guides
-
-__all__ = ["KINDS", "GuideRow", "GuideTable", "fit_guides", "laplace", "make_guide"]

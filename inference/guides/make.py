@@ -81,12 +81,16 @@ def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any
                 f"guide: {kind!r} cannot be amortised; these can: {', '.join(FAMILIES)}."
             )
         make = functools.partial(PlateGuide, family=kind, amortized=True)
-    if callable(getattr(model, "model", None)) and callable(getattr(model, "guide", None)):
-        model = model.model
     accepted = [p for p in inspect.signature(make).parameters if p != "model"]
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise TypeError(
             f"guide: {kind!r} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}."
         )
-    return make(poutine.block(model, hide_fn=is_discrete), **options)
+    return make(poutine.block(model_of(model), hide_fn=is_discrete), **options)
+
+
+def model_of(given: Any) -> Callable:
+    """The model of a pair; anything else is a model as it is."""
+    pair = all(callable(getattr(given, half, None)) for half in ("model", "guide"))
+    return given.model if pair else given

@@ -5,22 +5,67 @@ They share Pyro's packing (`AutoContinuous`): sites, transforms to their support
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, TransformedDistribution
 from pyro.distributions.constraints import softplus_positive
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median, init_to_sample
 from pyro.nn import PyroParam
 from torch import Tensor, nn
+from torch.distributions import Transform
+from torch.distributions.transforms import AffineTransform
 
+from ..networks import Affine, Composed, OnePass, RationalQuadratic, autoregressive_layers
 from ..training.run import Run
 from ..weights import log_weights, no_validation
-from .flows import flow_normal, layers, widths
+
+AFFINE = Affine(log_scale_bound=3.0)
+UNIVARIATES = {"iaf": AFFINE, "spline": Composed(RationalQuadratic(bins=8, bound=4.0), AFFINE)}
+
+
+def layers(
+    dim: int, kind: str, depth: int, hidden: Sequence[int] | None = None, context_dim: int = 0
+) -> nn.ModuleList:
+    """`depth` autoregressive layers, every other one in reversed order.
+
+    From noise to a draw in one pass, as a guide needs it; the inverse takes `dim` passes.
+
+    Args:
+        dim: D.
+        kind: "iaf", affine layers, or "spline", splines of which each is followed by an affine map.
+        hidden: widths of each layer's network; None is two of max(16, 4 D), at most 128.
+        context_dim: width of the context.
+
+    Source: Kingma et al. 2016, arXiv:1606.04934, section 3; Durkan et al. 2019, arXiv:1906.04032.
+    """
+    hidden = hidden or (min(128, max(16, 4 * dim)),) * 2
+    made = autoregressive_layers(dim, UNIVARIATES[kind], depth, hidden, "silu", context_dim)
+    return nn.ModuleList(made)
+
+
+def flow_normal(
+    loc: Tensor, scale: Tensor, maps: Iterable[Any], context: Tensor | None = None
+) -> TransformedDistribution:
+    """u = loc + scale * f_n(... f_1(ε)), ε ~ N(0, I); the density of a draw costs no inverse.
+
+    Args:
+        loc, scale: (..., D).
+        maps: f_1, ..., f_n: `torch.distributions.Transform`s, or what `OnePass` takes.
+        context: (..., C), passed to the maps that `OnePass` takes.
+    """
+    loc, scale = torch.broadcast_tensors(loc, scale)
+    base = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
+    steps: list[Transform] = []
+    for f in maps:
+        foreign = isinstance(f, Transform) and not hasattr(f, "call_and_ladj")
+        steps.append(f if foreign else OnePass(f, context))
+    place = AffineTransform(loc, scale, event_dim=1, cache_size=1)
+    return TransformedDistribution(base, [*steps, place])
 
 
 class MixtureGuide(AutoContinuous):
@@ -124,7 +169,7 @@ class FlowGuide(AutoContinuous):
         if callable(self.transform):
             made = self.transform(dim)
         else:
-            made = layers(dim, self.transform, self.hidden or widths(dim), self.depth)
+            made = layers(dim, self.transform, self.depth, self.hidden)
         self.maps = list(made) if isinstance(made, (list, tuple, nn.ModuleList)) else [made]
         self.flow = nn.ModuleList(m for m in self.maps if isinstance(m, nn.Module)).to(self.loc)
 
@@ -178,9 +223,8 @@ def laplace(run: Run, data: Any) -> Run:
     """
     guide = run.pair_.guide
     if not isinstance(guide, LaplaceGuide):
-        raise TypeError(
-            f"laplace: expected a run of a 'laplace' guide, got {type(guide).__name__}."
-        )
+        kind = type(guide).__name__
+        raise TypeError(f"laplace: expected a run of a 'laplace' guide, got {kind}.")
     args = data if isinstance(data, tuple) else (data,)
     guide.scale_tril = None
     (name,) = (n for n in run.state if n.split(".")[-1] == "loc" and n.startswith("guide"))
@@ -188,11 +232,9 @@ def laplace(run: Run, data: Any) -> Run:
 
     def energy(loc: Tensor) -> Tensor:
         with no_validation(), run.pair_.bind({**others, name: loc}, run.variables.buffers):
-            return (
-                -log_weights(run.pair_.model, guide, *args, nesting=run.pair_.nesting, **run.kwargs)
-                .elbo()
-                .sum()
-            )
+            pair = run.pair_
+            weights = log_weights(pair.model, guide, *args, nesting=pair.nesting, **run.kwargs)
+            return -weights.elbo().sum()
 
     with torch.enable_grad():
         curvature = torch.autograd.functional.hessian(energy, run.state[name].detach())

@@ -29,7 +29,7 @@ from torch.distributions import biject_to
 
 from ..networks import MLP
 from ..pairs.arguments import has_rows, rows_of
-from .flows import flow_normal, layers, widths
+from .packed import flow_normal, layers
 
 FLOWS = ("iaf", "spline")
 FAMILIES = ("mean-field", "low-rank", "full-rank", "structured", *FLOWS)
@@ -41,22 +41,27 @@ class Block:
 
     Attributes:
         plates: their names, outermost batch dimension first.
-        sites: name -> (support, event dimension, unconstrained event shape).
         batch: batch shape that the plates make, ones for dimensions without a plate.
-        parents: indices of the blocks whose plates are among these.
-        above: numbers in the parents' elements together.
+        sites: name -> (support, event dimension, unconstrained event shape).
+        starts: the sites' unconstrained values at the start, (*batch, numbers) each.
+        parents: the blocks whose plates are among these, for a guide that depends on them.
     """
 
     plates: tuple[str, ...]
-    sites: dict[str, tuple[Any, int, torch.Size]]
     batch: torch.Size
-    parents: tuple[int, ...] = ()
-    above: int = 0
+    sites: dict[str, tuple[Any, int, torch.Size]]
+    starts: list[Tensor]
+    parents: tuple[Block, ...] = ()
 
     @property
     def dim(self) -> int:
         """L, numbers in one element."""
         return sum(math.prod(shape) for _, _, shape in self.sites.values())
+
+    @property
+    def above(self) -> int:
+        """Count the numbers in the parents' elements together."""
+        return sum(p.dim for p in self.parents)
 
 
 class PlateGuide(AutoGuide):
@@ -102,7 +107,7 @@ class PlateGuide(AutoGuide):
     ):
         if family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}.")
-        self._size_at = _position(model, "size")
+        self._names = _argument_names(model)
         super().__init__(InitMessenger(init_to_median)(model))
         self.family, self.amortized = family, amortized
         self._given = (encoder,)  # not yet a part of this module
@@ -110,26 +115,25 @@ class PlateGuide(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        self.data_plate = self._find_data_plate(args) if self.amortized else None
+        self.data_plate = None
+        if self.amortized:
+            self.data_plate, features = self._find_data_plate(args), self._features(args)
+            spread = features.std(0, correction=0)
+            self.register_buffer("shift", features.mean(0))
+            self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
         self._blocks = self._packed()
         self.raws = nn.ParameterDict()
         self.flows, self.encoders = nn.ModuleDict(), nn.ModuleDict()
-        starts = self._starts()
-        for i, (block, loc) in enumerate(zip(self._blocks, starts)):
-            raw = self._start(block, loc)
+        for i, block in enumerate(self._blocks):
+            raw, context = self._start(block), 0
             if self.data_plate in block.plates:
-                features = self._features(args)
-                self.register_buffer("shift", features.mean(0))
-                spread = features.std(0, correction=0)
-                self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
-                self.encoders[str(i)] = self._encoder(
-                    features.shape[-1], raw.flatten(0, -2).mean(0)
-                ).to(raw)
+                context = len(self.shift)
+                start = raw.flatten(0, -2).mean(0)
+                self.encoders[str(i)] = self._encoder(context, start).to(raw)
             else:
                 self.raws[str(i)] = nn.Parameter(raw)
             if self.family in FLOWS:
-                context = self.shift.shape[0] if self.data_plate in block.plates else 0
-                flow = layers(block.dim, self.family, widths(block.dim), self.depth, context)
+                flow = layers(block.dim, self.family, self.depth, context_dim=context)
                 self.flows[str(i)] = flow.to(raw)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -137,25 +141,21 @@ class PlateGuide(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates = self._plates(args, kwargs)
-        context = None
-        if self.amortized:
-            context = (self._features(args) - self.shift) / self.spread
-        drawn: list[Tensor] = []
+        drawn: dict[tuple[str, ...], Tensor] = {}
         out: dict[str, Tensor] = {}
         for i, block in enumerate(self._blocks):
-            mine = None
-            if context is not None and self.data_plate in block.plates:
+            context = None
+            if self.data_plate in block.plates:
                 ones = (1,) * (len(block.batch) - 1)  # the plate's dimension may not be the last
-                mine = context.reshape(len(context), *ones, -1)
-            raw = self.raws[str(i)] if mine is None else self.encoders[str(i)](mine)
-            above = [drawn[j] for j in block.parents]
-            q = self._element(i, block, raw, above, mine)
+                context = (self._features(args) - self.shift) / self.spread
+                context = context.reshape(len(context), *ones, -1)
+            q = self._element(i, block, [drawn[p.plates] for p in block.parents], context)
             name = f"_{self._pyro_name}_{'_'.join(block.plates) or 'global'}"
             with ExitStack() as stack:
                 for plate in block.plates:
                     stack.enter_context(plates[plate])
                 u = pyro.sample(name, q, infer={"is_auxiliary": True})  # (..., plates, L)
-                drawn.append(u)
+                drawn[block.plates] = u
                 out |= _unpacked(block, u)
         return out
 
@@ -171,63 +171,45 @@ class PlateGuide(AutoGuide):
                         f"{f.name!r}, which is told {f.full_size} and given {f.size}. Fit on all "
                         "data, or use amortized=True."
                     )
-            key = tuple(f.name for f in frames)
-            start = biject_to(site["fn"].support).inv(site["value"])
-            batch = site["fn"].batch_shape
-            group = groups.setdefault(key, Block(key, {}, batch))
-            group.sites[name] = site["fn"].support, site["fn"].event_dim, start.shape[len(batch) :]
+            key, fn = tuple(f.name for f in frames), site["fn"]
+            start = biject_to(fn.support).inv(site["value"].detach())
+            group = groups.setdefault(key, Block(key, fn.batch_shape, {}, []))
+            group.sites[name] = fn.support, fn.event_dim, start.shape[len(fn.batch_shape) :]
+            group.starts.append(start.reshape(*group.batch, -1))
         blocks = sorted(groups.values(), key=lambda b: len(b.plates))
-        for i, block in enumerate(blocks):
+        for block in blocks:
             if self.data_plate in block.plates and len(block.plates) > 1:
+                sites, plates = ", ".join(block.sites), ", ".join(block.plates)
                 raise ValueError(
-                    f"sites {', '.join(block.sites)}: they lie in plates "
-                    f"{', '.join(block.plates)}; "
-                    f"an amortised guide takes latents in plate {self.data_plate!r} alone. Declare "
-                    "the other dimension with .to_event(1), or write the guide by hand."
+                    f"sites {sites}: they lie in plates {plates}; an amortised guide takes latents "
+                    f"in plate {self.data_plate!r} alone. Declare the other dimension with "
+                    ".to_event(1), or write the guide by hand."
                 )
             if self.family == "structured":
-                inside = [j for j in range(i) if set(blocks[j].plates) < set(block.plates)]
-                block.parents = tuple(inside)
-                block.above = sum(blocks[j].dim for j in inside)
+                block.parents = tuple(b for b in blocks if set(b.plates) < set(block.plates))
         return blocks
 
-    def _starts(self) -> list[Tensor]:
-        """Each block's unconstrained values at the start, (*batch, L)."""
-        nodes = self.prototype_trace.nodes
-        out = []
-        for block in self._blocks:
-            parts = [
-                biject_to(support).inv(nodes[n]["value"].detach()).reshape(*block.batch, -1)
-                for n, (support, _, _) in block.sites.items()
-            ]
-            out.append(torch.cat(parts, -1))
-        return out
-
-    def _start(self, block: Block, loc: Tensor) -> Tensor:
-        """The raw numbers at the start, (*batch, outputs)."""
+    def _start(self, block: Block) -> Tensor:
+        """The numbers that describe the elements at the start, (*batch, outputs)."""
         length = block.dim
-        raw = loc.new_zeros(*block.batch, self._outputs(block))
-        raw[..., :length] = loc
-        raw[..., length : 2 * length] = math.log(math.expm1(self.init_scale))
-        if self.family == "low-rank":  # factors of zero would stay there
-            rest = raw[..., 2 * length :]
-            rest.normal_(0, self.rank**-0.5)
-        return raw
-
-    def _outputs(self, block: Block) -> int:
-        """Count the numbers that describe an element: location, scale, and what the family adds."""
-        length = block.dim
+        pairs = length * (length - 1) // 2
         more = {
-            "full-rank": length * (length - 1) // 2,
-            "structured": length * (length - 1) // 2 + length * block.above,
+            "full-rank": pairs,
+            "structured": pairs + length * block.above,
             "low-rank": length * self.rank,
-        }
-        return 2 * length + more.get(self.family, 0)
+        }.get(self.family, 0)
+        loc = torch.cat(block.starts, -1)
+        scale = torch.full_like(loc, math.log(math.expm1(self.init_scale)))
+        rest = loc.new_zeros(*block.batch, more)
+        if self.family == "low-rank":  # factors of zero would stay there
+            rest.normal_(0, self.rank**-0.5)
+        return torch.cat([loc, scale, rest], -1)
 
     def _element(
-        self, i: int, block: Block, raw: Tensor, above: list[Tensor], context: Tensor | None
+        self, i: int, block: Block, above: list[Tensor], context: Tensor | None
     ) -> TorchDistribution:
         """The distribution of one block's elements."""
+        raw = self.raws[str(i)] if context is None else self.encoders[str(i)](context)
         length = block.dim
         loc, scale, rest = raw.split([length, length, raw.shape[-1] - 2 * length], -1)
         scale = F.softplus(scale)
@@ -239,9 +221,10 @@ class PlateGuide(AutoGuide):
             factor = rest.unflatten(-1, (length, self.rank)) * scale.unsqueeze(-1)
             return dist.LowRankMultivariateNormal(loc, factor, scale.square())
         pairs = length * (length - 1) // 2
-        if block.above:
+        if above:
             weight = rest[..., pairs:].unflatten(-1, (length, block.above))
-            theta = _joined(above)  # (..., above)
+            batch = torch.broadcast_shapes(*(u.shape[:-1] for u in above))
+            theta = torch.cat([u.expand(batch + u.shape[-1:]) for u in above], -1)
             loc = loc + (weight * theta.unsqueeze(-2)).sum(-1)
         rows, columns = torch.tril_indices(length, length, -1, device=raw.device)
         lower = torch.diag_embed(torch.ones_like(scale))
@@ -250,28 +233,20 @@ class PlateGuide(AutoGuide):
 
     def _encoder(self, features: int, start: Tensor) -> nn.Module:
         """A network of the features whose output starts at `start` wherever it can."""
-        outputs = len(start)
         (given,) = self._given
         if given is not None:
-            return given if isinstance(given, nn.Module) else given(features, outputs)
-        network = MLP(features, self.hidden, outputs, "silu")
+            return given if isinstance(given, nn.Module) else given(features, len(start))
+        network = MLP(features, self.hidden, len(start), "silu")
         with torch.no_grad():
             network[-1].weight.mul_(0.1)  # type: ignore[operator]
             network[-1].bias.copy_(start)  # type: ignore[operator]
         return network
 
     def _find_data_plate(self, args: tuple) -> str:
-        rows = rows_of(args)
-        frames = {
-            f.name: f
-            for _, site in self.prototype_trace.iter_stochastic_nodes()
-            for f in site["cond_indep_stack"]
-        }
-        mine = [f for f in frames.values() if f.size == rows]
+        rows, frames = rows_of(args), self._prototype_frames.values()
+        mine = [f for f in frames if f.size == rows]
         if not mine:
-            there = (
-                ", ".join(f"{n!r} of {f.size}" for n, f in frames.items()) or "none with latents"
-            )
+            there = ", ".join(f"{f.name!r} of {f.size}" for f in frames) or "none with latents"
             raise ValueError(
                 f"amortized: no plate of the latents has the {rows} rows of the data (there is: "
                 f"{there}). Put the latents of each datum in pyro.plate('data', size, "
@@ -289,25 +264,25 @@ class PlateGuide(AutoGuide):
     def _plates(self, args: tuple, kwargs: dict) -> dict[str, Any]:
         """The model's plates; that of the data holds the rows of this batch."""
         rows = rows_of(args)
-        at = self._size_at
-        told = kwargs.get("size") or (args[at] if at is not None and at < len(args) else None)
-        out = {}
+        told = {**dict(zip(self._names, args)), **kwargs}.get("size")
+        sizes = {n: (f.size, f.size) for n, f in self._prototype_frames.items()}
+        if self.data_plate is not None:
+            sizes[self.data_plate] = told or rows, rows
         with poutine.block():  # which rows these are is the model's to say
-            for name, f in self._prototype_frames.items():
-                size, mine = f.size, torch.arange(f.size)
-                if name == self.data_plate:
-                    size, mine = told or rows, torch.arange(rows)
-                out[name] = pyro.plate(name, size, subsample=mine, dim=f.dim)
-        return out
+            return {
+                name: pyro.plate(
+                    name, size, subsample=torch.arange(here), dim=self._prototype_frames[name].dim
+                )
+                for name, (size, here) in sizes.items()
+            }
 
 
 def _unpacked(block: Block, u: Tensor) -> dict[str, Tensor]:
     """Point masses at the sites of a block, with the density of their transforms."""
-    out, at = {}, 0
-    for name, (support, event_dim, shape) in block.sites.items():
-        n = math.prod(shape)
-        free = u[..., at : at + n].reshape(u.shape[:-1] + shape)
-        at += n
+    out = {}
+    parts = u.split([math.prod(shape) for _, _, shape in block.sites.values()], -1)
+    for part, (name, (support, event_dim, shape)) in zip(parts, block.sites.items()):
+        free = part.reshape(u.shape[:-1] + shape)
         transform = biject_to(support)
         value = transform(free)
         density = transform.inv.log_abs_det_jacobian(value, free)
@@ -318,14 +293,8 @@ def _unpacked(block: Block, u: Tensor) -> dict[str, Tensor]:
     return out
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
-    return torch.cat([p.expand(batch + p.shape[-1:]) for p in parts], -1)
-
-
-def _position(function: Callable, name: str) -> int | None:
+def _argument_names(function: Callable) -> list[str]:
     try:
-        names = list(inspect.signature(function).parameters)
+        return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):
-        return None
-    return names.index(name) if name in names else None
+        return []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..draws import measures
 from ..draws.density import missing_density, missing_spread
-from ..draws.psis import LEAST, ess
+from ..draws.psis import LEAST
 from ..draws.sampler import joint_log_weights
 from ..elbo import Estimator, Trace, estimator_of
 from ..estimate import Estimate
@@ -21,7 +21,7 @@ from ..results.result import Result
 from ..results.table import Table
 from ..training.fitting import fit
 from ..training.run import Run
-from .make import make_guide
+from .make import make_guide, model_of
 from .packed import LaplaceGuide, laplace
 
 
@@ -42,18 +42,18 @@ class GuideRow:
     """
 
     guide: str
-    elbo: float | None
-    elbo_se: float | None
-    evidence: float | None
-    evidence_se: float | None
-    khat: float | None
-    ess: float | None
     draws: int
     seconds: float
     note: str = ""
+    elbo: float | None = None
+    elbo_se: float | None = None
+    evidence: float | None = None
+    evidence_se: float | None = None
+    khat: float | None = None
+    ess: float | None = None
 
 
-class GuideTable(Result, Mapping[str, GuideRow]):
+class GuideTable(Result, dict[str, GuideRow]):
     """Name -> row, best ELBO first; `str()` is a table.
 
     Attributes:
@@ -65,26 +65,17 @@ class GuideTable(Result, Mapping[str, GuideRow]):
 
     def __init__(self, rows: Sequence[GuideRow], runs: dict[str, Run], failed: dict[str, str]):
         order = sorted(rows, key=lambda r: math.inf if r.elbo is None else -r.elbo)
-        self._rows = {r.guide: r for r in order}
+        super().__init__({r.guide: r for r in order})
         self.runs, self.failed = runs, failed
-
-    def __getitem__(self, name: str) -> GuideRow:
-        return self._rows[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     @property
     def best(self) -> Run:
         """The run of the highest ELBO."""
-        return self.runs[next(iter(self._rows))]
+        return self.runs[next(iter(self))]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Name -> the row as a dictionary."""
-        return {n: dataclasses.asdict(r) for n, r in self._rows.items()}
+        return {n: dataclasses.asdict(r) for n, r in self.items()}
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame, one row for each guide."""
@@ -96,7 +87,7 @@ class GuideTable(Result, Mapping[str, GuideRow]):
         """A guide to a line."""
         head = ("guide", "ELBO (nats)", "log evidence (nats)", "k-hat", "ESS", "seconds", "")
         rows = []
-        for r in self._rows.values():
+        for r in self.values():
             tail = "–" if r.khat is None else "equal" if r.khat == -math.inf else f"{r.khat:.2f}"
             numbers = (Estimate(r.elbo, r.elbo_se), Estimate(r.evidence, r.evidence_se))
             rows.append([
@@ -147,13 +138,11 @@ def fit_guides(
     """
     check_options({"draws": LEAST}, draws=draws, steps=steps, lr=lr, seed=seed, **options)
     elbo = estimator_of(elbo, lambda: Trace(8))
-    if callable(getattr(model, "model", None)) and callable(getattr(model, "guide", None)):
-        model = model.model
+    model = model_of(model)
     args = checked_arguments(model, data)
     options = {"schedule": "cosine", "progress": False, **options}
-    made = _named(model, guides)
     rows, runs, failed = [], {}, {}
-    for name, guide in made.items():
+    for name, guide in _named(model, guides).items():
         try:
             run = fit(model, guide, args, elbo=elbo, steps=steps, lr=lr, seed=seed, **options)
             if isinstance(run.pair_.guide, LaplaceGuide):
@@ -176,43 +165,37 @@ def _row(name: str, run: Run, args: tuple, draws: int, seed: int) -> GuideRow:
         two = pair.weights(2)
     if because := missing_density(two):
         note = f"{because}: log p(x, z) = {float(log_w[0]):.2f}"
-        return GuideRow(name, None, None, None, None, None, None, draws, run.seconds, note)
-    elbo, evidence = measures.elbo(log_w), measures.evidence(log_w)
-    tail, note = measures.pareto_khat(log_w), evidence.because
+        return GuideRow(name, draws, run.seconds, note)
+    evidence, khat = measures.evidence(log_w), float(measures.khat(log_w))
     if same := missing_spread(two):
-        tail, evidence, note = None, Estimate.none(same), same
-    khat = None if tail is None or isinstance(tail, Estimate) else float(tail)
+        evidence, khat = Estimate.none(same), None
+    note = evidence.because
     if khat is not None and not note and khat > 0.5:
         note = "k-hat above 0.5: the evidence's error is larger than stated"
-    size = float(ess(log_w))
-    return GuideRow(name, *elbo, *evidence, khat, size, draws, run.seconds, note)
+    elbo, size = measures.elbo(log_w), float(measures.ess(log_w))
+    return GuideRow(name, draws, run.seconds, note, *elbo, *evidence, khat, size)
 
 
 def _named(model: Callable, guides: Any) -> dict[str, Any]:
+    """Name -> guide, made where a name or a (name, options) pair was given."""
     if isinstance(guides, str):
         guides = [guides]
     if not guides:
         raise ValueError("guides: expected at least one name or Pyro guide, got none.")
-    if not isinstance(guides, Mapping):
-        guides = {_name(g, i): g for i, g in enumerate(guides)}
+    given = guides.items() if isinstance(guides, Mapping) else ((None, g) for g in guides)
     out = {}
-    for name, guide in guides.items():
-        if isinstance(guide, str):
-            guide = make_guide(guide, model)
-        elif isinstance(guide, tuple):
-            guide = make_guide(guide[0], model, **guide[1])
-        elif not callable(guide):
+    for i, (name, guide) in enumerate(given):
+        if isinstance(guide, (str, tuple)):
+            kind, options = (guide, {}) if isinstance(guide, str) else guide
+            words = ", ".join(f"{k}={v}" for k, v in options.items())
+            out[name or (f"{kind} ({words})" if words else kind)] = make_guide(
+                kind, model, **options
+            )
+        elif callable(guide):
+            own = getattr(guide, "__name__", None) or f"{type(guide).__name__} {i}"
+            out[name or own] = guide
+        else:
             raise ValueError(
                 f"guides: expected names, (name, options) or Pyro guides, got {guide!r}."
             )
-        out[name] = guide
     return out
-
-
-def _name(guide: Any, position: int) -> str:
-    if isinstance(guide, str):
-        return guide
-    if isinstance(guide, tuple):
-        words = ", ".join(f"{k}={v}" for k, v in guide[1].items())
-        return f"{guide[0]} ({words})" if words else guide[0]
-    return getattr(guide, "__name__", None) or f"{type(guide).__name__} {position}"

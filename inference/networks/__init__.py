@@ -3,8 +3,7 @@
 This room stands below all others: model files may import it too.
 """
 
-from .masked import AutoregressiveMLP, MaskedLinear, ranks
-from .mlp import ACTIVATIONS, MLP, activation
+from .mlp import ACTIVATIONS, MLP, AutoregressiveMLP, MaskedLinear, activation, ranks
 from .transforms import (
     Autoregressive,
     FlowTransform,
@@ -13,21 +12,3 @@ from .transforms import (
     start_at_identity,
 )
 from .univariate import Affine, Composed, RationalQuadratic, Univariate
-
-__all__ = [
-    "ACTIVATIONS",
-    "MLP",
-    "Affine",
-    "Autoregressive",
-    "AutoregressiveMLP",
-    "Composed",
-    "FlowTransform",
-    "MaskedLinear",
-    "OnePass",
-    "RationalQuadratic",
-    "Univariate",
-    "activation",
-    "autoregressive_layers",
-    "ranks",
-    "start_at_identity",
-]

@@ -1,11 +1,15 @@
-"""Fully connected networks. All act on the last axis, so particles broadcast."""
+"""Fully connected networks, plain and masked (MADE). All act on the last axis: particles broadcast.
+
+The outputs of a masked one for a variable see only the variables before it in an order.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -50,3 +54,111 @@ class MLP(nn.Sequential):
             if i < len(widths) - 2:
                 layers.append(activation(act))
         super().__init__(*layers)
+
+
+class MaskedLinear(nn.Linear):
+    """An affine layer whose weight is multiplied by a fixed 0/1 mask of shape (outputs, inputs)."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, bias: bool = True):
+        outputs, inputs = mask.shape
+        super().__init__(inputs, outputs, bias=bias)
+        self.register_buffer("mask", mask.to(self.weight.dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return nn.functional.linear(input, self.weight * self.mask, self.bias)
+
+
+class AutoregressiveMLP(nn.Module):
+    """Masked affine layers: the outputs for variable i see only the inputs before i in the order.
+
+    A hidden unit has a degree m, spread evenly over 0 .. D - 2, and sees ranks <= m; the outputs
+    for a variable of rank r see units of degree < r (MADE, Germain et al. 2015, arXiv:1502.03509,
+    section 4, where the degrees are drawn at random). With a context the degrees begin at -1:
+    such units see the context alone, so that it reaches the first variable too.
+
+    Args:
+        inputs: D, the number of variables.
+        hidden: widths of the hidden layers.
+        outputs: numbers per variable.
+        order: as for `ranks`, and `seed` for a random one.
+        act: name of the activation (`ACTIVATIONS`).
+        context: width C of an optional second input that every output sees.
+        direct: add masked weights from the inputs straight to the outputs.
+    """
+
+    rank: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        order: str | Sequence[int] = "natural",
+        seed: int = 0,
+        act: str = "relu",
+        context: int = 0,
+        direct: bool = False,
+    ):
+        super().__init__()
+        self.outputs, self.act = outputs, activation(act)
+        rank = ranks(order, inputs, seed)
+        self.register_buffer("rank", rank)
+        degrees = [rank, *(_degrees(n, inputs, context > 0) for n in hidden)]
+        masks = [b[:, None] >= a for a, b in itertools.pairwise(degrees)]
+        masks.append((rank[:, None] > degrees[-1]).repeat(outputs, 1))
+        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        first = len(masks[0])
+        self.context = nn.Linear(context, first, bias=False) if context else None
+        skip = (rank[:, None] > rank).repeat(outputs, 1)
+        self.direct = MaskedLinear(skip, bias=False) if direct else None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., outputs, D)."""
+        h = self.layers[0](x)
+        if self.context is not None:
+            h = h + self.context(context)
+        for layer in list(self.layers)[1:]:
+            h = layer(self.act(h))
+        if self.direct is not None:
+            h = h + self.direct(x)
+        return h.unflatten(-1, (self.outputs, -1))
+
+
+def _degrees(units: int, inputs: int, conditional: bool) -> Tensor:
+    """0 .. D - 2 or, `conditional`, -1 .. D - 2, spread evenly; the last unit always has D - 2."""
+    if not conditional:
+        return (torch.arange(1, units + 1) * (inputs - 1) - 1) // units
+    degrees = (torch.arange(1, units + 1) * inputs - 1) // units - 1
+    degrees[0] = -1  # also where there are fewer units than variables
+    return degrees
+
+
+def ranks(order: str | Sequence[int], data_dim: int, seed: int = 0) -> Tensor:
+    """Return the place 0 .. D - 1 of each variable in an order.
+
+    Args:
+        order: `"natural"`, `"reversed"`, `"random"` (drawn from `seed`), or the variables' indices,
+            first variable first.
+        data_dim: D.
+
+    Raises:
+        ValueError: another name, or indices that are not a permutation of 0 .. D - 1.
+    """
+    natural = torch.arange(data_dim)
+    if isinstance(order, str):
+        if order not in ("natural", "reversed", "random"):
+            raise ValueError(
+                f"order: expected natural, reversed, random or a permutation of 0 .. "
+                f"{data_dim - 1}, got {order!r}."
+            )
+        draw = torch.randperm(data_dim, generator=torch.Generator().manual_seed(seed))
+        return {"natural": natural, "reversed": natural.flip(0), "random": draw}[order]
+    if sorted(order) != natural.tolist():
+        raise ValueError(
+            f"order: expected each of 0 .. {data_dim - 1} once, got {list(order)}. It lists the "
+            "variables' indices, the first one first."
+        )
+    return torch.as_tensor(list(order)).argsort()

@@ -19,7 +19,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from .masked import AutoregressiveMLP
+from .mlp import AutoregressiveMLP
 from .univariate import Univariate
 
 
@@ -28,7 +28,7 @@ class FlowTransform(TransformModule):
 
     Subclasses give `call_and_ladj` and `inv_and_ladj`, each in one pass. The transform itself keeps
     nothing between calls: no value in it can be stale after an optimiser's step (Pyro issue 2564).
-    `given(context)` and `with_cache()` return a `OnePass`, which keeps one pair for one `log_prob`.
+    `OnePass(self, context)`, which `with_cache()` returns, keeps one pair for one `log_prob`.
     """
 
     domain = constraints.real_vector
@@ -47,13 +47,9 @@ class FlowTransform(TransformModule):
         """log |det dy/dx| (...)."""
         return self.call_and_ladj(x)[1]
 
-    def given(self, context: Tensor | None = None) -> OnePass:
-        """Return this transform at a context, for one distribution object."""
-        return OnePass(self, context)
-
     def with_cache(self, cache_size: int = 1) -> Transform:
         """`self` for size 0, a `OnePass` for size 1."""
-        return self.given() if cache_size else self
+        return OnePass(self) if cache_size else self
 
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
@@ -92,43 +88,42 @@ class OnePass(Transform):
 
     def clear_cache(self) -> None:
         """Forget the last pair."""
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, ...] = ()  # x, y, log-determinant
         self._seen: list[tuple[Tensor, int | None]] = []
 
     def __call__(self, x: Tensor) -> Tensor:
         """y (..., D)."""
-        if (last := self._fresh()) is not None and last[0] is x:
-            return last[1]
-        y, ladj = self._ahead(x, self.context)
-        self._last, self._seen = (x, y, ladj), self._parameters()
-        return y
+        if not self._remembers(x=x):
+            self._remember(x, *self._ahead(x, self.context))
+        return self._last[1]
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        if (last := self._fresh()) is not None and last[1] is y:
-            return last[0]
-        x, ladj = self._back(y, self.context)
-        self._last, self._seen = (x, y, ladj), self._parameters()
-        return x
+        if not self._remembers(y=y):
+            x, ladj = self._back(y, self.context)
+            self._remember(x, y, ladj)
+        return self._last[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log |det dy/dx| (...)."""
-        last = self._fresh()
+        ladj = self._last[2] if self._remembers(x, y) else self._ahead(x, self.context)[1]
         self.clear_cache()
-        if last is not None and last[0] is x and last[1] is y:
-            return last[2]
-        return self._ahead(x, self.context)[1]
+        return ladj
 
-    def _parameters(self) -> list[tuple[Tensor, int | None]]:
-        # An optimiser bumps the version; a functional call swaps the tensor.
-        return [(p, None if p.is_inference() else p._version) for p in self.transform.parameters()]
+    def _remember(self, *last: Tensor) -> None:
+        self._last, self._seen = last, self._parameters()
 
-    def _fresh(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return the last pair, unless a parameter has changed since."""
+    def _remembers(self, x: Tensor | None = None, y: Tensor | None = None) -> bool:
+        """Tell whether the last pair has these ends, and no parameter has changed since."""
         now = self._parameters()
         same = len(now) == len(self._seen) and all(
             p is q and i == j for (p, i), (q, j) in zip(now, self._seen)
         )
-        return self._last if same else None
+        ends = zip((x, y), self._last)
+        return same and bool(self._last) and all(end is None or end is old for end, old in ends)
+
+    def _parameters(self) -> list[tuple[Tensor, int | None]]:
+        # An optimiser bumps the version; a functional call swaps the tensor.
+        return [(p, None if p.is_inference() else p._version) for p in self.transform.parameters()]
 
 
 class Autoregressive(FlowTransform):

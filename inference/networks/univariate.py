@@ -43,11 +43,7 @@ class Affine:
     """
 
     log_scale_bound: float = 5.0
-
-    @property
-    def outputs(self) -> int:
-        """Shift and logarithm of the scale."""
-        return 2
+    outputs = 2  # shift and logarithm of the scale
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """y and log dy/dx."""

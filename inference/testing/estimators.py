@@ -24,8 +24,10 @@ An estimator of your own is one class; this one, the median of K log weights, is
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,13 @@ from ..pairs.pair import Pair
 from ..randomness import forked
 from .toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian, Toy
 
+PAIRS: dict[str, type[Toy]] = {
+    "linear-Gaussian": LinearGaussian,
+    "global and local": GlobalLocal,
+    "nested plates, masked and scaled": Nested,
+    "discrete": Switch,
+    "discrete and continuous": SwitchedGaussian,
+}
 SIGMA = 5.0  # standard errors; a right estimator fails one check in about 10^6 by chance
 
 
@@ -87,12 +96,12 @@ def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0)
     """
     report = Checked(repr(estimator))
     with forked():
-        for name, check in _checks(estimator).items():
+        for name, check in _Checks(estimator, draws, seed).by_name():
             kind = name.split(", ")[-1]
             if kind in report.refused:
                 continue
             try:
-                report.outcomes[name] = check(estimator, draws, seed)
+                report.outcomes[name] = check()
             except ValueError as refusal:
                 report.refused[kind] = str(refusal)
     if not any(name.startswith(("gradient", "at rest")) for name in report.outcomes):
@@ -116,197 +125,168 @@ def gradient_bias(
         draws: in all.
         seed: of the noise.
     """
-    direction = _difference(own, other, draws // 2, seed).mean
-    unit = {k: direction[s] / direction[s].norm().clamp(min=1e-300) for k, s in own.slices.items()}
 
-    def project(rows: Tensor) -> Tensor:
-        return torch.stack([rows[:, own.slices[k]] @ u for k, u in unit.items()], 1)
+    def difference(seed: int, along: Tensor | None = None) -> Moments:
+        moments = Moments()
+        while moments.n < draws // 2:
+            seed += 1
+            rows = own(seed)[1].double()
+            if other is not None:
+                rows = rows - other(seed)[1].double()
+            moments.add(rows if along is None else rows @ along)
+        return moments
 
-    along = _difference(own, other, draws // 2, seed + 10_000, project)
-    se = (along.variance / along.n).sqrt()
-    return {k: (float(along.mean[i]), float(se[i])) for i, k in enumerate(unit)}
-
-
-def _difference(
-    own: Gradients, other: Gradients | None, draws: int, seed: int,
-    project: Callable[[Tensor], Tensor] = lambda rows: rows,
-) -> Moments:  # fmt: skip
-    moments = Moments()
-    while moments.n < draws:
-        seed += 1
-        rows = own(seed)[1].double()
-        if other is not None:
-            rows = rows - other(seed)[1].double()
-        moments.add(project(rows))
-    return moments
+    direction = difference(seed).mean
+    along = direction.new_zeros(len(direction), len(own.slices))  # a unit vector per parameter
+    for i, s in enumerate(own.slices.values()):
+        along[s, i] = direction[s] / direction[s].norm().clamp(min=1e-300)
+    found = difference(seed + 10_000, along)
+    se = (found.variance / found.n).sqrt()
+    return {k: (float(found.mean[i]), float(se[i])) for i, k in enumerate(own.slices)}
 
 
-# ---------------------------------------------------------------- the checks
+class _Checks:
+    """The checks of one estimator: each says what it measured, or raises AssertionError."""
 
-Check = Callable[[Estimator, int, int], str]
+    def __init__(self, estimator: Estimator, draws: int, seed: int):
+        self.estimator, self.draws, self.seed = estimator, draws, seed
 
+    def by_name(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """Those that apply; the name ends in the pair they are made on."""
+        e = self.estimator
+        yield "traceable", self.traceable  # first: what cannot be is slow to draw
+        for name, kind in PAIRS.items():
+            exact, apart = kind(exact=True), kind(exact=False)
+            if e.is_bound and e.is_tight:
+                yield f"tight, {name}", partial(self.tight, exact, exact.data())
+            if e.is_bound:
+                yield f"below log p(x), {name}", partial(self.below, apart)
+            if e.follows_bound:
+                yield f"gradient, {name}", partial(self.gradient, apart)
+            else:
+                yield f"at rest, {name}", partial(self.at_rest, exact, apart)
+        if e.is_bound:
+            yield "mini-batches", self.mini_batches
+        if e.is_bound and e.is_tight:
+            toy, keep = LinearGaussian(exact=True), torch.tensor([True, False, True, True])
+            yield "masks", partial(self.tight, toy, toy.data()[:4], keep)
 
-def _checks(estimator: Estimator) -> dict[str, Check]:
-    pairs: dict[str, type] = {
-        "linear-Gaussian": LinearGaussian,
-        "global and local": GlobalLocal,
-        "nested plates, masked and scaled": Nested,
-        "discrete": Switch,
-        "discrete and continuous": SwitchedGaussian,
-    }
-    out: dict[str, Check] = {"traceable": _traceable}  # first: what cannot be is slow to draw
-    for name, kind in pairs.items():
-        if estimator.is_bound and estimator.is_tight:
-            out[f"tight, {name}"] = _on(kind, True, _tight)
-        if estimator.is_bound:
-            out[f"below log p(x), {name}"] = _on(kind, False, _below)
-        if estimator.follows_bound:
-            out[f"gradient, {name}"] = _on(kind, False, _gradient)
-        else:
-            out[f"at rest, {name}"] = _on(kind, True, _at_rest)
-    if estimator.is_bound:
-        out["mini-batches"] = _mini_batches
-    if estimator.is_bound and estimator.is_tight:
-        out["masks"] = _masks
-    return out
+    def sampler(self, toy: Toy, args: tuple, size: int | None = None, **options: Any) -> Gradients:
+        """Gradients on a toy; of `size` rows in all, where the arguments are a mini-batch."""
+        kwargs = {} if size is None else {"size": size}
+        pair = Pair(toy.model, toy.guide, args, kwargs)
+        return Gradients(pair, self.estimator, args, kwargs, **{"draws": self.draws, **options})
 
+    def value(
+        self, toy: Toy, args: tuple, size: int | None = None, stream: int = 0
+    ) -> tuple[float, float]:
+        """The estimator's mean value and its standard error, nats; other noise in each stream."""
+        values, sampler = Moments(), self.sampler(toy, args, size)
+        while values.n < self.draws:
+            values.add(sampler(self.seed + 100_000 * stream + values.n + 1)[0])
+        return float(values.mean), float((values.variance / values.n).sqrt())
 
-def _on(kind: type, exact: bool, check: Callable) -> Check:
-    def run(estimator: Estimator, draws: int, seed: int) -> str:
-        toy = kind(exact=exact)
-        return check(estimator, toy, toy.data(), draws, seed)
+    def tight(self, toy: Toy, x: Tensor, keep: Tensor | None = None) -> str:
+        """The mean at the exact posterior is log p(x)."""
+        value, se = self.value(toy, (x,) if keep is None else (x, None, keep))
+        truth = float(toy.log_px(x if keep is None else x[keep]))
+        hint = " Some rows are masked: use the terms' log_prob, which is too."
+        assert abs(value - truth) <= SIGMA * se + 1e-9 * abs(truth), (
+            f"{self.estimator!r}: where the guide is the exact posterior ({type(toy).__name__}) "
+            f"the bound is log p(x) = {truth:.6f} nats, but its mean is {value:.6f} ± {se:.1g}."
+            f"{'' if keep is None else hint}"
+        )
+        return f"{value:.6f} ± {se:.1g} against {truth:.6f} nats"
 
-    return run
+    def below(self, toy: Toy) -> str:
+        """The mean elsewhere is at most log p(x)."""
+        (value, se), truth = self.value(toy, (toy.data(),)), float(toy.log_px(toy.data()))
+        assert value <= truth + SIGMA * se, (
+            f"{self.estimator!r} claims to be a lower bound (is_bound), but on "
+            f"{type(toy).__name__} its mean is {value:.4f} ± {se:.1g} nats, above log p(x) = "
+            f"{truth:.4f}."
+        )
+        return f"{value:.4f} ± {se:.1g} below {truth:.4f} nats"
 
+    def gradient(self, toy: Toy) -> str:
+        """The mean gradient is the bound's."""
+        own = self.sampler(toy, (toy.data(),))
+        right = self.sampler(toy, (toy.data(),), replicates=own.replicates, reference=True)
+        found = gradient_bias(own, right, self.draws, self.seed)
+        on, draws = type(toy).__name__, self.draws
+        assert own(self.seed)[1].abs().max() > 0, (
+            f"{self.estimator!r}: on {on} no gradient reaches any parameter."
+        )
+        name, (bias, se) = max(found.items(), key=lambda item: _sigmas(*item[1]))
+        size = float(right(self.seed)[1][:, own.slices[name]].mean(0).norm())
+        assert _sigmas(bias, se) < SIGMA, (
+            f"{self.estimator!r} is biased: on {on} its mean gradient of {name!r} differs from the "
+            f"bound's (norm {size:.3g}) by {bias:.3g} ± {se:.1g}, that is {_sigmas(bias, se):.0f} "
+            f"standard errors over {draws} draws."
+        )
+        return f"largest difference {_sigmas(bias, se):.1f} standard errors ({name})"
 
-def _mean_value(
-    estimator: Estimator, toy: Toy, args: tuple, draws: int, seed: int
-) -> tuple[float, float]:
-    pair = Pair(toy.model, toy.guide, args)
-    values, sampler = Moments(), Gradients(pair, estimator, args, draws=draws)
-    while values.n < draws:
-        seed += 1
-        values.add(sampler(seed)[0])
-    return float(values.mean), float((values.variance / values.n).sqrt())
+    def at_rest(self, exact: Toy, apart: Toy) -> str:
+        """The guide is pulled nowhere at the exact posterior, and somewhere apart from it."""
 
+        def largest_pull(toy: Toy) -> tuple[str, tuple[float, float]]:
+            found = gradient_bias(self.sampler(toy, (toy.data(),)), None, self.draws, self.seed)
+            guide = {k: v for k, v in found.items() if k.startswith("guide")}
+            return max(guide.items(), key=lambda item: _sigmas(*item[1]))
 
-def _tight(
-    estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int, keep: Tensor | None = None
-) -> str:
-    args = (x,) if keep is None else (x, None, keep)
-    value, se = _mean_value(estimator, toy, args, draws, seed)
-    truth = float(toy.log_px(x if keep is None else x[keep]))
-    hint = "" if keep is None else " Some rows are masked: use the terms' log_prob, which is too."
-    assert abs(value - truth) <= SIGMA * se + 1e-9 * abs(truth), (
-        f"{estimator!r}: where the guide is the exact posterior ({type(toy).__name__}) the bound "
-        f"is log p(x) = {truth:.6f} nats, but its mean is {value:.6f} ± {se:.1g}.{hint}"
-    )
-    return f"{value:.6f} ± {se:.1g} against {truth:.6f} nats"
+        on = type(exact).__name__
+        name, (bias, se) = largest_pull(exact)
+        assert _sigmas(bias, se) < SIGMA, (
+            f"{self.estimator!r} moves the guide away from the exact posterior: on {on} the mean "
+            f"gradient of {name!r} is {bias:.3g} ± {se:.1g}, not zero."
+        )
+        away, (pull, pull_se) = largest_pull(apart)
+        assert _sigmas(pull, pull_se) > SIGMA, (
+            f"{self.estimator!r} does not move the guide: on {on}, away from the posterior, its "
+            f"largest mean gradient is {pull:.3g} ± {pull_se:.1g} ({away!r})."
+        )
+        return (
+            f"largest gradient {_sigmas(bias, se):.1f} standard errors ({name}), away from it "
+            f"{_sigmas(pull, pull_se):.0f} ({away})"
+        )
 
+    def mini_batches(self) -> str:
+        """The mean over all batches of 2 of 4 rows is that of all rows."""
+        toy = LinearGaussian(exact=False)
+        x = toy.data()[:4]
+        full, full_se = self.value(toy, (x,))
+        batches = [x[list(rows)] for rows in itertools.combinations(range(4), 2)]
+        parts = [self.value(toy, (b,), size=4, stream=i) for i, b in enumerate(batches, 1)]
+        mean = sum(m for m, _ in parts) / 6
+        se = (sum(s**2 for _, s in parts) / 36 + full_se**2) ** 0.5
+        assert abs(mean - full) <= SIGMA * se + 1e-9 * abs(full), (
+            f"{self.estimator!r}: over all mini-batches of 2 of 4 rows its mean is {mean:.5f} "
+            f"nats, but {full:.5f} on all rows: a difference of {abs(mean - full) / se:.0f} "
+            "standard errors. Take the logarithm per datum, and multiply by N/B after it "
+            "(weights.total)."
+        )
+        return f"{mean:.5f} over batches, {full:.5f} on all rows, ± {se:.1g} nats"
 
-def _below(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
-    value, se = _mean_value(estimator, toy, (x,), draws, seed)
-    truth = float(toy.log_px(x))
-    assert value <= truth + SIGMA * se, (
-        f"{estimator!r} claims to be a lower bound (is_bound), but on {type(toy).__name__} its "
-        f"mean is {value:.4f} ± {se:.1g} nats, above log p(x) = {truth:.4f}."
-    )
-    return f"{value:.4f} ± {se:.1g} below {truth:.4f} nats"
-
-
-def _gradient(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
-    pair = Pair(toy.model, toy.guide, (x,))
-    own = Gradients(pair, estimator, (x,), draws=draws)
-    right = Gradients(pair, estimator, (x,), replicates=own.replicates, reference=True)
-    found = gradient_bias(own, right, draws, seed)
-    rows = own(seed)[1]
-    assert rows.abs().max() > 0, (
-        f"{estimator!r}: on {type(toy).__name__} no gradient reaches any parameter."
-    )
-    name, (bias, se) = max(found.items(), key=lambda item: _ratio(*item[1]))
-    size = float(right(seed)[1][:, own.slices[name]].mean(0).norm())
-    assert _ratio(bias, se) < SIGMA, (
-        f"{estimator!r} is biased: on {type(toy).__name__} its mean gradient of {name!r} differs "
-        f"from the bound's (norm {size:.3g}) by {bias:.3g} ± {se:.1g}, that is "
-        f"{_ratio(bias, se):.0f} standard errors over {draws} draws."
-    )
-    return f"largest difference {_ratio(bias, se):.1f} standard errors ({name})"
-
-
-def _at_rest(estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int) -> str:
-    kind = type(toy).__name__
-    name, (bias, se) = _largest_pull(estimator, toy, x, draws, seed)
-    assert _ratio(bias, se) < SIGMA, (
-        f"{estimator!r} moves the guide away from the exact posterior: on {kind} the mean gradient "
-        f"of {name!r} is {bias:.3g} ± {se:.1g}, not zero."
-    )
-    away, (pull, pull_se) = _largest_pull(estimator, toy.away(), x, draws, seed)
-    assert _ratio(pull, pull_se) > SIGMA, (
-        f"{estimator!r} does not move the guide: on {kind}, away from the posterior, its largest "
-        f"mean gradient is {pull:.3g} ± {pull_se:.1g} ({away!r})."
-    )
-    return (
-        f"largest gradient {_ratio(bias, se):.1f} standard errors ({name}), away from it "
-        f"{_ratio(pull, pull_se):.0f} ({away})"
-    )
-
-
-def _largest_pull(
-    estimator: Estimator, toy: Toy, x: Tensor, draws: int, seed: int
-) -> tuple[str, tuple[float, float]]:
-    pair = Pair(toy.model, toy.guide, (x,))
-    found = gradient_bias(Gradients(pair, estimator, (x,), draws=draws), None, draws, seed)
-    guide = {k: v for k, v in found.items() if k.startswith("guide")}
-    return max(guide.items(), key=lambda item: _ratio(*item[1]))
-
-
-def _mini_batches(estimator: Estimator, draws: int, seed: int) -> str:
-    toy = LinearGaussian(exact=False)
-    x = toy.data()[:4]
-    full, full_se = _mean_value(estimator, toy, (x,), draws, seed)
-    parts = []
-    for i, rows in enumerate(itertools.combinations(range(4), 2)):
-        batch = x[list(rows)]
-        half = Pair(toy.model, toy.guide, (batch,), {"size": 4})
-        sampler, values = Gradients(half, estimator, (batch,), {"size": 4}, draws=draws), Moments()
-        while values.n < draws:
-            values.add(sampler(seed + 100 * (i + 1) + values.n)[0])
-        parts.append((float(values.mean), float(values.variance / values.n)))
-    mean = sum(m for m, _ in parts) / 6
-    se = (sum(v for _, v in parts) / 36 + full_se**2) ** 0.5
-    assert abs(mean - full) <= SIGMA * se + 1e-9 * abs(full), (
-        f"{estimator!r}: over all mini-batches of 2 of 4 rows its mean is {mean:.5f} nats, but "
-        f"{full:.5f} on all rows: a difference of {abs(mean - full) / se:.0f} standard errors. "
-        "Take the logarithm per datum, and multiply by N/B after it (weights.total)."
-    )
-    return f"{mean:.5f} over batches, {full:.5f} on all rows, ± {se:.1g} nats"
-
-
-def _masks(estimator: Estimator, draws: int, seed: int) -> str:
-    toy = LinearGaussian(exact=True)
-    keep = torch.tensor([True, False, True, True])
-    return _tight(estimator, toy, toy.data()[:4], draws, seed, keep)
+    def traceable(self) -> str:
+        """The first pair that is not refused can be traced."""
+        for kind in (LinearGaussian, Switch):
+            toy = kind(exact=False)
+            try:
+                sampler = self.sampler(toy, (toy.data(),), replicates=2)
+                if sampler.how == "one by one":
+                    raise TraceFailure(str(sampler.note))
+                graph = traced(sampler._function, list(sampler.params.values()))
+            except ValueError:
+                continue
+            except TraceFailure as failure:
+                raise AssertionError(
+                    f"{self.estimator!r} cannot be traced, so a fit with it will not compile. "
+                    f"{failure}"
+                ) from failure
+            return f"{len(graph.graph.nodes)} operations"
+        raise ValueError("no pair was accepted.")
 
 
-def _traceable(estimator: Estimator, draws: int, seed: int) -> str:
-    for kind in (LinearGaussian, Switch):
-        toy = kind(exact=False)
-        x = toy.data()
-        try:
-            sampler = Gradients(Pair(toy.model, toy.guide, (x,)), estimator, (x,), replicates=2)
-            if sampler.how == "one by one":
-                raise TraceFailure(str(sampler.note))
-            graph = traced(sampler._function, list(sampler.params.values()))
-        except ValueError:
-            continue
-        except TraceFailure as failure:
-            raise AssertionError(
-                f"{estimator!r} cannot be traced, so a fit with it will not compile. {failure}"
-            ) from failure
-        return f"{len(graph.graph.nodes)} operations"
-    raise ValueError("no pair was accepted.")
-
-
-def _ratio(bias: float, se: float) -> float:
+def _sigmas(bias: float, se: float) -> float:
     """Standard errors from zero; rounding alone is none."""
     return abs(bias) / se if se > 0 and abs(bias) > 1e-10 else 0.0 if abs(bias) <= 1e-10 else 1e9

@@ -28,6 +28,9 @@ class Toy(nn.Module):
 
     distance = 0.4  # from the posterior, in the guide's parameters
     x: Tensor  # the data
+    model: Any  # p(latents) p(data | latents)
+    guide: Any  # q(latents | data)
+    log_px: Any
 
     def __init__(self, model: dict[str, Tensor], guide: dict[str, Tensor], exact: bool):
         super().__init__()
@@ -37,25 +40,14 @@ class Toy(nn.Module):
             {k: nn.Parameter(v + off * _off(v)) for k, v in guide.items()}
         )
 
-    def model(self, x: Any, size: int | None = None) -> None:
-        """p(latents) p(data | latents)."""
-        raise NotImplementedError
-
-    def guide(self, x: Any, size: int | None = None) -> None:
-        """q(latents | data)."""
-        raise NotImplementedError
-
-    def away(self) -> Toy:
-        """The same pair with its guide away from the posterior."""
-        return type(self)(exact=False)  # type: ignore[call-arg]
-
     def data(self) -> Tensor:
         """x, the same few rows at every call."""
         return self.x
 
-    def log_px(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, a scalar."""
-        raise NotImplementedError
+    def rows(self, x: Tensor, size: int | None) -> pyro.plate:
+        """The data plate; `size` rows in all, where x is a mini-batch. Tell Pyro the parameters."""
+        pyro.module("toy", self)
+        return pyro.plate("data", size or len(x), subsample=x)
 
 
 def _numbers(value: float | list) -> Tensor:
@@ -89,22 +81,18 @@ class LinearGaussian(Toy):
         marginal = dist.MultivariateNormal(b, w @ w.T + torch.eye(3, dtype=w.dtype))
         return marginal.log_prob(x).sum()
 
-    def model(self, x: Any, size: int | None = None, keep: Any = None) -> None:
+    def model(self, x: Any, size: int | None = None, keep: Any = True) -> None:
         """p(z) p(x | z); rows where `keep` is False are masked."""
-        pyro.module("toy", self)
-        keep = x.new_ones(len(x)) > 0 if keep is None else keep
-        with pyro.plate("data", size or len(x), subsample=x), pyro.poutine.mask(mask=keep):
+        with self.rows(x, size), pyro.poutine.mask(mask=keep):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             mean = z @ self.p["w"].T + self.p["b"]
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
-    def guide(self, x: Any, size: int | None = None, keep: Any = None) -> None:
+    def guide(self, x: Any, size: int | None = None, keep: Any = True) -> None:
         """q(z | x)."""
-        pyro.module("toy", self)
-        keep = x.new_ones(len(x)) > 0 if keep is None else keep
         mean = x @ self.guide_["a"].T + self.guide_["c"]
         scale = self.guide_["log_scale"].exp()
-        with pyro.plate("data", size or len(x), subsample=x), pyro.poutine.mask(mask=keep):
+        with self.rows(x, size), pyro.poutine.mask(mask=keep):
             pyro.sample("z", dist.Normal(mean, scale).to_event(1))
 
 
@@ -137,18 +125,16 @@ class GlobalLocal(Toy):
 
     def model(self, x: Any, size: int | None = None) -> None:
         """p(w) Π p(z_i | w) p(x_i | z_i)."""
-        pyro.module("toy", self)
         w = pyro.sample("w", dist.Normal(self.p["m"], 1.0))
-        with pyro.plate("data", size or len(x), subsample=x):
+        with self.rows(x, size):
             z = pyro.sample("z", dist.Normal(w, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(self, x: Any, size: int | None = None) -> None:
         """q(w) Π q(z_i | w, x_i)."""
-        pyro.module("toy", self)
         g = self.guide_
         w = pyro.sample("w", dist.Normal(g["mean"], g["log_scale"].exp()))
-        with pyro.plate("data", size or len(x), subsample=x):
+        with self.rows(x, size):
             mean = g["slope"] * w + (1 - g["slope"]) * x
             pyro.sample("z", dist.Normal(mean, g["log_scale_z"].exp()))
 
@@ -168,11 +154,8 @@ class Nested(Toy):
 
     def __init__(self, exact: bool = False):
         rows = self.data()
-        m, b, keep = (
-            _numbers(0.3),
-            _numbers(-0.5),
-            torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]) > 0,
-        )
+        m, b = _numbers(0.3), _numbers(-0.5)
+        keep = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]) > 0
         seen = keep.double().sum(0) + self.twice / 4  # τ
         total = (rows[:, 1:].T * keep).sum(0) + self.twice * (rows[:, 0] - b) / 4
         share = seen / (1 + seen)  # precision of group j's data about w
@@ -244,15 +227,13 @@ class Switch(Toy):
 
     def model(self, x: Any, size: int | None = None) -> None:
         """p(k) p(x | k)."""
-        pyro.module("toy", self)
-        with pyro.plate("data", size or len(x), subsample=x):
+        with self.rows(x, size):
             k = pyro.sample("k", dist.Bernoulli(logits=self.p["log_odds"]))
             pyro.sample("x", dist.Normal(self.p["m"] * k, 1.0), obs=x)
 
     def guide(self, x: Any, size: int | None = None) -> None:
         """q(k | x)."""
-        pyro.module("toy", self)
-        with pyro.plate("data", size or len(x), subsample=x):
+        with self.rows(x, size):
             pyro.sample("k", dist.Bernoulli(logits=self.guide_["s"] * x + self.guide_["t"]))
 
 
@@ -283,18 +264,16 @@ class SwitchedGaussian(Toy):
 
     def model(self, x: Any, size: int | None = None) -> None:
         """p(k) p(z | k) p(x | z)."""
-        pyro.module("toy", self)
         m = self.p["m"]
-        with pyro.plate("data", size or len(x), subsample=x):
+        with self.rows(x, size):
             k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.5)))
             z = pyro.sample("z", dist.Normal(m[0] + (m[1] - m[0]) * k, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(self, x: Any, size: int | None = None) -> None:
         """q(k | x) q(z | k, x)."""
-        pyro.module("toy", self)
         g = self.guide_
-        with pyro.plate("data", size or len(x), subsample=x):
+        with self.rows(x, size):
             k = pyro.sample("k", dist.Bernoulli(logits=g["s"] * x + g["t"]))
             half = g["start"][0] + (g["start"][1] - g["start"][0]) * k
             log_scale = g["log_scale"][0] + (g["log_scale"][1] - g["log_scale"][0]) * k

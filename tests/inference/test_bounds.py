@@ -15,7 +15,7 @@ from truths import linear_gaussian_posterior
 
 from inference import elbo, fit
 from inference.draws.measures import Moments
-from inference.elbo.pieces import reach
+from inference.elbo.base import reach
 from inference.judging.comparison.gradients import Gradients
 from inference.pairs.pair import Pair
 from inference.randomness import DrawnAnew

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference import check, elbo, evaluate, fit, fit_guides, log_weights, make_guide
 from inference.guides import KINDS, laplace
-from inference.guides.flows import flow_normal, layers
+from inference.guides.packed import flow_normal, layers
 from inference.pairs.pair import Pair
 from inference.training.steps import explain
 from inference.weights import no_validation
@@ -215,7 +215,7 @@ def test_a_mixture_finds_both_modes():
 @pytest.mark.parametrize("kind", ["iaf", "spline"])
 @pytest.mark.parametrize("dim", [1, 4])
 def test_flow_layers_are_inverted_and_have_the_jacobian_of_autodiff(kind, dim):
-    maps = layers(dim, kind, (16, 16), 3, context_dim=2).double()
+    maps = layers(dim, kind, 3, (16, 16), context_dim=2).double()
 
     def flow(x, context):
         total = 0.0
@@ -248,7 +248,7 @@ def test_flow_layers_are_inverted_and_have_the_jacobian_of_autodiff(kind, dim):
 
 
 def test_a_draw_and_its_density_are_one_pass_and_that_of_others_is_computed():
-    maps = layers(3, "spline", (8,), 2).double()
+    maps = layers(3, "spline", 2, (8,)).double()
     passes = [0]
     for m in maps:
         m.net.register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
@@ -310,7 +310,7 @@ def test_transforms_of_torch_and_of_ones_own_are_taken(kind):
 
 def make(kind, model, **options):
     if kind == "flow":
-        options["transform"] = lambda dim: layers(dim, "iaf", (8,), 1)
+        options["transform"] = lambda dim: layers(dim, "iaf", 1, (8,))
     return make_guide(kind, model, **options)
 
 

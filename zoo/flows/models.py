@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from inference.networks import (
     Affine,
     FlowTransform,
+    OnePass,
     RationalQuadratic,
     autoregressive_layers,
 )
@@ -46,7 +46,7 @@ class Flow(nn.Module):
 
     def distribution(self) -> TransformedDistribution:
         """p(x), event shape (D,). A new object, which shares nothing with those before it."""
-        steps = [t.given().inv for t in reversed(cast(list[FlowTransform], self.transforms))]
+        steps = [OnePass(t).inv for t in reversed(self.transforms)]
         return TransformedDistribution(standard_normal(self, self.data_dim), steps)
 
     def model(self, x: Tensor, size: int | None = None) -> None:
@@ -248,9 +248,7 @@ class IAF(nn.Module):
             )
         if base is None:
             base = standard_normal(self, self.latent_dim)
-        return TransformedDistribution(
-            base, [t.given(context) for t in cast(list[FlowTransform], self.transforms)]
-        )
+        return TransformedDistribution(base, [OnePass(t, context) for t in self.transforms])
 
 
 def standard_normal(module: nn.Module, dim: int) -> TorchDistribution:
