@@ -21,7 +21,6 @@ from ..pairs.gate import admit
 from ..results.result import Result
 from ..results.table import Table
 from ..training.run import Run
-from ..weights import LogWeights
 from ..weights.simulation import is_latent
 from .surgery import Surgery, operate
 
@@ -30,7 +29,8 @@ __all__ = ["Evaluation", "Surgery", "evaluate"]
 ROWS = 100_000  # particles times data in one run of the pair; keeps memory bounded
 GROUPS = ("posterior", "sample_stats", "divergence", "divergence_per_dim")
 DIGITS = 3  # decimals of nats
-Averages = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (group, name) -> mean and variance
+Groups = dict[str, dict[str, Tensor]]  # group -> name -> (k, b, ...)
+Averages = dict[str, dict[str, tuple[Tensor, Tensor]]]  # the same -> mean and variance, (B, ...)
 
 
 def _known(name: str, part: str, doc: str) -> Any:
@@ -211,43 +211,41 @@ def evaluate(
     blocks = log_w.shape[1]
     elbo, log_px = measures.elbo(log_w), measures.evidence(log_w)
     khat = measures.pareto_khat(log_w)
-    divergence = {
-        name: _estimate(*of, particles)
-        for (group, name), of in averages.items()
-        if group == "divergence"
-    }
+    divergence = {n: _estimate(*of, particles) for n, of in averages["divergence"].items()}
     reconstruction = divergence.pop("reconstruction")
     kl = {name.removeprefix("kl:"): e for name, e in divergence.items()}
-    exact = not any(map(is_latent, two.model.values())) and all(
-        t.observed for t in two.guide.values()
-    )
+    exact = not any(map(is_latent, two.model.values()))
+    exact &= all(t.observed for t in two.guide.values())
+    names = [p.name for p in two.plates]
+    inside = any(p.scale != 1 and p.name not in names for _, t in two.terms() for p in t.plates)
     if because := missing_density(two):
         elbo = log_px = khat = Estimate.none(because)
         kl = dict.fromkeys(kl, elbo)
-    elif _subsampled_inside(two):
+    elif inside:  # the exponential of weights whose plate is subsampled is biased
         log_px = khat = Estimate.none("a subsampled plate lies inside the weights")
     elif exact:
         khat = Estimate.none(f"there is no latent, and {label} is exact")
     elif (same := missing_spread(two)) and float((log_w - log_w[:1]).abs().max()) < EQUAL:
         log_px = khat = Estimate.none(same)
+    per_block, gap = measures.log_evidence(log_w), log_px - elbo
+    if gap and blocks > 1:  # else the errors of its two numbers are taken as independent
+        gap = Estimate.of(per_block - log_w.mean(0))
     operated = None
     if plate is not None and surgery > 1 and not because:
         some = pair.take(slice(surgery))
         operated = next(sample(some, 1, partial(operate, rows=rows), seed=seed))
     active = {
-        name: measures.active_variance(*of, particles) > measures.ACTIVE
-        for (group, name), of in averages.items()
-        if group == "posterior" and particles > 1 and len(of[0]) > 1
+        name: measures.active_variance(mean, variance, particles) > measures.ACTIVE
+        for name, (mean, variance) in averages["posterior"].items()
+        if particles > 1 and len(mean) > 1
     }
-    per_dim = {n: of[0].mean(0) for (g, n), of in averages.items() if g == "divergence_per_dim"}
-    names = [p.name for p in two.plates]
+    per_dim = {n: mean.mean(0) for n, (mean, _) in averages["divergence_per_dim"].items()}
     per = "datum" if plate is not None and len(names) == 1 else f"element of {' × '.join(names)}"
     numbers = sum(v.numel() for v in observed.values()) / blocks or 1
     mc_se = float(measures.evidence_error(log_w).square().sum().sqrt()) / blocks
     return Evaluation(
         estimates={
-            "elbo": elbo, "reconstruction": reconstruction, "log_px": log_px,
-            "gap": _gap(log_w, elbo, log_px),
+            "elbo": elbo, "reconstruction": reconstruction, "log_px": log_px, "gap": gap,
             "bits_per_dim": measures.bits_per_dim(log_px, numbers),
         },
         kl_estimates=kl,
@@ -262,11 +260,11 @@ def evaluate(
         kl_per_dim=per_dim if plate is not None else {},
         khat=None if isinstance(khat, Estimate) else khat,
         khat_because=khat.because if isinstance(khat, Estimate) else "",
-        log_px_per_datum=measures.log_evidence(log_w) if log_px else None,
+        log_px_per_datum=per_block if log_px else None,
     )  # fmt: skip
 
 
-def _per_block(chunk: Chunk, plate: str | None) -> tuple[int, dict[tuple[str, str], Tensor]]:
+def _per_block(chunk: Chunk, plate: str | None) -> tuple[int, Groups]:
     """The first row, and by group and name what the chunk says of each block: (k, b, ...)."""
     tree = named_arrays(chunk, GROUPS)
     shared = tree["sample_stats"]["log_weight"].dims
@@ -278,35 +276,38 @@ def _per_block(chunk: Chunk, plate: str | None) -> tuple[int, dict[tuple[str, st
         size = math.prod(moved.shape[1 : 1 + len(axes)])
         return moved.reshape(len(moved), size, -1)
 
-    out = {("", "log_weight"): blocks(tree["sample_stats"]["log_weight"])[..., 0]}
-    out |= {("divergence", n): blocks(v)[..., 0] for n, v in tree["divergence"].items()}
-    out |= {("divergence_per_dim", n): v.array for n, v in tree["divergence_per_dim"].items()}
-    for name, v in tree["posterior"].items() if plate is not None else ():
-        inside = set(order) <= set(v.dims) and v.array.is_floating_point()
-        if inside and is_latent(chunk.weights.model[name]):
-            out["posterior", name] = blocks(v).double()
-    return chunk.rows.start, out
+    def is_local(name: str, v: Variable) -> bool:
+        inside = plate is not None and set(order) <= set(v.dims) and v.array.is_floating_point()
+        return inside and is_latent(chunk.weights.model[name])
+
+    return chunk.rows.start, {
+        "sample_stats": {"log_weight": blocks(tree["sample_stats"]["log_weight"])[..., 0]},
+        "divergence": {n: blocks(v)[..., 0] for n, v in tree["divergence"].items()},
+        "divergence_per_dim": {n: v.array for n, v in tree["divergence_per_dim"].items()},
+        "posterior": {
+            n: blocks(v).double() for n, v in tree["posterior"].items() if is_local(n, v)
+        },
+    }
 
 
-def _averaged(
-    parts: Iterable[tuple[int, dict[tuple[str, str], Tensor]]],
-) -> tuple[Tensor, Averages]:
+def _averaged(parts: Iterable[tuple[int, Groups]]) -> tuple[Tensor, Averages]:
     """Log weights of all draws and blocks (K, B); means and variances over draws: (B, ...)."""
     weights: dict[int, list[Tensor]] = {}
-    moments: dict[tuple[str, str], dict[int, measures.Moments]] = {}
-    for row, chunk in parts:
-        log_weight = chunk.pop(("", "log_weight"))
+    moments: dict[str, dict[str, dict[int, measures.Moments]]] = {}
+    for row, groups in parts:
+        log_weight = groups.pop("sample_stats")["log_weight"]
         weights.setdefault(row, []).append(log_weight)
-        for key, v in chunk.items():
-            of = moments.setdefault(key, {}).setdefault(row, measures.Moments())
-            of.add(v.expand(len(log_weight), *v.shape[1:]))
-    averages = {
-        key: (
-            torch.cat([m.mean for m in of.values()]),
-            torch.cat([m.variance for m in of.values()]),
-        )
-        for key, of in moments.items()
-    }
+        for group, named in groups.items():
+            found = moments.setdefault(group, {})
+            for name, v in named.items():
+                of = found.setdefault(name, {}).setdefault(row, measures.Moments())
+                of.add(v.expand(len(log_weight), *v.shape[1:]))
+
+    def joined(by_row: dict[int, measures.Moments]) -> tuple[Tensor, Tensor]:
+        mean, variance = zip(*((m.mean, m.variance) for m in by_row.values()))
+        return torch.cat(mean), torch.cat(variance)
+
+    averages = {g: {n: joined(m) for n, m in named.items()} for g, named in moments.items()}
     return torch.cat([torch.cat(w) for w in weights.values()], 1), averages
 
 
@@ -316,16 +317,3 @@ def _estimate(mean: Tensor, variance: Tensor, draws: int) -> Estimate:
     if found and len(mean) == 1 and draws > 1:
         return Estimate(found.value, float((variance / draws).sqrt()))
     return found
-
-
-def _gap(log_w: Tensor, elbo: Estimate, log_px: Estimate) -> Estimate:
-    """log p(x) - ELBO; the errors of one posterior's two numbers are taken as independent."""
-    if log_px and elbo and log_w.shape[1] > 1:
-        return Estimate.of(measures.log_evidence(log_w) - log_w.mean(0))
-    return log_px - elbo
-
-
-def _subsampled_inside(weights: LogWeights) -> bool:
-    """Tell whether a subsampled plate lies inside the weights, whose exponential is then biased."""
-    shared = {p.name for p in weights.plates}
-    return any(p.scale != 1 and p.name not in shared for _, t in weights.terms() for p in t.plates)

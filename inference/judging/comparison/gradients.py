@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -97,8 +98,7 @@ class Gradients:
     @property
     def milliseconds(self) -> float:
         """Median time of one gradient, when drawn in such batches."""
-        ordered = sorted(self.seconds[1:] or self.seconds)
-        return 1e3 * ordered[len(ordered) // 2] / self.replicates
+        return 1e3 * statistics.median_high(self.seconds[1:] or self.seconds) / self.replicates
 
     def _objective(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the surrogate and the value."""
@@ -246,8 +246,9 @@ def halves_of(pair: CheckedPair) -> dict[str, str]:
     leaves = {k: p.detach().requires_grad_() for k, p in pair.params.items()}
     with forked(), torch.enable_grad(), replace(pair, params=leaves).bound():
         drawn = pair.weights(vectorized=True, model_values=lambda _, value: value.detach())
-    in_model = _touched(list(drawn.model.values()), leaves, values=False)
-    in_guide = _touched(list(drawn.guide.values()), leaves, values=True)
+    draws = [t.value for t in drawn.guide.values() if torch.is_tensor(t.value)]
+    in_model = _reaching([t.log_prob for t in drawn.model.values()], leaves)
+    in_guide = _reaching([*draws, *(t.log_prob for t in drawn.guide.values())], leaves)
     half = dict.fromkeys(in_model, "model") | dict.fromkeys(in_guide, "guide")
     half |= dict.fromkeys(in_model & in_guide, "shared")
     return {k: half[k] for k in pair.params if k in half}
@@ -272,15 +273,12 @@ def groups_of(pair: CheckedPair) -> list[Group]:
     ]
 
 
-def _touched(terms: list, leaves: Mapping[str, Tensor], values: bool) -> set[str]:
-    """Names of the parameters that some log density (and value) depends on."""
-    outputs = [t.log_prob for t in terms]
-    if values:
-        outputs += [t.value for t in terms if torch.is_tensor(t.value)]
-    outputs = [o.sum() for o in outputs if o.requires_grad]
-    if not outputs:
+def _reaching(outputs: list[Tensor], leaves: Mapping[str, Tensor]) -> set[str]:
+    """Names of the parameters that some output depends on."""
+    sums = [o.sum() for o in outputs if o.requires_grad]
+    if not sums:
         return set()
-    grads = torch.autograd.grad(sum(outputs), list(leaves.values()), allow_unused=True)
+    grads = torch.autograd.grad(sums, list(leaves.values()), allow_unused=True)
     return {name for name, g in zip(leaves, grads) if g is not None}
 
 
