@@ -168,8 +168,8 @@ class EstimatorDraws:
 
     def batches(self) -> Iterator[None]:
         """Draw one batch per step: half of them to find the gradient's bias, half to measure it."""
-        unit: Tensor | None = None
-        for half in (0, 1):
+        for difference in (self.gap, self.along):
+            unit = _directions(self.place.groups, self.gap.mean) if self.gap.n else None
             start = self.values.n
             while self.values.n - start < self.draws / 2:
                 self.seed += 1
@@ -178,12 +178,7 @@ class EstimatorDraws:
                 self.gradients.add(rows / self.place.rows)
                 if self.other is not None:
                     apart = (rows - self.other(self.seed)[1]).double() / self.place.rows
-                    if half == 1 and unit is None:
-                        unit = _directions(self.place.groups, self.gap.mean)
-                    if unit is None:
-                        self.gap.add(apart)
-                    else:
-                        self.along.add(apart @ unit)
+                    difference.add(apart if unit is None else apart @ unit)
                 yield
 
     def time(self) -> Iterator[None]:

@@ -6,13 +6,14 @@ be (`inference.graph.replay`), each thread with draws of its own; else the batch
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Gradients:
         self.seconds: list[float] = []
         self.note: str | None = None
         self.how = "batched"
-        self._run: Callable[[], Tensor] = lambda: self._function(*self.params.values())
+        self._run: Callable[[], Tensor] = partial(self._function, *self.params.values())
         self._choose_batching()
         if replicates is None:
             floats = self._saved_floats() + sum(p.numel() for p in self.params.values())
@@ -167,10 +168,8 @@ class Gradients:
 
     def _compile(self) -> None:
         if self.device.type == "cpu":
-            try:
+            with suppress(NotReplayable, TraceFailure):  # the batch may still be compiled
                 return self._record()
-            except (NotReplayable, TraceFailure):
-                pass  # the batch may still be compiled
         if self.how == "batched":
             inputs = list(self.params.values())
             try:
@@ -178,7 +177,7 @@ class Gradients:
             except TraceFailure as failure:
                 self.note = f"not compiled: {failure}"
                 return
-            self._run, self.how = lambda: run(inputs), "compiled"
+            self._run, self.how = partial(run, inputs), "compiled"
 
     def _record(self) -> None:
         """Repeat the kernels of one draw in a loop of C, proved by one draw on the same noise."""
@@ -189,9 +188,12 @@ class Gradients:
         graph, one = found
         inputs.append(one.values)
         own, threads = len(inputs) - 1, torch.get_num_threads()
-        with _one_thread():  # inside a draw; the draws are shared out
+        torch.set_num_threads(1)  # inside a draw; the draws are shared out
+        try:
             run = compiled(graph, inputs)
             loops = [Replay(run, inputs, own=own) for _ in range(threads)]
+        finally:
+            torch.set_num_threads(threads)
         with forked():
             expected = self._row(*inputs[:own])
         got = loops[0]([*inputs[:own], one.draw()])
@@ -215,17 +217,6 @@ class Gradients:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compile with one thread inside the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

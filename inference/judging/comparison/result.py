@@ -64,8 +64,8 @@ class Comparison(Result, xr.Dataset):
         fair = self.is_bound & (self._bias_sigmas() < SIGNIFICANT)  # False for NaN
         pool = fair if fair.any() else fair | True
         least = rate.min("group").where(pool, -1.0)
-        best = rate.prod("group").where(least >= 0.75 * least.max(), -1.0).argmax("estimator")
-        name = str(self.estimator[best].item())
+        best = rate.prod("group").where(least >= 0.75 * least.max(), -1.0)
+        name = str(best.idxmax("estimator").item())
         return self.assign_attrs(  # type: ignore[return-value]
             recommendation=name, because=self._reason(name, rate, pool, bool(fair.any()))
         )
@@ -185,7 +185,7 @@ class Comparison(Result, xr.Dataset):
 
     def _reason(self, best: str, rate: xr.DataArray, pool: xr.DataArray, fair: bool) -> str:
         def signal(name: str) -> str:
-            half = str(rate.group[rate.sel(estimator=name).argmin("group")].item())
+            half = str(rate.sel(estimator=name).idxmin("group").item())
             at = self.sel(estimator=name, group=half)
             return f"{half}: SNR {float(at.snr):.2g} in {float(at.ms):.2g} ms"
 
@@ -196,10 +196,10 @@ class Comparison(Result, xr.Dataset):
         )
         others = rate.min("group").where(pool).drop_sel(estimator=best)
         if others.notnull().any():
-            name = str(others.estimator[others.argmax("estimator")].item())
+            name = str(others.idxmax("estimator").item())
             text += f"; next is {name}, {signal(name)}"
         text += ")"
-        tightest = str(self.estimator[self.value.where(pool).argmax("estimator")].item())
+        tightest = str(self.value.where(pool).idxmax("estimator").item())
         ahead = float(self.value.sel(estimator=tightest) - self.value.sel(estimator=best))
         se = math.hypot(*(float(self.value_se.sel(estimator=e)) for e in (tightest, best)))
         if tightest != best and ahead > 2 * se:

@@ -97,14 +97,11 @@ class Diagnosis(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Verdict, reasons and findings as plain Python, ready for JSON."""
+        parts = ("name", "good", "decides", "what", "numbers")
+        findings = [{part: getattr(f, part) for part in parts} for f in self.findings]
         return {
             "verdict": self.verdict, "trust": self.trust, "reasons": self.reasons,
-            "correction": self.correction,
-            "findings": [
-                {"name": f.name, "good": f.good, "decides": f.decides, "what": f.what,
-                 "numbers": f.numbers}
-                for f in self.findings
-            ],
+            "correction": self.correction, "findings": findings,
         }  # fmt: skip
 
     def figures(self) -> dict[str, Figure]:

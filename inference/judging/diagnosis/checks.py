@@ -91,9 +91,7 @@ def collapse(tree: xr.DataTree, chain: int, kl: Mapping[str, float]) -> Finding 
 
     Source: Burda et al. 2016, arXiv:1509.00519, section 5.2.
     """
-    local = [d for d in tree.sample_stats.log_weight.dims if d not in ("chain", "draw")]
-    if not local:
-        return None
+    local = tree.sample_stats.log_weight.dims[2:]
     phrases, numbers, dead = [], {}, []
     for name, z in tree.posterior.data_vars.items():
         if not set(local) <= set(z.dims) or z.dtype.kind != "f":
@@ -147,8 +145,10 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
         return Finding.of("prior sensitivity", f"not computed: {why}.")
     finally:
         logger.setLevel(level)
-    conflict = [str(i) for i, d in table.diagnosis.items() if "conflict" in d]
-    strong = [str(i) for i, d in table.diagnosis.items() if "strong prior" in d]
+    conflict, strong = (
+        [str(i) for i, d in table.diagnosis.items() if kind in d]
+        for kind in ("conflict", "strong prior")
+    )
     prior = table["prior"].astype(float)
     if prior.isna().all():
         return Finding.of("prior sensitivity", "not computed: the prior hardly varies.")
@@ -158,10 +158,7 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
         text += f". Prior and data pull apart: {listed(conflict)}"
     if strong:
         text += f". The prior rules: {listed(strong)}"
-    numbers = {
-        str(i): {"prior": float(r["prior"]), "likelihood": float(r["likelihood"])}
-        for i, r in table.iterrows()
-    }
+    numbers = table[["prior", "likelihood"]].astype(float).to_dict("index")
     return Finding.of("prior sensitivity", text + ".", not conflict, False, numbers)
 
 
@@ -261,22 +258,23 @@ def loo_pit(tree: xr.DataTree, seed: int) -> tuple[Finding | None, np.ndarray | 
         return None, None
     if tree.sample_stats.log_weight.ndim > 2:
         return None, None  # other data say nothing about a datum with latents of its own
-    (name,) = tree.log_likelihood.data_vars
+    ((name, ll),) = tree.log_likelihood.data_vars.items()
+    data = ll.dims[2:]
     if name not in tree.observed_data.data_vars:
         return None, None
-    ll = tree.log_likelihood[name]
-    data = [d for d in ll.dims if d not in ("chain", "draw")]
     drawn = tree.posterior_predictive[name]
-    if set(data) != set(drawn.dims) - {"chain", "draw"}:
+    if set(ll.dims) != set(drawn.dims):
         return None, None  # many numbers per observation, such as the pixels of an image
-    lw = tree.sample_stats.log_weight.broadcast_like(ll).transpose(*ll.dims)
-    weights, _ = psis(_flat(lw) - _flat(ll))
-    y = torch.as_tensor(tree.observed_data[name].transpose(*data).values).double().reshape(-1)
-    replicated = _flat(drawn.transpose(*ll.dims))
-    w = weights.exp()
-    below, same = ((c(replicated, y) * w).sum(0) for c in (torch.lt, torch.eq))
-    u = torch.rand(len(y), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    pit = (below + u * same).clamp(0, 1).numpy()
+    raw = (tree.sample_stats.log_weight - ll).transpose(*ll.dims)
+    smooth, _ = psis(torch.as_tensor(raw.values).flatten(0, 1))
+    weight, y = raw.copy(data=smooth.exp().reshape(raw.shape).numpy()), tree.observed_data[name]
+    below, same = (
+        (weight * of).sum(("chain", "draw")).transpose(*data).values.ravel()
+        for of in (drawn < y, drawn == y)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(len(below), generator=generator, dtype=torch.float64).numpy()
+    pit = (below + u * same).clip(0, 1)
     test = stats.kstest(pit, "uniform")
     good = bool(test.pvalue > ALPHA)
     text = f"{len(pit)} LOO-PIT values against the uniform law: p = {test.pvalue:.3f}"
@@ -289,27 +287,17 @@ def worst_data(pointwise: xr.Dataset, most: int = 8) -> tuple[Finding, list[tupl
     elpd = pointwise.elpd
     order = np.argsort(elpd.values.ravel())[:most]
     places = [tuple(int(i) for i in np.unravel_index(o, elpd.shape)) for o in order]
-    typical = float(elpd.median())
-    named = [f"{n} ({elpd.values.ravel()[o]:.1f})" for n, o in zip(_labels(elpd, order), order)]
-    text = f"least likely, nats (median {typical:.1f}): {', '.join(named)}."
-    numbers = {"places": places, "elpd": elpd.values.ravel()[order]}
+    lowest = elpd.values.ravel()[order]
+    named = [f"{n} ({v:.1f})" for n, v in zip(_labels(elpd, order), lowest)]
+    text = f"least likely, nats (median {float(elpd.median()):.1f}): {', '.join(named)}."
+    numbers = {"places": places, "elpd": lowest}
     return Finding.of("worst data", text, None, False, numbers), places
-
-
-def _flat(array: xr.DataArray) -> Tensor:
-    """(chain, draw, ...) -> (draws, everything else), float64."""
-    values = torch.as_tensor(np.ascontiguousarray(array.values)).double()
-    return values.reshape(values.shape[0] * values.shape[1], -1)
 
 
 def _labels(array: xr.DataArray, order: np.ndarray) -> list[str]:
     """`school C`, `data 17`, … of flat places in an array."""
-    out = []
-    for o in order:
-        index = np.unravel_index(int(o), array.shape)
-        names = [
-            f"{d} {array[d].values[i] if d in array.coords else i}"
-            for d, i in zip(array.dims, index)
-        ]
-        out.append(", ".join(names))
-    return out
+    places = [zip(array.dims, np.unravel_index(int(o), array.shape)) for o in order]
+    return [
+        ", ".join(f"{d} {array[d].values[i] if d in array.coords else i}" for d, i in place)
+        for place in places
+    ]
