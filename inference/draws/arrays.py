@@ -14,8 +14,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ..elbo.base import latent_of
 from ..pairs.gate import CheckedPair
-from ..weights import LogWeights, Term
-from ..weights.simulation import by_plate, is_computed, is_data, is_latent, pointwise, values
+from ..weights import LogWeights, Term, by_plate
 from .density import is_discrete, unconstrained
 from .sampler import Chunk, tensor_arguments
 
@@ -52,8 +51,8 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
     """
     pair, weights = chunk.pair, chunk.weights
     k, nesting = weights.particles, weights.nesting
-    latent = {n: t for n, t in weights.model.items() if is_latent(t)}
-    computed = {n: t for n, t in weights.model.items() if is_computed(t)}
+    latent = {n: t for n, t in weights.model.items() if t.is_latent}
+    computed = {n: t for n, t in weights.model.items() if t.is_computed}
     out: Tree = {g: {} for g in groups}
 
     def put(group: str, arrays: Named) -> None:
@@ -62,10 +61,10 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
             out[group][name] = Variable(tensor.detach(), _dims(name, axes))
 
     def drawn(terms: Mapping[str, Term | None]) -> Named:
-        return ((n, values(t, k, nesting)) for n, t in terms.items() if t is not None)
+        return ((n, t.values(k, nesting)) for n, t in terms.items() if t is not None)
 
     def dense(terms: Mapping[str, Term]) -> Named:
-        return ((n, pointwise(t, k, nesting)) for n, t in terms.items())
+        return ((n, t.pointwise(k, nesting)) for n, t in terms.items())
 
     def shared(tensors: Mapping[str, Tensor]) -> Named:
         plates = weights.plates
@@ -126,7 +125,7 @@ def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Vari
     terms, data = pair.simulate(1)
     observed = {}
     for name, value in data.items():
-        tensor, axes = values(_counted(terms[name].having(value=value)), 1, pair.nesting)
+        tensor, axes = _counted(terms[name].having(value=value)).values(1, pair.nesting)
         observed[name] = Variable(numpy_of(tensor[0]), _dims(name, axes))
     plates = {p.size: p.name for t in terms.values() for p in t.plates}
     constant = {}
@@ -152,7 +151,7 @@ def numpy_of(array: Tensor | np.ndarray) -> np.ndarray:
 
 def _likelihood(pair: CheckedPair, weights: LogWeights) -> dict[str, Term]:
     """log p of the observations, those summed over discrete latents under their own names."""
-    out = {n: t for n, t in weights.model.items() if is_data(t)}
+    out = {n: t for n, t in weights.model.items() if t.is_data}
     summed = {n: t for n, t in out.items() if t.fn is None}
     if summed:
         data = pair.simulate(1)[1]

@@ -10,7 +10,6 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from ..weights import LogWeights, Term
-from ..weights.simulation import is_latent
 
 
 def unconstrained(term: Term) -> Term | None:
@@ -53,7 +52,7 @@ def missing_density(weights: LogWeights) -> str | None:
     Args:
         weights: of two particles or more, so that what is drawn can be told from what is not.
     """
-    latent = {n: t for n, t in weights.model.items() if is_latent(t)}
+    latent = {n: t for n, t in weights.model.items() if t.is_latent}
     counted = {n: t for n, t in latent.items() if not _is_masked_out(t, weights.guide.get(n))}
     if latent and not counted:
         return f"the guide has no density for {_names(latent)}"

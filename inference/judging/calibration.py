@@ -19,7 +19,6 @@ from ..results.result import Result
 from ..results.table import Table
 from ..training.many import fit_many
 from ..weights import LogWeights
-from ..weights.simulation import is_computed, is_latent, values
 from .uniformity import band, symmetry, uniformity
 
 if TYPE_CHECKING:
@@ -252,7 +251,7 @@ def simulated(chain: CheckedPair, datasets: int) -> DataSets:
         chain = chain.take(torch.arange(datasets) % chain.rows)
     k = 1 if local else datasets
     terms, observed = chain.simulate(k)
-    drawn = {n: values(t, k, chain.nesting)[0] for n, t in terms.items()}
+    drawn = {n: t.values(k, chain.nesting)[0] for n, t in terms.items()}
     drawn = {n: v[0] if local else v for n, v in drawn.items()}
     args_, stacked = list(chain.args), []
     for name, seen in observed.items():
@@ -267,7 +266,7 @@ def simulated(chain: CheckedPair, datasets: int) -> DataSets:
     truths = {
         n: drawn[n]
         for n, t in terms.items()
-        if n not in observed and (is_latent(t) or is_computed(t))
+        if n not in observed and (t.is_latent or t.is_computed)
     }
     return DataSets(replace(chain, args=tuple(args_)), truths, tuple(stacked), local)
 
@@ -304,9 +303,9 @@ def posteriors(
 def _sites(weights: LogWeights) -> Sites:
     """Draws of the guide, and what the model computes from them: site -> (K, *plates, *event)."""
     return {
-        n: values(t, weights.particles, weights.nesting)[0]
+        n: t.values(weights.particles, weights.nesting)[0]
         for n, t in weights.model.items()
-        if is_computed(t) or (is_latent(t) and n in weights.guide)
+        if t.is_computed or (t.is_latent and n in weights.guide)
     }
 
 

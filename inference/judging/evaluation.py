@@ -21,7 +21,6 @@ from ..pairs.gate import admit
 from ..results.result import Result
 from ..results.table import Table
 from ..training.run import Run
-from ..weights.simulation import is_latent
 from .surgery import Surgery, operate
 
 __all__ = ["Evaluation", "Surgery", "evaluate"]
@@ -214,7 +213,7 @@ def evaluate(
     divergence = {n: _estimate(*of, particles) for n, of in averages["divergence"].items()}
     reconstruction = divergence.pop("reconstruction")
     kl = {name.removeprefix("kl:"): e for name, e in divergence.items()}
-    exact = not any(map(is_latent, two.model.values()))
+    exact = not any(t.is_latent for t in two.model.values())
     exact &= all(t.observed for t in two.guide.values())
     names = [p.name for p in two.plates]
     inside = any(p.scale != 1 and p.name not in names for _, t in two.terms() for p in t.plates)
@@ -278,7 +277,7 @@ def _per_block(chunk: Chunk, plate: str | None) -> tuple[int, Groups]:
 
     def is_local(name: str, v: Variable) -> bool:
         inside = plate is not None and set(order) <= set(v.dims) and v.array.is_floating_point()
-        return inside and is_latent(chunk.weights.model[name])
+        return inside and chunk.weights.model[name].is_latent
 
     return chunk.rows.start, {
         "sample_stats": {"log_weight": blocks(tree["sample_stats"]["log_weight"])[..., 0]},

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..randomness import forked
-from ..weights import LogWeights, Term, at, log_weights, no_validation, plate_nesting, simulate
+from ..weights import At, LogWeights, Term, log_weights, no_validation, plate_nesting, simulate
 from .arguments import checked_arguments, moved, rows_of, take_rows
 from .inspection import refuse_errors
 from .options import check_options
@@ -98,7 +98,7 @@ class CheckedPair:
             given: site -> value of a latent (as in `Term.value`), in place of the guide's draws.
             options: of `log_weights`.
         """
-        guide = at(self.guide, given) if given else self.guide
+        guide = At(given)(self.guide) if given else self.guide
         options = {"nesting": self.nesting, "vectorized": self.vectorized, **self.kwargs, **options}
         return log_weights(self.model, guide, *self.args, particles=particles, **options)
 

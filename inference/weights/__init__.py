@@ -4,22 +4,20 @@ This folder is the only place that handles Pyro traces. Everything else (bounds,
 evaluation, ArviZ) is arithmetic on what `log_weights` returns.
 """
 
-from .run import PARTICLES, log_q_at, log_weights, no_validation, plate_nesting, stack
-from .simulation import dream, simulate
-from .sites import at
-from .terms import LogWeights, Plate, Term
+from .run import dream, log_q_at, log_weights, no_validation, plate_nesting, simulate
+from .sites import At
+from .terms import LogWeights, Plate, Term, by_plate
 
 __all__ = [
-    "PARTICLES",
+    "At",
     "LogWeights",
     "Plate",
     "Term",
-    "at",
+    "by_plate",
     "dream",
     "log_q_at",
     "log_weights",
     "no_validation",
     "plate_nesting",
     "simulate",
-    "stack",
 ]

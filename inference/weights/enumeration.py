@@ -37,13 +37,9 @@ class _Average:
     def __init__(self, guide_trace: Any, nesting: int, dims: Mapping[str, int], constant: bool):
         self.nesting, self.dims = nesting, dims
         self.sites = [s for s in sample_sites(guide_trace).values() if is_enumerated(s)]
-        self.factors = {
-            id(s): (s["packed"]["log_prob"].detach() if constant else s["packed"]["log_prob"]).exp()
-            for s in self.sites
-        }
-        self.symbols = {
-            d for s in self.sites for d in s["packed"]["log_prob"]._pyro_dims if not self.plate(d)
-        }
+        log_q = [s["packed"]["log_prob"] for s in self.sites]
+        self.factors = [(lp.detach() if constant else lp).exp() for lp in log_q]
+        self.symbols = {d for lp in log_q for d in lp._pyro_dims if not self.plate(d)}
 
     def plate(self, symbol: str) -> bool:
         """Tell whether a symbol is a plate's."""
@@ -57,11 +53,11 @@ class _Average:
         """The mean, unpacked to (K, *plates)."""
         dims: str = value._pyro_dims  # type: ignore[attr-defined]
         if self.depends(value):
-            upstream = [s for s in self.sites if frames(s) <= ordinal]
-            names = [s["packed"]["log_prob"]._pyro_dims for s in upstream]
+            upstream = [i for i, s in enumerate(self.sites) if frames(s) <= ordinal]
+            names = [self.sites[i]["packed"]["log_prob"]._pyro_dims for i in upstream]
             self._refuse_uncovered(dims, names, ordinal)
             out = "".join(sorted({d for n in (dims, *names) for d in n if self.plate(d)}))
-            value = _mean(value, [self.factors[id(s)] for s in upstream], [dims, *names], out)
+            value = _mean(value, [self.factors[i] for i in upstream], [dims, *names], out)
             value._pyro_dims = out  # type: ignore[attr-defined]
         lp = packed.unpack(value, self.dims)
         return lp.reshape((1,) * (self.nesting + 1 - lp.dim()) + lp.shape)
@@ -89,41 +85,26 @@ def _mean(value: Tensor, factors: list[Tensor], dims: list[str], out: str) -> Te
     return mean.masked_fill(reached, -math.inf)
 
 
-def averaged_guide(
-    trace: Any, particles: int, nesting: int, sizes: Mapping[str, int], constant: bool = False
+def averaged(
+    trace: Any, guide_trace: Any, nesting: int, sizes: Mapping[str, int], constant: bool = False
 ) -> dict[str, Term]:
-    """The guide's terms, those that vary with an enumerated site averaged over it.
+    """The terms of one half, averaged over the guide's enumerated sites.
 
-    With `constant`, the probabilities of enumerated sites and the densities of computed sites are
-    constants: what is left to differentiate is the score of the drawn ones.
-    """
-    _pack(trace)
-    average = _Average(trace, nesting, trace.symbol_to_dim, constant)
-    out = {}
-    for name, site in sample_sites(trace).items():
-        lp = site["packed"]["log_prob"]
-        if constant and (is_enumerated(site) or not is_free(site)):
-            dims, lp = lp._pyro_dims, lp.detach()
-            lp._pyro_dims = dims
-        term = term_of(name, site, average(lp, frames(site)), sizes)
-        out[name] = term.having(averaged=average.depends(site["packed"]["log_prob"]))
-    return out
+    Sites of the model that the guide lacks are summed out before.
 
-
-def marginalised(
-    model_trace: Any, guide_trace: Any, particles: int, nesting: int, sizes: Mapping[str, int]
-) -> dict[str, Term]:
-    """The model's terms: sites that the guide lacks summed out, the rest averaged under the guide.
+    Args:
+        trace, guide_trace: of the half, and of the guide (which may be the half, and comes first).
+        constant: take the probabilities of enumerated sites and the densities of computed sites
+            as constants: what is left to differentiate is the score of the drawn ones.
 
     Raises:
         ValueError: sites that share an enumerated latent differ in scale, or lie in a subsampled
             plate that the latent is outside of.
     """
-    _pack(model_trace, guide_trace.plate_to_symbol)
-    plate_to_symbol = model_trace.plate_to_symbol
-    dims = {**guide_trace.symbol_to_dim, **model_trace.symbol_to_dim}
-    average = _Average(guide_trace, nesting, dims, constant=False)
-    sites = sample_sites(model_trace)
+    _pack(trace, None if trace is guide_trace else guide_trace.plate_to_symbol)
+    dims = {**guide_trace.symbol_to_dim, **trace.symbol_to_dim}
+    average = _Average(guide_trace, nesting, dims, constant)
+    sites = sample_sites(trace)
     summed = {n: s for n, s in sites.items() if n not in guide_trace and is_enumerated(s)}
     symbols = {s["infer"]["_enumerate_symbol"]: n for n, s in summed.items()}
     out: dict[str, Term] = {}
@@ -132,31 +113,28 @@ def marginalised(
     for name, site in sites.items():
         lp = site["packed"]["log_prob"]
         if symbols.keys().isdisjoint(lp._pyro_dims):
-            out[name] = term_of(name, site, average(lp, frames(site)), sizes)
+            if constant and (is_enumerated(site) or not is_free(site)):
+                named, lp = lp._pyro_dims, lp.detach()
+                lp._pyro_dims = named
+            mean, depends = average(lp, frames(site)), average.depends(lp)
+            out[name] = term_of(name, site, mean, sizes, averaged=depends)
         else:
-            around = frozenset(plate_to_symbol[f.name] for f in frames(site))
+            around = frozenset(trace.plate_to_symbol[f.name] for f in frames(site))
             factors.setdefault(around, []).append(lp)
             involved[name] = site
             for symbol in symbols.keys() & set(lp._pyro_dims):
                 _refuse_subsampled(symbols[symbol], summed[symbols[symbol]], name, site, sizes)
     if involved:
         scale = _one_scale(involved)
-        frame = {plate_to_symbol[f.name]: f for s in involved.values() for f in frames(s)}
-        label = "marginal:" + ",".join(involved)
+        frame = {trace.plate_to_symbol[f.name]: f for s in involved.values() for f in frames(s)}
         contracted = contract_tensor_tree(factors, set(symbols), ring=_LogSumExp())
         for i, (around, parts) in enumerate(contracted.items()):
             ordinal = frozenset(frame[symbol] for symbol in around)
-            where = {"cond_indep_stack": tuple(ordinal)}
+            plates = plates_of({"cond_indep_stack": tuple(ordinal)}, sizes)
             for j, part in enumerate(parts):
-                name = label + (f"[{i},{j}]" if i + j else "")
-                out[name] = Term(
-                    name,
-                    average(part, ordinal),
-                    plates_of(where, sizes),
-                    scale,
-                    observed=True,
-                    sites=tuple(involved),
-                )
+                name = "marginal:" + ",".join(involved) + (f"[{i},{j}]" if i + j else "")
+                lp, of = average(part, ordinal), tuple(involved)
+                out[name] = Term(name, lp, plates, scale, observed=True, sites=of)
     return out
 
 
@@ -208,7 +186,7 @@ def frames(site: Site) -> frozenset:
     return frozenset(f for f in site["cond_indep_stack"] if f.vectorized)
 
 
-def _pack(trace: Any, plate_to_symbol: Mapping[str, str] | None = None) -> None:
+def _pack(trace: Any, plate_to_symbol: Mapping[str, str] | None) -> None:
     """Name the dimensions of every log density of a trace."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample":
@@ -234,12 +212,7 @@ def _refuse_subsampled(
 
 def _one_scale(involved: Mapping[str, Site]) -> float | Tensor:
     scales = [user_scale(s) for s in involved.values()]
-    same = all(
-        s is scales[0] or (not torch.is_tensor(s) and not torch.is_tensor(scales[0])
-                           and s == scales[0])
-        for s in scales
-    )  # fmt: skip
-    if not same:
+    if len({id(s) if torch.is_tensor(s) else s for s in scales}) > 1:
         raise ValueError(
             f"sites {list(involved)}: those that share an enumerated latent must have one "
             f"poutine.scale, got {scales}."

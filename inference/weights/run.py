@@ -1,8 +1,7 @@
-"""One run of guide and model under a particle plate."""
+"""Runs of guide and model under a particle plate."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +12,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ..randomness import ALONE, forked
-from .enumeration import averaged_guide, marginalised
+from .enumeration import averaged
 from .sites import (
     PARTICLES,
     At,
-    enumerate_unguided,
+    is_discrete,
     is_enumerated,
     is_free,
     is_latent,
@@ -67,54 +66,41 @@ def log_weights(
         nesting = plate_nesting(model, guide, *args, **kwargs)
     sizes = dict(full_sizes or {})
     if particles > 1 and not vectorized:
-        draws = [
-            log_weights(model, guide, *args, nesting=nesting, full_sizes=sizes,
-                        model_values=model_values, **kwargs)
-            for _ in range(particles)
-        ]  # fmt: skip
-        return stack(draws)
+        more = {"full_sizes": sizes, "model_values": model_values, **kwargs}
+        runs = (log_weights(model, guide, *args, nesting=nesting, **more) for _ in range(particles))
+        return _one_by_one(list(runs))
 
     dim = -nesting - 1
     run_guide = _under_plate(latents_only(guide), particles, dim)
 
-    def trace_guide(given: Mapping[str, Tensor] | None = None) -> Any:
+    def trace_guide(given: Mapping[str, Tensor]) -> Any:
         # At is outermost: Pyro's enumeration must see the sites before they have a value
-        with At(given or {}), poutine.enum(first_available_dim=dim - 1):
+        with At(given), poutine.enum(first_available_dim=dim - 1):
             return poutine.trace(run_guide).get_trace(*args, **kwargs)
 
-    guide_trace = trace_guide()
+    guide_trace = trace_guide({})
     seen = guide_trace if model_values is None else _changed(guide_trace, model_values)
-    names = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
-    marked = poutine.infer_config(
-        _under_plate(model, particles, dim), functools.partial(enumerate_unguided, names)
-    )
-    # enumeration inside the replay, for the same reason
-    replayed = poutine.replay(poutine.enum(marked), trace=seen)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    model_trace = _trace_model(_under_plate(model, particles, dim), seen, None, args, kwargs)
     refuse_unmatched(model_trace, guide_trace)
-
-    drawn = {n: s for n, s in guide_trace.nodes.items() if is_latent(s) and is_free(s)}
+    enumerates = [
+        any(map(is_enumerated, sample_sites(t).values())) for t in (guide_trace, model_trace)
+    ]
     shape = particles, nesting, sizes
-    guide_enumerated = any(map(is_enumerated, sample_sites(guide_trace).values()))
 
     def resample() -> dict[str, Term]:
-        values = {
+        drawn = {
             n: s["value"].detach()
-            for n, s in drawn.items()
-            if torch.is_tensor(s["value"]) and not is_enumerated(s)
+            for n, s in guide_trace.nodes.items()
+            if is_latent(s) and is_free(s) and torch.is_tensor(s["value"]) and not is_enumerated(s)
         }
-        again = trace_guide(values)
-        if guide_enumerated:
-            return averaged_guide(again, *shape, constant=True)
-        terms = terms_of(again, *shape)
-        return {
-            n: t if t.free or t.observed else t.having(log_prob=t.log_prob.detach())
-            for n, t in terms.items()
-        }
+        again = trace_guide(drawn)
+        if enumerates[0]:
+            return averaged(again, again, *shape[1:], constant=True)
+        return terms_of(again, *shape, constant=True)
 
-    if guide_enumerated or any(map(is_enumerated, sample_sites(model_trace).values())):
-        q = averaged_guide(guide_trace, *shape)
-        p = marginalised(model_trace, guide_trace, *shape)
+    if any(enumerates):
+        q = averaged(guide_trace, guide_trace, *shape[1:])
+        p = averaged(model_trace, guide_trace, *shape[1:])
     else:
         q, p = terms_of(guide_trace, *shape), terms_of(model_trace, *shape)
     return LogWeights(p, q, particles, nesting, resample)
@@ -143,15 +129,10 @@ def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -
     """Count the tensor dimensions of the pair's plates by running it once on a forked seed."""
     with forked(), torch.no_grad(), no_validation():
         guide_trace = poutine.trace(latents_only(guide)).get_trace(*args, **kwargs)
-        names = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
-        marked = poutine.infer_config(model, functools.partial(enumerate_unguided, names))
-        replayed = poutine.replay(poutine.enum(marked, first_available_dim=-20), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    return max(
-        (-(f.dim or 0) for t in (guide_trace, model_trace) for s in t.nodes.values()
-         if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized),
-        default=0,
-    )  # fmt: skip
+        traces = guide_trace, _trace_model(model, guide_trace, -20, args, kwargs)
+    sites = [s for t in traces for s in t.nodes.values() if s["type"] == "sample"]
+    frames = [f for s in sites for f in s["cond_indep_stack"] if f.vectorized]
+    return max((-(f.dim or 0) for f in frames), default=0)
 
 
 @contextmanager
@@ -159,35 +140,111 @@ def no_validation() -> Iterator[None]:
     """Distribution and trace checks off inside the block, as they were after it."""
     with ALONE:
         torch_flag = torch.distributions.Distribution._validate_args
-        pyro_flag = pyro.infer.util.is_validation_enabled()
-        poutine_flag = pyro.poutine.util.is_validation_enabled()
         try:
-            pyro.enable_validation(False)
-            yield
+            with pyro.validation_enabled(False):
+                yield
         finally:
             torch.distributions.Distribution.set_default_validate_args(torch_flag)
-            pyro.infer.util.enable_validation(pyro_flag)
-            pyro.poutine.util.enable_validation(poutine_flag)
 
 
-def stack(draws: list[LogWeights]) -> LogWeights:
+def _one_by_one(draws: list[LogWeights]) -> LogWeights:
     """Log weights of several runs as one, along the particle dimension."""
 
     def join(halves: list[dict[str, Term]]) -> dict[str, Term]:
         out = {}
         for name, term in halves[0].items():
             parts = tuple(half[name] for half in halves)
-            lps = [p.log_prob.expand(d.particles, *p.log_prob.shape[1:])
-                   for p, d in zip(parts, draws)]  # fmt: skip
-            out[name] = term.having(log_prob=torch.cat(lps), parts=parts)
+            lps = torch.cat([p.log_prob for p in parts])
+            out[name] = term.having(log_prob=lps, parts=parts)
         return out
 
     def resample() -> dict[str, Term]:
         return join([d.fixed().guide for d in draws])
 
-    total = sum(d.particles for d in draws)
     model, guide = join([d.model for d in draws]), join([d.guide for d in draws])
-    return LogWeights(model, guide, total, draws[0].nesting, resample)
+    return LogWeights(model, guide, len(draws), draws[0].nesting, resample)
+
+
+def simulate(
+    model: Callable,
+    *args: Any,
+    values: Mapping[str, Tensor] | None = None,
+    particles: int = 1,
+    nesting: int = 0,
+    **kwargs: Any,
+) -> tuple[dict[str, Term], dict[str, Any]]:
+    """Run the model under a particle plate and draw its observed sites too.
+
+    Args:
+        model: any Pyro model; what it observes in `args` is replaced by draws.
+        values: site -> value of a latent, shaped as `Term.value`; the others are drawn.
+        particles: K.
+        nesting: number of plate dimensions of the model.
+
+    Returns:
+        site -> Term: draws from the prior and the prior predictive, or from the predictive
+        distribution given `values`; and site -> what the model had observed there.
+    """
+    run = _under_plate(At(values or {})(model), particles, -nesting - 1)
+    trace, observed = _unobserved(run, args, kwargs)
+    return terms_of(trace, particles, nesting, {}), observed
+
+
+def dream(model: Callable, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    """Run the model forward: latents from the prior, and data drawn in place of what it observes.
+
+    Returns:
+        Site -> value of every drawn latent, and `args` in which each argument that the model
+        observes as it is has been replaced by the draw.
+
+    Raises:
+        ValueError: the model observes something that is none of its arguments.
+    """
+    with torch.no_grad():
+        trace, observed = _unobserved(model, args, kwargs)
+    dreamed = list(args)
+    for name, value in observed.items():
+        places = [i for i, a in enumerate(args) if a is value]
+        if not places:
+            raise ValueError(
+                f"site {name!r} observes something that is not an argument of the model as it is, "
+                "so the model cannot dream it. Pass obs=ARGUMENT, or do without the sleep phase."
+            )
+        for i in places:
+            dreamed[i] = trace.nodes[name]["value"]
+    drawn = {n: s for n, s in sample_sites(trace).items() if n not in observed and is_latent(s)}
+    return {n: s["value"] for n, s in drawn.items()}, tuple(dreamed)
+
+
+def _unobserved(run: Callable, args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
+    """The trace of a run that draws what it would observe, and the values observed there."""
+    observed: dict[str, Any] = {}
+
+    class Unobserved(poutine.messenger.Messenger):
+        def _pyro_sample(self, msg: Any) -> None:
+            if msg["is_observed"] and is_free(msg):  # not a pyro.deterministic or a pyro.factor
+                observed[msg["name"]] = msg["value"]
+                msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+    with Unobserved():
+        return poutine.trace(run).get_trace(*args, **kwargs), observed
+
+
+def _trace_model(
+    model: Callable, guide_trace: Any, first_dim: int | None, args: tuple, kwargs: dict
+) -> Any:
+    """Trace the model at the guide's values; enumerate discrete latents that the guide lacks."""
+    guided = {n for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
+
+    def enumerate_unguided(site: Any) -> Any:
+        unguided = site["name"] not in guided and is_discrete(site)
+        return {"enumerate": "parallel"} if unguided else {}
+
+    marked = poutine.enum(
+        poutine.infer_config(model, enumerate_unguided), first_available_dim=first_dim
+    )
+    # enumeration inside the replay: it too must see the sites before they have a value
+    return poutine.trace(poutine.replay(marked, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
 def _under_plate(fn: Callable, particles: int, dim: int) -> Callable:

@@ -66,7 +66,7 @@ def latents_only(guide: Callable) -> Callable:
 
 
 class At(Messenger):
-    """Drawn sites inside the block take these values; they stay latent."""
+    """Drawn sites take these values and stay latent, inside the block or in `At(values)(fn)`."""
 
     def __init__(self, values: Mapping[str, Tensor]):
         super().__init__()
@@ -74,24 +74,7 @@ class At(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
-
-
-def at(fn: Callable, values: Mapping[str, Tensor]) -> Callable:
-    """`fn` with its drawn sites at `values`."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with At(values):
-            return fn(*args, **kwargs)
-
-    return run
-
-
-def enumerate_unguided(guided: set[str], site: Any) -> Any:
-    """Mark a discrete latent that the guide does not draw: it is summed out."""
-    unguided = site["name"] not in guided and is_discrete(site)
-    return {"enumerate": "parallel"} if unguided else {}
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def refuse_unmatched(model_trace: Any, guide_trace: Any) -> None:
@@ -136,9 +119,7 @@ def plates_of(site: Site, sizes: Mapping[str, int]) -> tuple[Plate, ...]:
     out = []
     for f in site["cond_indep_stack"]:
         if f.vectorized and f.name != PARTICLES:
-            full = f.full_size if f.full_size is not None else f.size
-            if full == f.size:
-                full = sizes.get(f.name, full)
+            full = f.full_size if f.full_size not in (None, f.size) else sizes.get(f.name, f.size)
             out.append(Plate(f.name, f.dim, f.size, full / f.size))
     return tuple(out)
 
@@ -147,22 +128,14 @@ def user_scale(site: Site) -> float | Tensor:
     """The site's scale without N/B of its plates (that of plates which are loops stays in)."""
     scale = site["scale"]
     for f in site["cond_indep_stack"]:
-        if f.vectorized and f.full_size is not None and f.full_size != f.size:
+        if f.vectorized and f.full_size not in (None, f.size):
             scale = scale / (f.full_size / f.size)
     return 1.0 if isinstance(scale, float) and abs(scale - 1) < 1e-12 else scale
 
 
-def looped_scale(site: Site) -> float:
-    """N/B of the enclosing plates that are Python loops."""
-    return math.prod(
-        f.full_size / f.size
-        for f in site["cond_indep_stack"]
-        if not f.vectorized and f.full_size is not None
-    )
-
-
-def term_of(name: str, site: Site, lp: Tensor, sizes: Mapping[str, int]) -> Term:
+def term_of(name: str, site: Site, lp: Tensor, sizes: Mapping[str, int], **more: Any) -> Term:
     """The term of a site whose log density is `lp`."""
+    loops = [f for f in site["cond_indep_stack"] if not f.vectorized and f.full_size is not None]
     return Term(
         name,
         lp,
@@ -177,28 +150,32 @@ def term_of(name: str, site: Site, lp: Tensor, sizes: Mapping[str, int]) -> Term
         free=is_free(site),
         reparameterized=bool(getattr(site["fn"], "has_rsample", False)),
         deterministic=bool(site["infer"].get("_deterministic")),
-        looped=looped_scale(site),
+        looped=math.prod(f.full_size / f.size for f in loops),
+        **more,
     )
 
 
-def terms_of(trace: Any, particles: int, nesting: int, sizes: Mapping[str, int]) -> dict[str, Term]:
-    """Every sample site of a trace without enumeration."""
-    return {
-        name: term_of(name, site, shaped(name, log_prob(site), particles, nesting), sizes)
-        for name, site in sample_sites(trace).items()
-    }
+def terms_of(
+    trace: Any, particles: int, nesting: int, sizes: Mapping[str, int], constant: bool = False
+) -> dict[str, Term]:
+    """Every sample site of a trace without enumeration, its log density shaped (K, *plates).
 
-
-def shaped(name: str, lp: Tensor, particles: int, nesting: int) -> Tensor:
-    """(K, *plates), with ones for the plates that a site is not in.
+    Args:
+        constant: take the densities of computed sites as constants.
 
     Raises:
-        ValueError: the log density has dimensions that no plate accounts for.
+        ValueError: a log density has dimensions that no plate accounts for.
     """
-    if lp.dim() > nesting + 1 or (lp.dim() == nesting + 1 and lp.shape[0] not in (1, particles)):
-        raise ValueError(
-            f"site {name!r}: its log density has shape {tuple(lp.shape)}, but the pair has "
-            f"{nesting} plate dimensions and {particles} particles. Declare event dimensions with "
-            ".to_event(), or draw the particles one by one (vectorized=False)."
-        )
-    return lp.reshape((1,) * (nesting + 1 - lp.dim()) + lp.shape)
+    out = {}
+    for name, site in sample_sites(trace).items():
+        lp = log_prob(site)
+        lead = lp.dim() - nesting
+        if lead > 1 or (lead == 1 and lp.shape[0] not in (1, particles)):
+            raise ValueError(
+                f"site {name!r}: its log density has shape {tuple(lp.shape)}, but the pair has "
+                f"{nesting} plate dimensions and {particles} particles. Declare event dimensions "
+                "with .to_event(), or draw the particles one by one (vectorized=False)."
+            )
+        lp = lp.detach() if constant and not is_free(site) else lp
+        out[name] = term_of(name, site, lp.reshape((1,) * (1 - lead) + lp.shape), sizes)
+    return out

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Axes = list[str | None]  # the plate that an axis belongs to, if any
+
 
 @dataclass(frozen=True)
 class Plate:
@@ -72,7 +74,36 @@ class Term:
         """True where the gradient needs the score function: drawn, but not differentiably."""
         return self.free and not (self.observed or self.enumerated or self.reparameterized)
 
-    def sum_to(self, plates: Iterable[Plate], nesting: int = 0) -> Tensor:
+    @property
+    def is_latent(self) -> bool:
+        """True for a model's site that is a drawn latent: not data, computed or summed out."""
+        return not (self.observed or self.enumerated or self.fn is None)
+
+    @property
+    def is_data(self) -> bool:
+        """True for an observation, and for a factor of summed-out latents and data."""
+        return self.observed and (self.free or self.fn is None)
+
+    @property
+    def is_computed(self) -> bool:
+        """True for a `pyro.deterministic`."""
+        return self.observed and not self.free and type(self.fn).__name__ != "Unit"
+
+    def values(self, particles: int, nesting: int) -> tuple[Tensor, Axes]:
+        """The value as (K, *plates, *event), and the plate's name for each axis after K."""
+        value = torch.as_tensor(self.value)
+        event = getattr(self.fn, "event_dim", 0)
+        if self.is_computed:  # pyro.deterministic calls all of its axes event
+            drawn = particles > 1 and value.dim() > nesting and len(value) == particles
+            batch = nesting + 1 if drawn else max((-p.dim for p in self.plates), default=0)
+            event = max(0, value.dim() - batch)
+        return by_plate(value, event, self.plates, particles, nesting)
+
+    def pointwise(self, particles: int, nesting: int) -> tuple[Tensor, Axes]:
+        """`log_prob` as (K, *plates), and the plate's name for each axis after K."""
+        return by_plate(self.log_prob, 0, self.plates, particles, nesting)
+
+    def sum_to(self, plates: Iterable[Plate]) -> Tensor:
         """`user_scale * log_prob`, summed (with N/B) over all plates but these: (K, *plates)."""
         keep = {p.name for p in plates}
         out = self.log_prob * self.user_scale
@@ -81,10 +112,9 @@ class Term:
                 out = out.sum(p.dim, keepdim=True) * p.scale
         return out
 
-    def total(self, value: Tensor | None = None) -> Tensor:
+    def total(self) -> Tensor:
         """Summed over all plates, scaled, averaged over particles: a scalar."""
-        value = self.log_prob if value is None else value
-        return (value * self.scale).sum() / value.shape[0]
+        return (self.log_prob * self.scale).sum() / len(self.log_prob)
 
     def having(self, **changes: Any) -> Term:
         """A copy with some attributes changed."""
@@ -121,13 +151,9 @@ class LogWeights:
     @property
     def plates(self) -> tuple[Plate, ...]:
         """The plates that every site shares: between their elements, weights are independent."""
-        shared: dict[str, Plate] | None = None
-        for _, t in self.terms():
-            if t.deterministic:
-                continue
-            mine = {p.name: p for p in t.plates}
-            shared = mine if shared is None else {k: v for k, v in shared.items() if k in mine}
-        return tuple((shared or {}).values())
+        sites = [t.plates for _, t in self.terms() if not t.deterministic]
+        shared = set.intersection(*({p.name for p in plates} for plates in sites or [()]))
+        return tuple(p for p in (sites or [()])[0] if p.name in shared)
 
     @property
     def scale(self) -> float:
@@ -164,13 +190,12 @@ class LogWeights:
         """Sum terms over the plates that not all sites share, scaled: (K, *shared)."""
         shared = self.plates
         parts = [t.sum_to(shared) for t in terms.values()]
-        shape = (self.particles, *(1,) * self.nesting)
-        if not parts:
-            like = next((t.log_prob for _, t in self.terms()), torch.zeros(()))
-            return like.new_zeros(shape)
-        return functools.reduce(torch.add, parts).expand(
-            torch.broadcast_shapes(*(p.shape for p in parts), shape)
+        shape = torch.broadcast_shapes(
+            (self.particles, *(1,) * self.nesting), *(p.shape for p in parts)
         )
+        if not parts:
+            return next((t.log_prob for _, t in self.terms()), torch.zeros(())).new_zeros(shape)
+        return functools.reduce(torch.add, parts).expand(shape)
 
     def refuse_subsampled_joint(self, who: str) -> None:
         """Raise ValueError where a multi-sample bound would put N/B inside its logarithm."""
@@ -184,13 +209,10 @@ class LogWeights:
                 )
             for p in t.plates:
                 if p.scale != 1 and p.name not in shared:
-                    outside = sorted(
-                        s.name
-                        for s in (*self.guide.values(), *self.model.values())
-                        if p.name not in {q.name for q in s.plates}
-                    )
+                    around = {s.name: {q.name for q in s.plates} for _, s in self.terms()}
+                    outside = [name for name in sorted(around) if p.name not in around[name]]
                     raise ValueError(
-                        f"{who}: {', '.join(dict.fromkeys(outside))} lies outside the subsampled "
+                        f"{who}: {', '.join(outside)} lies outside the subsampled "
                         f"plate {p.name!r}, so the weights are joint over all data and the bound "
                         "of a mini-batch is biased. Use the full data (batch_size=None) or Trace()."
                     )
@@ -250,3 +272,28 @@ class LogWeights:
                 )
         guide = {n: t.having(reparameterized=False) for n, t in weights.guide.items()}
         return dataclasses.replace(weights, guide=guide)
+
+
+def by_plate(
+    tensor: Tensor, event: int, plates: Iterable[Plate], particles: int, nesting: int
+) -> tuple[Tensor, Axes]:
+    """A site's tensor with one axis for each plate that the site is in, and their names.
+
+    Args:
+        tensor: batch axes that broadcast to (K, *nesting), then `event` event axes.
+
+    Returns:
+        (K, *plates, *event), and a name or None for each axis after K, outermost plate first.
+    """
+    tensor = tensor[(None,) * (nesting + 1 + event - tensor.dim())]
+    plate = {nesting + 1 + p.dim: p for p in plates}
+    target, names, drop = list(tensor.shape), [], []
+    target[0] = particles
+    for axis in range(1, nesting + 1):
+        if axis in plate:
+            target[axis] = plate[axis].size
+        elif target[axis] == 1:
+            drop.append(axis)
+            continue
+        names.append(plate[axis].name if axis in plate else None)
+    return tensor.expand(target).squeeze(drop), names + [None] * event

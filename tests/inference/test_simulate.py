@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from inference.weights import log_weights, no_validation, plate_nesting, simulate
-from inference.weights.simulation import is_computed, is_data, is_latent, pointwise, values
 
 X = torch.tensor([[0.3, -1.0], [0.7, 0.2], [-0.4, 1.5]]).double()  # (outer 3, inner 2)
 
@@ -52,13 +51,13 @@ def test_axes_are_named(particles):
     terms, _ = simulate(model, X, particles=particles, nesting=2)
     k = particles
     shapes = {n: (*map(tuple, (v.shape, a)),) for n, (v, a) in (
-        (n, values(t, particles, 2)) for n, t in terms.items()
+        (n, t.values(particles, 2)) for n, t in terms.items()
     )}  # fmt: skip
     assert shapes["w"] == ((k,), ())
     assert shapes["u"] == ((k, 3, 4), ("outer", None))
     assert shapes["z"] == ((k, 3, 2), ("outer", "inner"))
     assert shapes["twice"] == ((k, 3, 2), ("outer", "inner"))
-    lps = {n: pointwise(t, particles, 2) for n, t in terms.items()}
+    lps = {n: t.pointwise(particles, 2) for n, t in terms.items()}
     assert {n: tuple(lp.shape) for n, (lp, _) in lps.items()} == {
         "w": (k,), "u": (k, 3), "z": (k, 3, 2), "twice": (k, 3, 2), "x": (k, 3, 2),
         "penalty": (k,),
@@ -69,8 +68,8 @@ def test_axes_are_named(particles):
 def test_kinds_of_sites():
     terms = log_weights(model, guide, X, particles=2).model
     kinds = {
-        kind.__name__: [n for n, t in terms.items() if kind(t)]
-        for kind in (is_latent, is_data, is_computed)
+        kind: [n for n, t in terms.items() if getattr(t, kind)]
+        for kind in ("is_latent", "is_data", "is_computed")
     }
     assert kinds == {
         "is_latent": ["w", "u", "z"], "is_data": ["x"], "is_computed": ["twice"],
@@ -89,8 +88,8 @@ def test_a_value_that_is_shared_by_all_rows_is_repeated():
             pyro.sample("z", dist.Delta(x.new_ones(3), log_density=x.new_zeros(())))
 
     weights = log_weights(flat, still, X, particles=4)
-    assert pointwise(weights.guide["z"], 4, 1)[0].shape == (4, 3)
-    assert values(weights.guide["z"], 4, 1)[0].shape == (4, 3)
+    assert weights.guide["z"].pointwise(4, 1)[0].shape == (4, 3)
+    assert weights.guide["z"].values(4, 1)[0].shape == (4, 3)
     assert not weights.guide["z"].free and weights.model["z"].free
 
 

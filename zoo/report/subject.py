@@ -14,8 +14,7 @@ from torch.distributions import Distribution
 from inference.judging.evaluation import Evaluation
 from inference.randomness import forked
 from inference.training.state import History
-from inference.weights import no_validation
-from inference.weights.simulation import simulate
+from inference.weights import no_validation, simulate
 
 ROWS = 2_000  # most data in one picture
 

@@ -20,7 +20,6 @@ from ...pairs.gate import CheckedPair, admit_all
 from ...results.finding import Finding
 from ...results.result import Result
 from ...results.table import WIDTH, Table
-from ...weights.simulation import is_latent
 from . import checks
 from .coordinates import Blocks, blocks
 from .correction import Correction, achieved, against, correct, corrected_tree
@@ -155,7 +154,7 @@ def diagnose(
     )  # fmt: skip
     with sources[0].ready(seed):
         two = sources[0].weights(2)
-    if not any(is_latent(t) for t in two.guide.values()):
+    if not any(t.is_latent for t in two.guide.values()):
         raise ValueError("the guide draws no latent: there is no posterior to be diagnosed.")
     local = bool(two.plates)
     size = sum(t.value.numel() for t in two.model.values() if torch.is_tensor(t.value)) // 2

@@ -15,7 +15,6 @@ from ...draws.density import is_discrete, to_real
 from ...draws.sampler import Chunk, sample
 from ...pairs.gate import CheckedPair
 from ...weights import LogWeights
-from ...weights.simulation import is_latent
 
 
 @dataclass
@@ -60,7 +59,7 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
         weights = chain.weights(2)
     moves: dict[str, Transform] = {}
     for name, t in weights.model.items():
-        if not is_latent(t):
+        if not t.is_latent:
             continue
         move = to_real(t)
         if is_discrete(t) or move is None or name not in weights.guide:
