@@ -592,7 +592,7 @@ def numpy_data():
     return pair.model, pair.guide, (rows().double(),)
 
 
-@broken("warning", None, "different floating-point types", "float64: argument 0")
+@broken("warning", None, "mixes floating-point types", "float64: argument 0")
 def double_data_for_an_autoguide():
     """As 3213, where no second device is: the guide was first called on data of another kind."""
 

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 
 from ..arguments import misfit, rows_of, takes
-from ..pair import Pair, modules_of
-from . import minibatch, parameters, sites
-from .failures import explain, first_line, mixtures
+from . import parameters, sites
 from .findings import Finding, Findings, finding
-from .runs import Recording, Trial, afresh, put_back, untouched
+from .runs import Recording, Trial, afresh, explain, first_line, mixtures, untouched
 
 __all__ = ["Finding", "Findings", "check", "findings_of", "refuse_errors"]
 
@@ -89,54 +87,46 @@ def findings_of(
     kwargs: dict | None = None,
     *,
     size: int | None = None,
-    elbo: Any = None,
     device: torch.device | None = None,
-    trains: bool = True,
-    errors_only: bool = False,
+    **use: Any,
 ) -> Findings:
     """`check`, told what will be done with the pair.
 
     Args:
         args, kwargs: what both halves are called with, as an example batch on `device`.
         size: N, the rows of all data; more than those of `args` means mini-batches.
-        elbo: the estimator that will be used.
         device: where the pair will run.
-        trains: whether it is to be fitted; a pair without parameters can be judged.
-        errors_only: leave out what can only lead to notes and warnings.
+        use: `elbo`, `trains` and `errors_only`, as in `Trial`.
     """
-    trial = Trial(model, guide, args, dict(kwargs or {}))
-    if size is not None and takes("size", model, guide):
-        trial.kwargs["size"] = size
-    own = [m for f in (model, guide) for m in modules_of(f)]
-    found = [*_refusals(trial), *sites.data(args, trial.kwargs), *parameters.cached(own)]
-    modules = trial.modules()
-    batched = size is not None and size > rows_of(args)
-    looks: list[Callable[[], Iterable[Finding]]] = [
-        lambda: _site_findings(trial),
-        lambda: _weight_findings(trial, elbo, trains, errors_only),
-    ]
-    if batched or not errors_only:
-        looks.append(lambda: minibatch.biases(trial, modules, batched))
-    with untouched(), put_back(modules):
-        for module in own if device is not None else ():
+    told = {"size": size} if size is not None and takes("size", model, guide) else {}
+    trial = Trial(model, guide, args, {**(kwargs or {}), **told}, **use)
+    trial.batched = size is not None and size > rows_of(args)
+    looks = [_at_first_sight, _site_by_site, _by_log_weights]
+    if trial.batched or not trial.errors_only:
+        looks.append(parameters.biases)
+    found: list[Finding] = []
+    with untouched(), afresh(trial.modules):
+        for module in trial.own if device is not None else ():
             module.to(device)
         for look in looks:  # each takes for granted that those before it found no error
             if not any(f.level == "error" for f in found):
-                with afresh(modules):
-                    found += look()
+                with afresh(trial.modules):
+                    found += look(trial)
     return Findings(found)
 
 
-def _refusals(trial: Trial) -> Iterable[Finding]:
-    """Find a half that does not take these arguments."""
-    args, kwargs = trial.args, trial.kwargs
+def _at_first_sight(trial: Trial) -> Iterable[Finding]:
+    """Find what is wrong without a run: arguments and attributes."""
     for half in ("model", "guide"):
-        if (why := misfit(getattr(trial, half), args, kwargs)) is not None:
-            given = ", ".join([type(a).__name__ for a in args] + [f"{k}=" for k in kwargs])
-            yield finding("arguments", half=half, signature=why[0], given=given, why=why[1])
+        if (why := misfit(getattr(trial, half), trial.args, trial.kwargs)) is not None:
+            given = [type(a).__name__ for a in trial.args] + [f"{k}=" for k in trial.kwargs]
+            told = {"half": half, "signature": why[0], "why": why[1]}
+            yield finding("arguments", given=", ".join(given), **told)
+    yield from sites.data(trial.args, trial.kwargs)
+    yield from parameters.cached(trial.own)
 
 
-def _site_findings(trial: Trial) -> Iterable[Finding]:
+def _site_by_site(trial: Trial) -> Iterable[Finding]:
     """Run each half once and compare them site by site."""
     q = Recording(trial, "guide")
     p = Recording(trial, "model", replay=q.trace if q.error is None else None)
@@ -156,12 +146,12 @@ def _site_findings(trial: Trial) -> Iterable[Finding]:
     yield from parameters.collisions(p, q)
 
 
-def _weight_findings(trial: Trial, elbo: Any, trains: bool, errors_only: bool) -> Iterable[Finding]:
+def _by_log_weights(trial: Trial) -> Iterable[Finding]:
     """Run the pair again for its noise, gradients, particles and closed forms."""
-    if not errors_only:
+    if not trial.errors_only:
         yield from sites.fixed_seeds(*(Recording(trial, "guide", seed=i) for i in (0, 1)))
     try:
-        pair = Pair(*trial)
+        pair = trial.pair()
         weights, grads, strangers = parameters.gradients(pair, trial, 1)
     except Exception as error:
         yield explain(error, "pair", None, trial.tensors())
@@ -169,7 +159,8 @@ def _weight_findings(trial: Trial, elbo: Any, trains: bool, errors_only: bool) -
     yield from mixtures(trial.tensors({**pair.params, **pair.buffers}))
     yield from parameters.unregistered(strangers, trial)
     if not strangers:
-        yield from parameters.reached(weights, grads, trains)
+        yield from parameters.reached(weights, grads, trial.trains)
+    elbo = trial.elbo
     asked = bool(getattr(elbo, "closed_form", False))
     try:
         if asked or elbo is None:
@@ -178,7 +169,7 @@ def _weight_findings(trial: Trial, elbo: Any, trains: bool, errors_only: bool) -
         yield finding("closed-form", level="error" if asked else "note", why=error)
     together = elbo is not None and elbo.particles > 1 and elbo.vectorized
     try:
-        if together or not errors_only:
+        if together or not trial.errors_only:
             parameters.gradients(pair, trial, 2)
     except Exception as error:
         level = "error" if together else None

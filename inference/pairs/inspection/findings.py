@@ -25,26 +25,29 @@ class Findings(tuple[Finding, ...]):
         unique = dict.fromkeys(findings)
         return super().__new__(cls, sorted(unique, key=lambda f: ORDER.index(f.level)))
 
+    def _at(self, level: str) -> tuple[Finding, ...]:
+        return tuple(f for f in self if f.level == level)
+
     @property
     def errors(self) -> tuple[Finding, ...]:
         """Those with which a fit does not start."""
-        return tuple(f for f in self if f.level == "error")
+        return self._at("error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
         """Those with which a fit may come out wrong."""
-        return tuple(f for f in self if f.level == "warning")
+        return self._at("warning")
 
     @property
     def notes(self) -> tuple[Finding, ...]:
         """Those that are good to know."""
-        return tuple(f for f in self if f.level == "note")
+        return self._at("note")
 
     def __str__(self) -> str:
         return "\n".join(map(str, self)) or "Nothing found: the pair looks fit to be fitted."
 
     def __repr__(self) -> str:
-        counts = [f"{sum(f.level == k for f in self)} {k}s" for k in ORDER]
+        counts = [f"{len(self._at(level))} {level}s" for level in ORDER]
         return f"Findings({', '.join(counts)})"
 
 
@@ -115,34 +118,30 @@ data-shapes error | data and distribution have different shapes | data of shape 
 density error | the first log density of the {half} that is not finite | finite log densities at the
   start | {bad} of {all} are {first}, {family} at {span} | check its support and scale; use logits
   instead of probabilities, clamp an exp or a log.
-out-of-range error | {name} of {family} is out of range | {allowed} | {bad} of {all} out of range,
+out-of-range error | {name} of {family} is out of range | {mine} | {bad} of {all} out of range,
   {span} | {hint}
 misfit error | the {half} does not fit plate {plate!r} | size {size} (or 1) at dimension {dim}, or
-  no batch dimension there | size {got} at dimension {dim} ({line}) | give the distribution shape
-  (..., {size}) at that dimension, or declare its own dimensions with .to_event(1), or let the plate
-  be of size {got}.
+  no batch dimension there | size {got} at dimension {dim}{at} | give the distribution shape (...,
+  {size}) at that dimension, or declare its own dimensions with .to_event(1), or let the plate be of
+  size {got}.
 twice error | the {half} has two sites called {site!r} | a name of its own for each site (plates
-  count: a plate is a site too) | a second {site!r} at {line} | rename one; in a loop use an
-  f-string, pyro.sample(f"{site}_{{i}}", ...), or a vectorised plate.
+  count: a plate is a site too) | a second {site!r}{at} | rename one; in a loop use an f-string,
+  pyro.sample(f"{site}_{{i}}", ...), or a vectorised plate.
 both-kinds error | the {half} uses {site!r} both as a {kind} and as another kind of site | different
-  names for a parameter and a sample site | {text} ({line}) | rename the parameter, for example
+  names for a parameter and a sample site | {raised} | rename the parameter, for example
   pyro.param("{site}_loc", ...).
-devices error | the {half} mixes devices | all tensors on one device | {devices} ({at}) | move the
-  module and the data to one device (module.to(x.device)); make constants from the data
+devices error | the {half} mixes devices | all tensors on one device | {devices} ({raised}) | move
+  the module and the data to one device (module.to(x.device)); make constants from the data
   (x.new_zeros(...)); an autoguide stays on the device it was first called on: make it, or call it
   first, after moving the data.
-dtypes error | the {half} mixes floating-point types | one dtype throughout | {dtypes} ({at}) |
+dtypes error | the {half} mixes floating-point types | one dtype throughout | {dtypes} ({raised}) |
   x.float(), or module.double(); numpy makes float64 where torch makes float32.
 wrong-call error | the {half} is called with the wrong arguments | model and guide take the same
-  arguments | {at} | give both one signature.
+  arguments | {raised} | give both one signature.
 stops-at-shapes error | the {half} stops {reached} | shapes that fit each other | {raised} | look at
   the line named; networks act on the last axis, and batch dimensions come first.
 stops error | the {half} stops {reached} | the {half} runs to its end | {raised} | mend the line
   named.
-all-devices error | parameters and data are on different devices | all tensors on one device |
-  {devices} | move the module and the data to one device: module.to(x.device).
-all-dtypes warning | parameters and data have different floating-point types | one dtype throughout
-  | {dtypes} | x.float(), or module.double(); numpy makes float64 where torch makes float32.
 unreachable error | the guide draws values that the model cannot have | {p.family}, over {mine} |
   {found} | use {advice}.
 other-kind error | the guide draws from another kind of set than the model | {p.family}, over {mine}
@@ -184,22 +183,12 @@ cached error | attribute {name!r} is computed from a parameter only once | compu
   not update | keep the parameter in __init__ and compute {key!r} where it is used.
 all-at-once note | the pair only takes all data at once | | half of the rows: {raised} | fit it with
   batch_size=None.
-rows-of-batch error | parameters with a row for each datum of a mini-batch | parameters for all
-  data, or an amortised guide | parameter {name!r} has shape {shape} on {n} rows, and follows their
-  number | fit on all data (batch_size=None), or compute them from the data: make_guide(...,
-  amortized=True).
-rows-of-data note | the guide has parameters for each datum | | parameter {name!r} has shape {shape}
-  on {n} rows, and follows their number | fit on all data (batch_size=None), or compute them from
-  the data: make_guide(..., amortized=True).
+rows note | parameters with a row for each datum of {batch} | parameters for all data, or an
+  amortised guide | parameter {name!r} has shape {shape} on {n} rows, and follows their number | fit
+  on all data (batch_size=None), or compute them from the data: make_guide(..., amortized=True).
 biased error | the bound of a mini-batch is biased | the mean bound of two halves of the data,
   scaled to all, equals the bound on all | {halves:.2f} ± {halves_se:.2f} nats against {full:.2f} ±
-  {full_se:.2f} on {n} rows: z = {z:.1f} | put every site of a datum in pyro.plate('data', size,
-  subsample=x) with the full size, global sites outside it, and nothing scaled by hand; or fit on
-  all data.
-coupled warning | the bound of a mini-batch is biased | the mean bound of two halves of the data,
-  scaled to all, equals the bound on all | {halves:.2f} ± {halves_se:.2f} nats against {full:.2f} ±
-  {full_se:.2f} on {n} rows: z = {z:.1f} | {layer} couples the rows of a batch: use LayerNorm, or
-  fit on all data.
+  {full_se:.2f} on {n} rows: z = {z:.1f} | {hint}, or fit on all data.
 arguments error | the {half} does not take these arguments | {half}{signature} | called with
   ({given}): {why} | model and guide get the same arguments, in the same order: give both one
   signature (with defaults for what one of them does not use).
@@ -218,11 +207,8 @@ seeded warning | the guide draws the same values under every seed | fresh noise 
 """
 
 
-def _entries(table: str) -> Iterable[tuple[str, list[Any]]]:
-    for entry in re.split(r"\n(?=\w)", table.strip()):
-        head, *texts = entry.split("|")
-        name, level = head.split()
-        yield name, [level, *(" ".join(text.split()) for text in texts)]
-
-
-TEXTS = dict(_entries(_TABLE))
+TEXTS: dict[str, list[Any]] = {}
+for _entry in re.split(r"\n(?=\w)", _TABLE.strip()):
+    _head, *_texts = _entry.split("|")
+    _name, _level = _head.split()
+    TEXTS[_name] = [_level, *(" ".join(text.split()) for text in _texts)]

@@ -1,20 +1,24 @@
-"""Check that every parameter is registered with Pyro and gets a gradient."""
+"""Parameters without a gradient or unknown to Pyro, and bounds that are biased."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...results.finding import listed
 from ...weights import LogWeights, log_weights
+from ..arguments import rows_of, take_rows, takes
 from ..pair import Pair
-from ..references import referred
 from .findings import Finding, finding
-from .runs import Recording, Trial
+from .runs import Recording, Trial, afresh, first_line
 
-SHOWN = 4  # names written out before "and n more"
+ROWS = 64  # of the data are enough to see a wrong scale
+DRAWS = 16  # of the latents for a first look; eight times as many for a second one
+FIRST, SECOND = 4.0, 6.0  # |z| that asks for a second look, and that counts
 
 
 def gradients(
@@ -25,10 +29,8 @@ def gradients(
     The gradient is that of the sum of all log densities: what it reaches, any bound can.
     """
     leaves = {k: v.detach().clone().requires_grad_() for k, v in pair.params.items()}
-    options = {"particles": particles, "nesting": pair.nesting, **trial.kwargs}
-    with pair.bind(leaves, {k: b.clone() for k, b in pair.buffers.items()}):
-        weights = log_weights(pair.model, pair.guide, *trial.args, **options)
-        loss = sum((t.log_prob.sum() for _, t in weights.terms()), start=torch.zeros(()))
+    weights = _draw(pair, leaves, trial.args, particles=particles, **trial.kwargs)
+    loss = sum((t.log_prob.sum() for _, t in weights.terms()), start=torch.zeros(()))
     known = {id(t) for t in (*leaves.values(), *trial.args, *trial.kwargs.values())}
     strangers = [t for t in _leaves(loss) if id(t) not in known]
     grads: dict[str, Tensor | None] = dict.fromkeys(leaves)
@@ -55,23 +57,22 @@ def reached(
     elif nothing and not lost:
         yield finding("fixed", fixed[0])
     elif lost:
-        at = fixed[0] if fixed else None
         # a guide without parameters may judge a model whose module holds some that it does not use
         cut = nothing and (trains or any(not n.startswith("model.") for n in lost))
-        yield finding("cut" if cut else "unused", at, lost=_first_names(lost))
+        yield finding("cut" if cut else "unused", fixed[0] if fixed else None, lost=listed(lost, 4))
 
 
 def unregistered(strangers: list[Tensor], trial: Trial) -> Iterable[Finding]:
     """Find tensors that the loss depends on and that Pyro was never told of."""
     wanted = {id(t): t for t in strangers}
     tensors: list[tuple[str, Tensor]] = []
-    for name, obj in referred(*trial[:2]).items() if strangers else ():
+    for name, obj in trial.references.items() if strangers else ():
         if isinstance(obj, nn.Module):
             mine = [n for n, p in obj.named_parameters() if id(p) in wanted]
             for p in obj.parameters():
                 wanted.pop(id(p), None)
             if mine:
-                yield finding("module", name=name, number=len(mine), shown=_first_names(mine))
+                yield finding("module", name=name, number=len(mine), shown=listed(mine, 4))
         elif id(obj) in wanted:
             tensors.append((f"tensor {name!r}", wanted.pop(id(obj))))
     for name, tensor in (*tensors, *(("a tensor", t) for t in wanted.values())):
@@ -95,9 +96,96 @@ def cached(modules: Iterable[nn.Module]) -> Iterable[Finding]:
     for path, sub in (named for module in modules for named in module.named_modules()):
         for key, value in vars(sub).items():
             if torch.is_tensor(value) and value.grad_fn is not None:
-                name = ".".join(p for p in (path, key) if p)
+                name = f"{path}.{key}" if path else key
                 made = {"node": type(value.grad_fn).__name__, "owner": type(sub).__name__}
                 yield finding("cached", name=name, key=key, **made)
+
+
+def biases(trial: Trial) -> Iterable[Finding]:
+    """Compare the bound on some rows with the mean bound of their two halves.
+
+    The halves are told the size of the whole, as mini-batches are. Over a partition, the mean
+    is unbiased whatever the rows are, so that only the noise of the draws is left.
+    """
+    sized = takes("size", trial.model, trial.guide)
+    n = 2 * min(rows_of(trial.args) // 2, ROWS // 2)
+    if n < 4:
+        return
+    whole, half = (take_rows(trial.args, slice(rows)) for rows in (n, n // 2))
+    told = {**trial.kwargs, "size": n} if sized else trial.kwargs
+    try:
+        with afresh(trial.modules):
+            of_half = Pair(trial.model, trial.guide, half, told).params
+        pair = Pair(trial.model, trial.guide, whole, told)
+        for name, p in pair.params.items():
+            if of_half.get(name, p).shape != p.shape:
+                level, batch = ("error", "a mini-batch") if trial.batched else ("note", "the data")
+                more = {"name": name, "shape": tuple(p.shape), "n": n, "batch": batch}
+                yield finding("rows", level=level, **more)
+                return
+        plates = {} if sized else _size_to_tell(pair, (whole, half), trial.kwargs)
+        if plates is None:
+            return
+        measured = _compared(pair, whole, {**told, "full_sizes": plates}, DRAWS)
+        if abs(measured["z"]) > FIRST:
+            measured = _compared(pair, whole, {**told, "full_sizes": plates}, 8 * DRAWS)
+    except Exception as error:  # the pair only takes the rows that it was made for
+        if not trial.batched:
+            yield finding("all-at-once", raised=first_line(error))
+        return
+    if abs(measured["z"]) > SECOND:  # not where it is not a number: a density is infinite
+        parts = (m for root in trial.modules for m in root.modules() if m.training)
+        batchnorm = nn.modules.batchnorm._BatchNorm
+        coupled = [type(m).__name__ for m in parts if isinstance(m, batchnorm)]
+        plated = (
+            "put every site of a datum in pyro.plate('data', size, subsample=x) with the full "
+            "size, global sites outside it, and nothing scaled by hand"
+        )
+        layered = f"{coupled[0]} couples the rows of a batch: use LayerNorm" if coupled else ""
+        level = "error" if trial.batched and not coupled else "warning"
+        yield finding("biased", level=level, hint=layered or plated, **measured)
+
+
+def _size_to_tell(pair: Pair, parts: tuple[tuple, tuple], kwargs: dict) -> dict[str, int] | None:
+    """Return the size that `fit` would tell a plate of half the rows that is not told one.
+
+    None where the model draws its own mini-batch, or no plate has as many rows.
+    """
+    for part in parts:
+        with torch.no_grad():
+            weights = _draw(pair, pair.params, part, **kwargs)
+        plates = [p for _, t in weights.terms() if t.observed for p in t.plates]
+        if any(p.scale != 1 for p in plates):
+            return None
+    data = [p for p in plates if p.size == rows_of(parts[1])]
+    return {min(data, key=lambda p: p.dim != -1).name: rows_of(parts[0])} if data else None
+
+
+def _compared(pair: Pair, whole: tuple, told: dict, draws: int) -> dict[str, float]:
+    """Return mean bounds over draws, nats, their standard errors, and z of their difference."""
+    n = rows_of(whole)
+
+    @torch.no_grad()
+    def elbo(rows: slice) -> tuple[float, float]:
+        part = take_rows(whole, rows)
+        try:
+            weights = _draw(pair, pair.params, part, particles=draws, **told)
+        except Exception:  # it does not broadcast over particles, which is found elsewhere
+            weights = _draw(pair, pair.params, part, particles=draws, vectorized=False, **told)
+        bounds = weights.elbo().double()
+        return float(bounds.mean()), float(bounds.std() / math.sqrt(draws))
+
+    full, full_se = elbo(slice(n))
+    first, second = elbo(slice(n // 2)), elbo(slice(n // 2, n))
+    halves, halves_se = (first[0] + second[0]) / 2, math.hypot(first[1], second[1]) / 2
+    z = (halves - full) / math.hypot(full_se, halves_se, 1e-4 * abs(full))  # rounding counts too
+    return dict(n=n, full=full, full_se=full_se, halves=halves, halves_se=halves_se, z=z)
+
+
+def _draw(pair: Pair, params: Mapping[str, Tensor], args: tuple, **options: Any) -> LogWeights:
+    """Return log weights of the pair, its buffers left as they are."""
+    with pair.bind(params, {k: b.clone() for k, b in pair.buffers.items()}):
+        return log_weights(pair.model, pair.guide, *args, nesting=pair.nesting, **options)
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
@@ -112,8 +200,3 @@ def _leaves(loss: Tensor) -> list[Tensor]:
             found[id(node.variable)] = node.variable
         stack.extend(n for n, _ in node.next_functions)
     return list(found.values())
-
-
-def _first_names(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

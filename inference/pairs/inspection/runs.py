@@ -8,11 +8,16 @@ closure, an attribute of a plain object).
 from __future__ import annotations
 
 import random
+import re
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyro
@@ -22,25 +27,67 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ...randomness import forked
+from ...results.finding import listed
 from ...weights import no_validation
 from ...weights.sites import latents_only, log_prob, sample_sites
-from ..pair import modules_of
+from ..pair import Pair, modules_of
 from ..references import referred
+from .findings import Finding, finding
+
+_OURS = str(Path(__file__).resolve().parents[2])
+_CAUSES = {  # finding -> what torch and Pyro say then
+    "misfit": r"Shape mismatch inside plate\('(?P<plate>.+)'\) at site (?P<site>\S+) "
+    r"dim (?P<dim>-?\d+), (?P<size>\d+) vs (?P<got>\d+)",
+    "twice": r"Multiple (?:sample|observe) sites named '(?P<site>.+)'",
+    "both-kinds": r"(?P<site>\S+) is already in the trace as a (?P<kind>\w+)",
+    "devices": r"(?i)same device|expected device|device type",
+    "dtypes": r"(?i)same dtype|expected scalar type|dtype .* but (?:got|expected|found)",
+    "wrong-call": r"positional argument",
+    "stops-at-shapes": r"(?i)shapes cannot be multiplied|must match the size of tensor|expand|"
+    r"broadcast|size mismatch|invalid for input of size|Sizes of tensors",
+    "stops": r"",
+}
 
 
-class Trial(NamedTuple):
-    """A model and a guide, and the arguments that they are tried with."""
+@dataclass
+class Trial:
+    """A pair, the arguments that it is tried with, and what will be done with it.
+
+    Attributes:
+        elbo: the estimator that will be used, where that is known.
+        trains: whether it is to be fitted; a pair without parameters can be judged.
+        errors_only: leave out what can only lead to notes and warnings.
+        batched: it is about to be fitted in mini-batches, of which `args` is one.
+    """
 
     model: Callable
     guide: Callable
     args: tuple
     kwargs: dict[str, Any]
+    elbo: Any = None
+    trains: bool = True
+    errors_only: bool = False
+    batched: bool = False
 
+    @cached_property
+    def own(self) -> list[nn.Module]:
+        """The modules that the two halves are, or are methods of."""
+        return [m for half in (self.model, self.guide) for m in modules_of(half)]
+
+    @cached_property
+    def references(self) -> dict[str, nn.Module | Tensor]:
+        """What the code of the two refers to, by name."""
+        return referred(self.model, self.guide)
+
+    @cached_property
     def modules(self) -> list[nn.Module]:
-        """Return what the two are made of, and what their code refers to."""
-        own = [m for f in self[:2] for m in modules_of(f)]
-        used = referred(self.model, self.guide).values()
-        return list(dict.fromkeys([*own, *(m for m in used if isinstance(m, nn.Module))]))
+        """All modules that the two are made of or refer to."""
+        used = [m for m in self.references.values() if isinstance(m, nn.Module)]
+        return list(dict.fromkeys([*self.own, *used]))
+
+    def pair(self) -> Pair:
+        """The pair as a function of its parameters."""
+        return Pair(self.model, self.guide, self.args, self.kwargs)
 
     def tensors(self, parameters: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return arguments and parameters under the names that findings call them by.
@@ -49,11 +96,11 @@ class Trial(NamedTuple):
         """
         if parameters is None:
             parameters = {}
-            for module in (m for f in self[:2] for m in modules_of(f)):
+            for module in self.own:
                 parameters |= {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            for name, obj in referred(self.model, self.guide).items():
-                if isinstance(obj, nn.Module):
-                    parameters |= {f"{name}.{n}": p for n, p in obj.named_parameters()}
+            for name, module in self.references.items():
+                if isinstance(module, nn.Module):
+                    parameters |= {f"{name}.{n}": p for n, p in module.named_parameters()}
         out = {f"argument {i}": a for i, a in enumerate(self.args) if torch.is_tensor(a)}
         return out | {f"parameter {n}": p.detach() for n, p in parameters.items()}
 
@@ -65,8 +112,7 @@ def untouched() -> Iterator[None]:
     with forked(), no_validation(), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with pyro.get_param_store().scope():
-                yield
+            yield
         finally:
             torch.set_default_dtype(dtype)
             np.random.set_state(of_numpy)
@@ -74,18 +120,14 @@ def untouched() -> Iterator[None]:
 
 
 @contextmanager
-def put_back(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Run what is inside the block; afterwards these modules are as before."""
-    with ExitStack() as afterwards:
+def afresh(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run what is inside in an empty parameter store; afterwards store and modules are as before.
+
+    A guide that is built anew inside finds nothing old.
+    """
+    with ExitStack() as afterwards, pyro.get_param_store().scope():
         for module in dict.fromkeys(part for root in modules for part in root.modules()):
             afterwards.callback(_restorer(module))
-        yield
-
-
-@contextmanager
-def afresh(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """As `put_back`, in an empty parameter store: a guide that is built anew finds nothing old."""
-    with put_back(modules), pyro.get_param_store().scope():
         yield
 
 
@@ -99,9 +141,7 @@ def _restorer(module: nn.Module) -> Callable[[], None]:
     tensors = [(t, t.data, t.detach().clone()) for t in own if t is not None]
 
     def restore() -> None:
-        module.__dict__.clear()
-        module.__dict__.update(attributes)
-        for table, content in tables:
+        for table, content in ((module.__dict__, attributes), *tables):
             table.clear()
             table.update(content)
         for items, kept in lists:
@@ -196,3 +236,54 @@ def base(fn: Any, *, through_transforms: bool = True) -> Any:
     while hasattr(fn, "base_dist") and (through_transforms or not hasattr(fn, "transforms")):
         fn = fn.base_dist
     return fn
+
+
+def explain(
+    error: Exception, half: str, last: str | None, tensors: Mapping[str, Tensor]
+) -> Finding:
+    """Make a finding of the exception that stopped `half` ("model", "guide") after site `last`.
+
+    `tensors` are the arguments and parameters, named, for mixtures of devices and dtypes.
+    """
+    text = str(error).partition("\nTrace Shapes")[0].strip() or type(error).__name__
+    lines = [  # of the user's own code, the innermost last
+        f"{Path(f.filename).name}:{f.lineno}" + (f" ({f.line})" if f.line else "")
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith(_OURS) and not re.search("/torch/|/pyro/|<", f.filename)
+    ]
+    at = f" at {lines[-1]}" if lines else ""
+    reached = f"after reaching site {last!r}" if last else "before its first site"
+    found = ((name, re.search(cause, text)) for name, cause in _CAUSES.items())
+    name, match = next((name, match) for name, match in found if match)
+    raised = f"{type(error).__name__}{at}: {text}"
+    values = {"site": last, "half": half, "at": at, "raised": raised, "reached": reached}
+    values |= {**_by_kind(tensors), **match.groupdict()}
+    return finding(name, values.pop("site"), **values)
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's kind and the first line of what it says, if it says anything."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160].removesuffix(": ")
+
+
+def mixtures(tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
+    """Find more than one device, or more than one floating-point type."""
+    if len({t.device for t in tensors.values()}) > 1:
+        yield finding("devices", half="pair", raised="at the start", **_by_kind(tensors))
+    sized = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dim()}
+    if len({t.dtype for t in sized.values()}) > 1:
+        more = {"half": "pair", "raised": "at the start", **_by_kind(sized)}
+        yield finding("dtypes", level="warning", **more)
+
+
+def _by_kind(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the names of tensors in words, by device and by floating-point type."""
+    out = {}
+    for key, kind in (("devices", "device"), ("dtypes", "dtype")):
+        named: dict[str, list[str]] = {}
+        for name, t in tensors.items():
+            if kind == "device" or t.is_floating_point():
+                named.setdefault(str(getattr(t, kind)).removeprefix("torch."), []).append(name)
+        groups = sorted(named.items(), key=lambda group: -len(group[1]))
+        out[key] = "; ".join(f"{of}: {listed(names, 3)}" for of, names in groups)
+    return out

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..arguments import not_finite
 from ..options import nearest
-from .failures import explain
 from .findings import Finding, finding
-from .runs import Recording, Site
+from .runs import Recording, Site, explain
 from .supports import compare, invalid_parameters, out_of_support, range_text
 
 
@@ -33,16 +32,16 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
         near = nearest(name, forgotten, bare=True)
         hint = f"call it {near!r}, or " if near else "remove it, or "
         yield finding("unknown", name, latents=_quoted(model.latents), hint=hint)
-    if not any(s.point for n, s in drawn.items() if n in model.latents):
-        for name, site in guide.latents.items():
-            counted = site.mask is not False and getattr(site.fn, "_mask", None) is not False
-            if name not in model.sites and site.auxiliary and not site.point and counted:
-                yield finding("idle", name)
+    makes = any(s.point for n, s in drawn.items() if n in model.latents)
     for name, site in guide.sites.items():
-        if name in model.observed and not site.is_observed:
+        counted = site.mask is not False and getattr(site.fn, "_mask", None) is not False
+        if site.is_observed:
+            if site.family != "Unit":
+                yield finding("observes", name)
+        elif name in model.observed:
             yield finding("draws-data", name)
-        elif site.is_observed and site.family != "Unit":
-            yield finding("observes", name)
+        elif site.auxiliary and name not in model.sites and not (makes or site.point) and counted:
+            yield finding("idle", name)
     if model.latents and not model.observed:
         yield finding("nothing-observed", latents=_quoted(model.latents))
 
@@ -50,8 +49,7 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
 def latents(model: Recording, guide: Recording) -> Iterable[Finding]:
     """Compare plates, shapes, scale and support of each latent that both halves have."""
     for name, p in model.latents.items():
-        q = guide.latents.get(name)
-        if q is not None:
+        if (q := guide.latents.get(name)) is not None:
             shapes = list(_different_shapes(name, p, q))
             yield from shapes or compare(p, q)
             yield from _different_scales(name, p, q)
@@ -75,16 +73,15 @@ def _different_scales(name: str, p: Site, q: Site) -> Iterable[Finding]:
     a, b = (torch.as_tensor(s.scale).detach().double().cpu() for s in (p, q))
     if a.shape == b.shape and bool(torch.isclose(a, b).all()):
         return
-    sizes = [
-        f"tell both the same size (plate {f.name!r} of {g.full_size} in the guide and "
-        f"{f.full_size} in the model)."
-        for f in p.cond_indep_stack
-        for g in q.cond_indep_stack
-        if f.name == g.name and f.full_size != g.full_size
-    ]
     hint = "put the same poutine.scale around model and guide (for annealing, use elbo.Beta)."
-    first = {"p": float(a.flatten()[0]), "q": float(b.flatten()[0])}
-    yield finding("scales", name, **first, hint=(sizes or [hint])[0])
+    theirs = {g.name: g.full_size for g in q.cond_indep_stack}
+    for f in p.cond_indep_stack:
+        if theirs.get(f.name, f.full_size) != f.full_size:
+            size = (
+                f"plate {f.name!r} of {theirs[f.name]} in the guide and {f.full_size} in the model"
+            )
+            hint = f"tell both the same size ({size})."
+    yield finding("scales", name, p=float(a.flatten()[0]), q=float(b.flatten()[0]), hint=hint)
 
 
 def each(recording: Recording, tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
@@ -116,13 +113,10 @@ def _undeclared_dims(site: Site, half: str) -> Iterable[Finding]:
         of = {"half": half, "family": site.family, "batch": batch, "plates": _plates_text(site)}
         yield finding("undeclared", site.name, **where, **of)
     elif site.is_observed and torch.is_tensor(site.value) and site.family != "Unit":
-        try:
-            fits = torch.broadcast_shapes(site.value.shape, site.shape) == site.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            data = tuple(site.value.shape)
-            yield finding("data-shapes", site.name, shape=site.shape, data=data)
+        shape, data = site.shape, tuple(site.value.shape)
+        sizes = zip(reversed(shape), reversed(data))
+        if len(data) > len(shape) or any(n not in (1, size) for size, n in sizes):
+            yield finding("data-shapes", site.name, shape=shape, data=data)
 
 
 def _bad_density(site: Site, half: str, tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
@@ -133,9 +127,9 @@ def _bad_density(site: Site, half: str, tensors: Mapping[str, Tensor]) -> Iterab
         return
     bad = ~torch.isfinite(lp)
     if not lp.is_meta and bad.any():  # a meta tensor has no values
-        span = range_text(site.value)
+        where = {"half": half, "family": site.family, "span": range_text(site.value)}
         count = {"bad": int(bad.sum()), "all": lp.numel(), "first": float(lp[bad].flatten()[0])}
-        yield finding("density", site.name, half=half, family=site.family, span=span, **count)
+        yield finding("density", site.name, **where, **count)
 
 
 def data(args: tuple, kwargs: dict) -> Iterable[Finding]:
@@ -188,12 +182,10 @@ def minibatches(model: Recording, guide: Recording) -> Iterable[Finding]:
     stored = {n: tuple(p.shape) for n, p in pyro.get_param_store()._params.items()}
     for site in guide.latents.values():
         batch = tuple(site.fn.batch_shape)
-        for f in site.cond_indep_stack:
-            if not f.vectorized or f.full_size in (None, f.size) or f.size < 1 or not batch:
-                continue
-            for name, shape in stored.items():
-                rows = "$$$" not in name and f.full_size not in shape
-                if rows and shape[: len(batch)] == batch:
+        few = [(n, s) for n, s in stored.items() if "$$$" not in n and batch == s[: len(batch)]]
+        for f in site.cond_indep_stack if batch else ():
+            for name, shape in few if f.vectorized and f.name in part[1] else ():
+                if f.full_size not in shape and f.size:
                     sizes = {"full": f.full_size, "rows": f.size, "shape": shape}
                     yield finding("few-rows", site.name, name=name, plate=f.name, **sizes)
 

@@ -39,29 +39,21 @@ _ADVICE = {
 _UNKNOWN = NotImplementedError, RuntimeError, IndexError, ValueError  # no support, or no shape
 
 
-def describe(constraint: Any) -> str:
-    """Say a constraint in words."""
+def described(constraint: Any) -> dict[str, str]:
+    """Return a constraint in words, `mine`, and distributions and constraint for it, `advice`."""
     bounds = _bounds(constraint)
-    if bounds is not None:
-        low, high = map(_number_text, bounds)
-        return _WORDS.get((low, high), f"the interval ({low}, {high})")
-    name = type(_innermost(constraint)).__name__.strip("_")
-    return _WORDS.get(name, name)
-
-
-def advice(constraint: Any) -> str:
-    """Name distributions and the constraint for a support."""
-    text, bounds = describe(constraint), _bounds(constraint)
-    for key, value in _ADVICE.items():
-        if text.endswith(key):
-            return value
     if bounds is None:
-        return "TransformedDistribution(Normal(...).to_event(...), biject_to(support))"
-    low, high = map(_number_text, bounds)
-    name = f"constraints.interval({low}, {high})"
-    name = f"constraints.greater_than({low})" if high == "inf" else name
-    name = f"constraints.less_than({high})" if low == "-inf" else name
-    return f"TransformedDistribution(Normal(...), biject_to({name})); for a parameter, {name}"
+        name = type(_innermost(constraint)).__name__.strip("_")
+        words = _WORDS.get(name, name)
+        use = "TransformedDistribution(Normal(...).to_event(...), biject_to(support))"
+    else:
+        low, high = map(_number_text, bounds)
+        words = _WORDS.get((low, high), f"the interval ({low}, {high})")
+        kind = "greater_than" if high == "inf" else "less_than" if low == "-inf" else "interval"
+        ends = ", ".join(end for end in (low, high) if not end.endswith("inf"))
+        name = f"constraints.{kind}({ends})"
+        use = f"TransformedDistribution(Normal(...), biject_to({name})); for a parameter, {name}"
+    return {"mine": words, "advice": _ADVICE.get(words, use)}
 
 
 def compare(p: Site, q: Site) -> Iterable[Finding]:
@@ -72,7 +64,7 @@ def compare(p: Site, q: Site) -> Iterable[Finding]:
         discrete = mine.is_discrete, theirs.is_discrete
     except _UNKNOWN:
         return
-    told = {"p": p, "q": q, "mine": describe(mine), "advice": advice(mine)}
+    told = {"p": p, "q": q, **described(mine)}
     if q.point:
         free = _free_parameter(q.value)
         if outside:
@@ -80,24 +72,24 @@ def compare(p: Site, q: Site) -> Iterable[Finding]:
             yield finding("unreachable", p.name, **told, found=found)
         elif free is not None and told["mine"] != "real numbers":
             yield finding("leaves-support", p.name, **told, name=free)
-        return
-    if discrete[0] != discrete[1]:
-        words = ["whole numbers" if d else describe(s) for d, s in zip(discrete, (mine, theirs))]
-        exact = "a discrete distribution, or leave it out: it is then summed out exactly"
-        hint = f"draw it from {exact}." if discrete[0] else f"use {advice(mine)}."
-        told |= {"mine": words[0], "theirs": words[1], "hint": hint}
-        yield finding("other-kind", p.name, **told)
-        return
-    theirs = reach(q.fn)
-    inside = _contains(mine, theirs)
-    told["theirs"] = describe(theirs)
-    if outside or inside is False:
-        yield finding("unreachable", p.name, **told, found=f"{q.family}, over {told['theirs']}")
-    elif inside and _contains(theirs, mine) is False:
-        yield finding("unreached", p.name, **told)
+    elif discrete[0] != discrete[1]:
+        whole, hint = "whole numbers", f"use {told['advice']}."
+        theirs = whole if discrete[1] else described(theirs)["mine"]
+        if discrete[0]:
+            told["mine"] = whole
+            hint = "draw it from a discrete distribution, or leave it out: it is then summed out "
+            hint += "exactly."
+        yield finding("other-kind", p.name, **told, theirs=theirs, hint=hint)
+    else:
+        theirs = _reach(q.fn)
+        inside, words = _contains(mine, theirs), described(theirs)["mine"]
+        if outside or inside is False:
+            yield finding("unreachable", p.name, **told, found=f"{q.family}, over {words}")
+        elif inside and _contains(theirs, mine) is False:
+            yield finding("unreached", p.name, **told, theirs=words)
 
 
-def reach(fn: Any) -> Any:
+def _reach(fn: Any) -> Any:
     """Return the support of a distribution.
 
     torch takes the codomain of the last transform, which is all real numbers where it is affine.
@@ -120,13 +112,17 @@ def out_of_support(site: Site) -> Iterable[Finding]:
             return
     except _UNKNOWN:
         return
-    low, high = _ends_of_whole_numbers(support)
-    told = {"p": site, "mine": describe(support), "span": range_text(site.value)}
-    if bool(((site.value >= low) & (site.value <= high)).all()):
-        ends = {"low": _number_text(low), "high": _number_text(high)}
-        yield finding("not-whole", site.name, **told, **ends)
-    else:
-        yield finding("outside", site.name, **told)
+    told = {"p": site, "span": range_text(site.value), **described(support)}
+    inner = _innermost(support)
+    if type(inner).__name__ in ("_Boolean", "_IntegerInterval", "_IntegerGreaterThan"):
+        boolean = type(inner).__name__ == "_Boolean"
+        low = 0 if boolean else inner.lower_bound
+        high = 1 if boolean else getattr(inner, "upper_bound", math.inf)
+        if bool(((site.value >= low) & (site.value <= high)).all()):
+            ends = {"low": _number_text(low), "high": _number_text(high)}
+            yield finding("not-whole", site.name, **told, **ends)
+            return
+    yield finding("outside", site.name, **told)
 
 
 def invalid_parameters(site: Site) -> Iterable[Finding]:
@@ -138,12 +134,15 @@ def invalid_parameters(site: Site) -> Iterable[Finding]:
             continue
         bad, nans = ~constraint.check(value), int((~torch.isfinite(value)).sum())
         if bad.any():
-            span = f"{nans} of them NaN or infinite" if nans else range_text(value)
-            use = f"torch.nn.functional.softplus or exp, or use {advice(constraint)}."
-            origin = "find where the NaN comes from: the data, a log of 0, 0 / 0."
-            told = {"name": name, "family": site.family, "allowed": describe(constraint)}
-            told |= {"bad": int(bad.sum()), "all": bad.numel(), "span": span}
-            told["hint"] = origin if nans else f"pass it through {use}"
+            told = {"name": name, "family": site.family, **described(constraint)}
+            told |= {"bad": int(bad.sum()), "all": bad.numel()}
+            if nans:
+                told["span"] = f"{nans} of them NaN or infinite"
+                told["hint"] = "find where the NaN comes from: the data, a log of 0, 0 / 0."
+            else:
+                told["span"] = range_text(value)
+                use = "torch.nn.functional.softplus or exp, or use"
+                told["hint"] = f"pass it through {use} {told['advice']}."
             yield finding("out-of-range", site.name, **told)
             return
 
@@ -203,15 +202,6 @@ def _outside(support: Any, value: Any) -> bool:
     if not torch.is_tensor(value) or value.is_meta or not torch.isfinite(value).all():
         return False
     return not bool(support.check(value).all())
-
-
-def _ends_of_whole_numbers(support: Any) -> tuple[Any, Any]:
-    """Return smallest and largest value of a set of whole numbers; of others an empty range."""
-    inner = _innermost(support)
-    kind = type(inner).__name__
-    if kind in ("_IntegerInterval", "_IntegerGreaterThan"):
-        return inner.lower_bound, getattr(inner, "upper_bound", math.inf)
-    return (0.0, 1.0) if kind == "_Boolean" else (math.inf, -math.inf)
 
 
 def _number_text(bound: Any) -> str:
