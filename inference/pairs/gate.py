@@ -1,10 +1,4 @@
-"""The gate: whatever a user gives becomes a checked pair with its data, or one sentence.
-
-Everything that fits or judges a pair begins here. `halves` tells a run, a pair, or a model and its
-guide apart, `checked_arguments` looks at the data, `pairs.options` at the options, `inspect_once`
-at the pair itself. `admit` does all of it and returns a `CheckedPair`: pure functions of given
-parameters, and the data they are asked about.
-"""
+"""The gate: whatever a user gives becomes a checked pair with its data, or one sentence."""
 
 from __future__ import annotations
 
@@ -27,6 +21,8 @@ from .options import check_options
 from .pair import Pair, modules_of, own_copy
 
 FEW = 64  # rows of a large data set at which a pair is inspected first
+# owner of the model -> owner of the guide -> (names, kinds of arguments) -> what is known of them
+_SEEN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -137,21 +133,24 @@ def admit(
     model, guide, rest, run = halves(given, rest, who)
     if not rest:
         raise TypeError(f"{who + ': ' if who else ''}no data was given.")
-    device = run.device if run is not None else _device(model, guide)
-    args = moved(checked_arguments(model, rest[0] if len(rest) == 1 else rest), device)
+    args = checked_arguments(model, rest[0] if len(rest) == 1 else rest)
     if run is not None:
-        pair, params, buffers = run.pair_, dict(run.state), dict(run.variables.buffers)
+        device, args = run.device, moved(args, run.device)
+        pair, params, buffers = run.pair_, run.state, run.variables.buffers
         vectorized = run.estimator.vectorized if vectorized is None else vectorized
         kwargs = dict.fromkeys(run.kwargs, rows_of(args))
     else:
+        own = (p for f in (model, guide) for m in modules_of(f) for p in m.parameters())
+        device = next((p.device for p in own), torch.device("cpu"))
+        args = moved(args, device)
         inspect_once(model, guide, args, who=who)
         pair, kwargs = Pair(*own_copy(model, guide), args, present=True), {}
-        params, buffers = dict(pair.params), dict(pair.buffers)
+        params, buffers = pair.params, pair.buffers
     together = vectorized is not False
-    found = CheckedPair(pair, args, kwargs, params, buffers, device, together, run)
-    if not together or broadcasts(found):
-        return found
-    return replace(found, vectorized=False)
+    together = vectorized is not False
+    state = dict(params), dict(buffers)
+    found = CheckedPair(pair, args, kwargs, *state, device, together, run)
+    return replace(found, vectorized=together and broadcasts(found))
 
 
 def broadcasts(found: CheckedPair) -> bool:
@@ -231,9 +230,16 @@ def inspect_once(
     Raises:
         ValueError: `check` finds errors.
     """
-    seen, given = _facts(model, guide), (*args, *(kwargs or {}).values())
+    given = (*args, *(kwargs or {}).values())
     kinds = tuple((type(a), getattr(a, "dtype", None), getattr(a, "ndim", None)) for a in given)
-    if kinds not in seen:
+    # a bound method is new at every look: its owner lives, and its name says which it is
+    mine, theirs = (f.__self__ if inspect.ismethod(f) else f for f in (model, guide))
+    names = tuple(getattr(f, "__name__", "") for f in (model, guide))
+    try:
+        seen = _SEEN.setdefault(mine, weakref.WeakKeyDictionary()).setdefault(theirs, {})
+    except TypeError:  # what cannot be referred to weakly is looked at every time
+        seen = {}
+    if (names, kinds) not in seen:
         look = partial(refuse_errors, model, guide, kwargs=kwargs, who=who, trains=False)
         try:
             look(take_rows(args, slice(FEW)))
@@ -241,8 +247,8 @@ def inspect_once(
             if rows_of(args) <= FEW:
                 raise
             look(args)
-        seen[kinds] = {}
-    return seen[kinds]
+        seen[names, kinds] = {}
+    return seen[names, kinds]
 
 
 def nesting_of(model: Callable, guide: Callable, args: tuple, kwargs: dict, who: str = "") -> int:
@@ -255,28 +261,3 @@ def nesting_of(model: Callable, guide: Callable, args: tuple, kwargs: dict, who:
     if "nesting" not in known:
         known["nesting"] = plate_nesting(model, guide, *args, **kwargs)
     return known["nesting"]
-
-
-_SEEN: dict[tuple[int, str, int, str], dict[tuple, dict[str, int]]] = {}
-
-
-def _facts(*functions: Callable) -> dict[tuple, dict[str, int]]:
-    """Return what is known of a pair by kinds of arguments, kept for as long as it lives."""
-    # a bound method is new at every look: its owner lives, and its name says which it is
-    owners = [f.__self__ if inspect.ismethod(f) else f for f in functions]
-    names = [f.__name__ if inspect.ismethod(f) else "" for f in functions]
-    key = id(owners[0]), names[0], id(owners[1]), names[1]
-    if key not in _SEEN:
-        try:
-            for owner in owners:
-                weakref.finalize(owner, _SEEN.pop, key, None)
-        except TypeError:  # an object that cannot be referred to weakly is looked at every time
-            return {}
-        _SEEN[key] = {}
-    return _SEEN[key]
-
-
-def _device(model: Callable, guide: Callable) -> torch.device:
-    """Return the device of the pair's modules."""
-    tensors = (p for f in (model, guide) for m in modules_of(f) for p in m.parameters())
-    return next((p.device for p in tensors), torch.device("cpu"))

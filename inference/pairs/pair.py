@@ -1,9 +1,8 @@
 """A model and a guide as a pure function of their parameters.
 
 Pyro keeps parameters in modules and in one global store. A fit needs them in its own hands: to
-differentiate, to compile, to run many fits at once, and so that two fits in one process never
-touch each other. `Pair` finds every parameter by running the pair once in an empty store, and
-`Pair.bind` puts given tensors in their place for the length of a `with` block.
+differentiate, to compile, to run many fits at once, and so that two fits never touch each other.
+`Pair` finds them by running the pair once in an empty store; `Pair.bind` puts given ones in place.
 """
 
 from __future__ import annotations
@@ -83,7 +82,13 @@ class Pair:
         for name, tensor in store["params"].items():
             module, _, local = name.partition("$$$")
             if local and id(tensor) not in seen:  # pyro.module inside a plain function
-                owner = registered.get(module) or self._owner(tensor, local, name)
+                if module not in registered:
+                    raise ValueError(
+                        f"parameter {name!r}: the module that owns it was not found. Call "
+                        "pyro.module outside of poutine.block, or make the module an attribute of "
+                        "the pair's own."
+                    )
+                owner = registered[module]
                 self._add_module(owner, module, seen)
                 tensor = owner.get_parameter(local)  # the store keeps a contiguous copy of some
             if id(tensor) not in seen:  # a bare pyro.param
@@ -94,19 +99,6 @@ class Pair:
         flat = torch.contiguous_format
         self.params = {k: v.detach().clone(memory_format=flat) for k, v in self.params.items()}
         self.buffers = {k: v.detach().clone() for k, v in self.buffers.items()}
-
-    def _owner(self, tensor: Tensor, local: str, name: str) -> nn.Module:
-        """Return the module, among those the pair refers to, with `tensor` under a local name."""
-        for module in referred(self.model, self.guide).values():
-            if (
-                isinstance(module, nn.Module)
-                and dict(module.named_parameters()).get(local) is tensor
-            ):
-                return module
-        raise ValueError(
-            f"parameter {name!r}: the module that owns it was not found. Call pyro.module outside "
-            "of poutine.block, or make the module an attribute of the pair's own."
-        )
 
     def _add_module(self, module: nn.Module, prefix: str, seen: dict[int, str]) -> None:
         """Add a module's tensors; one that is tied has several places under its first name."""
@@ -171,13 +163,10 @@ def modules_of(function: Any) -> list[nn.Module]:
     """List the modules that a callable is, is bound to, or was partially applied to."""
     if isinstance(function, nn.Module):
         return [function]
-    if isinstance(function, _bound_partial):
-        return modules_of(function.func)
-    if isinstance(function, functools.partial):
-        found = [m for a in (*function.args, *function.keywords.values()) for m in modules_of(a)]
-        return modules_of(function.func) + found
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, nn.Module):
+    if isinstance(function, functools.partial):  # as is what Pyro's handlers make of a function
+        inner = function.func, *function.args, *function.keywords.values()
+        return list(dict.fromkeys(m for f in inner for m in modules_of(f)))
+    if isinstance(owner := getattr(function, "__self__", None), nn.Module):
         return [owner]
     wrapped = getattr(function, "__wrapped__", None) or getattr(function, "fn", None)
     return modules_of(wrapped) if callable(wrapped) else []
@@ -191,19 +180,13 @@ def own_copy(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
     part.
     """
     mine, theirs = modules_of(model), modules_of(guide)
-    if not (mine or theirs) or (not mine and _uses(model, theirs)):
-        return model, guide
-    if not theirs and _uses(guide, mine):
-        return model, guide
+    for half, own, others in ((model, mine, theirs), (guide, theirs, mine)):
+        apart = {part for module in others for part in module.modules()}
+        used = [] if own else [r for r in referred(half).values() if isinstance(r, nn.Module)]
+        if any(part in apart for module in used for part in module.modules()):
+            return model, guide
     memo: dict = {}  # one, so that what they share stays shared
     return _copy(model, memo), _copy(guide, memo)
-
-
-def _uses(function: Callable, modules: list[nn.Module]) -> bool:
-    """Return whether a function's code refers to one of the modules, or to a part of one."""
-    parts = {id(part) for module in modules for part in module.modules()}
-    reached = [r for r in referred(function).values() if isinstance(r, nn.Module)]
-    return any(id(part) in parts for module in reached for part in module.modules())
 
 
 class _Registered(Messenger):
@@ -225,27 +208,23 @@ class _Registered(Messenger):
 
 
 def _copy(function: Any, memo: dict) -> Any:
+    """Copy modules deeply, and give Pyro's autoguides back the model that copying takes."""
     if inspect.ismethod(function):
         return getattr(_copy(function.__self__, memo), function.__name__)
     if isinstance(function, _bound_partial):  # what Pyro's handlers make of a function
         return _bound_partial(_copy(function.func, memo))
     if isinstance(function, functools.partial):
-        return functools.partial(
-            _copy(function.func, memo),
-            *(_copy(a, memo) for a in function.args),
-            **{k: _copy(v, memo) for k, v in function.keywords.items()},
-        )
-    return _copy_module(function, memo) if isinstance(function, nn.Module) else function
-
-
-def _copy_module(module: nn.Module, memo: dict) -> nn.Module:
-    """Copy a module deeply, and give Pyro's autoguides back the model that copying takes."""
-    guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
+        kwargs = {k: _copy(v, memo) for k, v in function.keywords.items()}
+        args = (_copy(a, memo) for a in function.args)
+        return functools.partial(_copy(function.func, memo), *args, **kwargs)
+    if not isinstance(function, nn.Module):
+        return function
+    guides = [m for m in function.modules() if isinstance(m, AutoGuide)]
     kept = [(m.__dict__["_model"], m.__dict__["master"]) for m in guides]
     for m in guides:  # read-only, and its tensors may be in a graph, which cannot be copied
         memo[id(m.prototype_trace)] = m.prototype_trace
     try:
-        twin = copy.deepcopy(module, memo)
+        twin = copy.deepcopy(function, memo)
     finally:
         for m, (model, master) in zip(guides, kept):
             m.__dict__.update(_model=model, master=master)
