@@ -64,14 +64,13 @@ def number(
 
 
 def _schedule(name: str, value: Any) -> Any:
-    if callable(value):
+    known = "constant", "linear", "cosine"
+    if callable(value) or value in known:
         return value
-    if not isinstance(value, str):
-        raise ValueError(
-            f"{name}: expected 'constant', 'linear', 'cosine', or a function of the step count; "
-            f"got {value!r}."
-        )
-    return one_of(name, value, ("constant", "linear", "cosine"))
+    raise ValueError(
+        f"{name}: expected 'constant', 'linear', 'cosine', or a function of the step count; got "
+        f"{value!r}.{nearest(value, known)}"
+    )
 
 
 def _callbacks(name: str, value: Any) -> tuple:

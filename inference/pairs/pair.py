@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,10 @@ from torch.distributions import constraints, transform_to
 
 from ..randomness import ALONE
 from ..weights import plate_nesting
-from .references import referred
 
 STORE = pyro.get_param_store()
+LIBRARIES = ("torch", "pyro", "numpy", "builtins", "functools", "inference")
+DEPTH, MANY = 4, 5_000  # how far references are followed, and how many of them
 
 
 class Pair:
@@ -238,3 +240,62 @@ def _learnable(p: Tensor) -> Tensor:
     if p.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(p):
         return p
     return p.detach().requires_grad_()
+
+
+def referred(*functions: Any) -> dict[str, nn.Module | Tensor]:
+    """Return name -> every module and tensor that the functions' code can reach.
+
+    Follows closures, globals that the code names, attributes of the owner of a method, containers
+    and the users' own helper functions.
+    """
+    found: dict[str, nn.Module | Tensor] = {}
+    seen: set[int] = set()
+
+    def visit(obj: Any, name: str, depth: int) -> None:
+        if depth < 0 or id(obj) in seen or len(seen) > MANY:
+            return
+        if isinstance(obj, (types.ModuleType, type, str, int, float)):
+            return
+        seen.add(id(obj))
+        if isinstance(obj, (nn.Module, Tensor)):
+            found.setdefault(name, obj)
+            if isinstance(obj, nn.Module) and not _of_a_library(type(obj)):
+                visit(type(obj).forward, name, depth - 1)
+        elif isinstance(obj, functools.partial):  # as is what Pyro's handlers make of a function
+            for part in (obj.func, *obj.args, *obj.keywords.values()):
+                visit(part, name, depth)
+        elif isinstance(obj, (dict, list, tuple, set)):
+            for key, value in obj.items() if isinstance(obj, dict) else enumerate(obj):
+                visit(value, f"{name}[{key!r}]", depth - 1)
+        elif inspect.ismethod(obj):
+            visit(obj.__self__, _name(obj.__self__), depth)
+            visit(obj.__func__, name, depth)
+        elif inspect.isfunction(obj):
+            visit(getattr(obj, "__wrapped__", ""), name, depth)
+            variables = {} if _of_a_library(obj) else _variables(obj)
+            for key, value in variables.items():
+                visit(value, key, depth - 1)
+        elif hasattr(obj, "__dict__") and not _of_a_library(type(obj)):
+            for key, value in vars(obj).items():
+                visit(value, f"{name}.{key}", depth - 1)
+
+    for function in functions:
+        visit(function, _name(function), DEPTH)
+    return found
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """Return the globals and closure variables that a function's code names."""
+    try:
+        found = inspect.getclosurevars(function)
+    except ValueError:  # a variable of the closure has no value yet
+        return {}
+    return {**found.globals, **found.nonlocals}
+
+
+def _name(obj: Any) -> str:
+    return getattr(obj, "__name__", None) or type(obj).__name__
+
+
+def _of_a_library(obj: Any) -> bool:
+    return (getattr(obj, "__module__", None) or "").partition(".")[0] in LIBRARIES

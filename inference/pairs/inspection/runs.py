@@ -30,8 +30,7 @@ from ...randomness import forked
 from ...results.finding import listed
 from ...weights import no_validation
 from ...weights.sites import latents_only, log_prob, sample_sites
-from ..pair import Pair, modules_of
-from ..references import referred
+from ..pair import Pair, modules_of, referred
 from .findings import Finding, finding
 
 _OURS = str(Path(__file__).resolve().parents[2])
@@ -76,7 +75,7 @@ class Trial:
 
     @cached_property
     def references(self) -> dict[str, nn.Module | Tensor]:
-        """What the code of the two refers to, by name."""
+        """Name -> module or tensor that the code of the two refers to."""
         return referred(self.model, self.guide)
 
     @cached_property
