@@ -1,4 +1,4 @@
-"""The arguments of a pair: arrays as tensors, values that can be used, rows taken together."""
+"""What a pair is made of and called with: its halves, and arguments as tensors with rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def halves(given: Any, rest: tuple = (), who: str = "") -> tuple[Callable, Callable, tuple, Any]:
+    """Return a model, its guide, what follows them, and the run they are of or None.
+
+    Of a run, model and guide are its own modules, without its parameters.
+
+    Raises:
+        TypeError: neither a run, nor a pair, nor a model followed by its guide.
+    """
+    if hasattr(given, "pair_"):
+        return given.pair_.model, given.pair_.guide, rest, given
+    if callable(getattr(given, "model", None)) and callable(getattr(given, "guide", None)):
+        return given.model, given.guide, rest, None
+    if callable(given) and rest and callable(rest[0]):
+        run: Any = getattr(given, "run", None)  # `run.model` and `run.guide` know their run
+        if hasattr(run, "pair_") and getattr(rest[0], "run", None) is run:
+            return run.pair_.model, run.pair_.guide, rest[1:], run
+        return given, rest[0], rest[1:], None
+    say = f"{who}: " if who else ""
+    if callable(getattr(given, "model", None)) and not hasattr(given, "guide"):
+        raise TypeError(
+            f"{say}{type(given).__name__} has no guide. A generator without a density is fitted "
+            "against a critic, by inference.ratios.fit_adversarial; for a guide made from the "
+            "model, see inference.make_guide."
+        )
+    raise TypeError(
+        f"{say}expected a run, a pair with methods `model` and `guide`, or a model followed by "
+        f"its guide; got {type(given).__name__}."
+    )
 
 
 def checked_arguments(model: Callable, data: Any, name: str = "data") -> tuple:

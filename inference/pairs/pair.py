@@ -84,13 +84,16 @@ class Pair:
         for name, tensor in store["params"].items():
             module, _, local = name.partition("$$$")
             if local and id(tensor) not in seen:  # pyro.module inside a plain function
-                if module not in registered:
+                reached = referred(self.model, self.guide) if module not in registered else {}
+                modules = [m for m in reached.values() if isinstance(m, nn.Module)]
+                holds = (m for m in modules if dict(m.named_parameters()).get(local) is tensor)
+                owner = registered.get(module, next(holds, None))
+                if owner is None:
                     raise ValueError(
                         f"parameter {name!r}: the module that owns it was not found. Call "
                         "pyro.module outside of poutine.block, or make the module an attribute of "
                         "the pair's own."
                     )
-                owner = registered[module]
                 self._add_module(owner, module, seen)
                 tensor = owner.get_parameter(local)  # the store keeps a contiguous copy of some
             if id(tensor) not in seen:  # a bare pyro.param

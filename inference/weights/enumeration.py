@@ -55,24 +55,21 @@ class _Average:
         if self.depends(value):
             upstream = [i for i, s in enumerate(self.sites) if frames(s) <= ordinal]
             names = [self.sites[i]["packed"]["log_prob"]._pyro_dims for i in upstream]
-            self._refuse_uncovered(dims, names, ordinal)
+            missing = self.symbols & set(dims) - set("".join(names))
+            if missing:
+                site = next(s for s in self.sites if s["infer"]["_enumerate_symbol"] in missing)
+                inner = sorted(f.name for f in frames(site) - ordinal)
+                raise ValueError(
+                    f"guide site {site['name']!r} is enumerated inside plate {', '.join(inner)}, "
+                    "but something outside that plate depends on it: its exact average would run "
+                    "over every combination. Draw it (no infer={'enumerate': ...}), or take it out "
+                    "of the guide."
+                )
             out = "".join(sorted({d for n in (dims, *names) for d in n if self.plate(d)}))
             value = _mean(value, [self.factors[i] for i in upstream], [dims, *names], out)
             value._pyro_dims = out  # type: ignore[attr-defined]
         lp = packed.unpack(value, self.dims)
         return lp.reshape((1,) * (self.nesting + 1 - lp.dim()) + lp.shape)
-
-    def _refuse_uncovered(self, dims: str, names: list[str], ordinal: frozenset) -> None:
-        missing = self.symbols & set(dims) - set("".join(names))
-        if missing:
-            site = next(s for s in self.sites if s["infer"]["_enumerate_symbol"] in missing)
-            inner = sorted(f.name for f in frames(site) - ordinal)
-            raise ValueError(
-                f"guide site {site['name']!r} is enumerated inside plate {', '.join(inner)}, but "
-                "something outside that plate depends on it: its exact average would run over "
-                "every combination. Draw it (no infer={'enumerate': ...}), or take it out of the "
-                "guide."
-            )
 
 
 def _mean(value: Tensor, factors: list[Tensor], dims: list[str], out: str) -> Tensor:
@@ -188,12 +185,12 @@ def frames(site: Site) -> frozenset:
 
 def _pack(trace: Any, plate_to_symbol: Mapping[str, str] | None) -> None:
     """Name the dimensions of every log density of a trace."""
+    sites = sample_sites(trace)
     for name, site in trace.nodes.items():
-        if site["type"] == "sample":
-            if name in sample_sites(trace):
-                site["unscaled_log_prob"] = site["log_prob"] = log_prob(site)
-            else:
-                trace.nodes[name] = {**site, "type": "subsample"}
+        if name in sites:
+            site["unscaled_log_prob"] = site["log_prob"] = log_prob(site)
+        elif site["type"] == "sample":
+            trace.nodes[name] = {**site, "type": "subsample"}
     trace.pack_tensors(plate_to_symbol)
 
 

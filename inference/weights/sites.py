@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -31,12 +30,8 @@ def sample_sites(trace: Any) -> dict[str, Site]:
 
 def is_latent(site: Site) -> bool:
     """Tell whether a site is a draw of the pair's own."""
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and isinstance(site["fn"], TorchDistributionMixin)
-        and type(site["fn"]).__name__ != "_Subsample"
-    )
+    drawn = site["type"] == "sample" and not site["is_observed"]
+    return drawn and type(site["fn"]).__name__ != "_Subsample"
 
 
 def is_free(site: Site) -> bool:

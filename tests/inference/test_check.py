@@ -355,7 +355,7 @@ def test_findings_are_sorted_and_not_repeated():
 
 
 def test_calls_with_something_else_are_refused():
-    with pytest.raises(TypeError, match="check\\(pair, \\*args\\)"):
+    with pytest.raises(TypeError, match="check: expected a run, a pair with methods"):
         check(rows(), rows())
     with pytest.raises(TypeError, match="methods `model` and `guide`"):
         check(nn.Linear(2, 2), rows())

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..arguments import misfit, rows_of, takes
+from ..arguments import halves, misfit, rows_of, takes
+from ..pair import Pair
 from . import parameters, sites
 from .findings import Finding, Findings, finding
 from .runs import Recording, Trial, afresh, explain, first_line, mixtures, untouched
@@ -43,16 +44,8 @@ def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
     Raises:
         TypeError: neither a pair nor a model followed by its guide.
     """
-    if not callable(guide) and all(callable(getattr(model, h, None)) for h in ("model", "guide")):
-        args = args if guide is None else (guide, *args)
-        model, guide = model.model, model.guide
-    if not callable(model) or not callable(guide):
-        raise TypeError(
-            "check: expected check(model, guide, *args), or check(pair, *args) with a pair "
-            "that has methods `model` and `guide`; got "
-            f"{type(model).__name__}, {type(guide).__name__}."
-        )
-    return findings_of(model, guide, args, kwargs)
+    rest = () if guide is None else (guide, *args)
+    return findings_of(*halves(model, rest, "check")[:3], kwargs)
 
 
 def refuse_errors(
@@ -151,7 +144,7 @@ def _by_log_weights(trial: Trial) -> Iterable[Finding]:
     if not trial.errors_only:
         yield from sites.fixed_seeds(*(Recording(trial, "guide", seed=i) for i in (0, 1)))
     try:
-        pair = trial.pair()
+        pair = Pair(trial.model, trial.guide, trial.args, trial.kwargs)
         weights, grads, strangers = parameters.gradients(pair, trial, 1)
     except Exception as error:
         yield explain(error, "pair", None, trial.tensors())

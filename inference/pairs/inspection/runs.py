@@ -30,7 +30,7 @@ from ...randomness import forked
 from ...results.finding import listed
 from ...weights import no_validation
 from ...weights.sites import latents_only, log_prob, sample_sites
-from ..pair import Pair, modules_of, referred
+from ..pair import modules_of, referred
 from .findings import Finding, finding
 
 _OURS = str(Path(__file__).resolve().parents[2])
@@ -84,10 +84,6 @@ class Trial:
         used = [m for m in self.references.values() if isinstance(m, nn.Module)]
         return list(dict.fromkeys([*self.own, *used]))
 
-    def pair(self) -> Pair:
-        """The pair as a function of its parameters."""
-        return Pair(self.model, self.guide, self.args, self.kwargs)
-
     def tensors(self, parameters: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return arguments and parameters under the names that findings call them by.
 
@@ -134,17 +130,18 @@ def _restorer(module: nn.Module) -> Callable[[], None]:
     """Return a function that gives a module the attributes and values back that it has now."""
     attributes = dict(module.__dict__)
     # the containers themselves stay: others may hold them
-    tables = [(v, dict(v)) for v in attributes.values() if isinstance(v, dict)]
-    lists = [(v, list(v)) for v in attributes.values() if isinstance(v, list)]
+    held: list[tuple[Any, Any]] = [
+        (v, dict(v) if isinstance(v, dict) else list(v))
+        for v in attributes.values()
+        if isinstance(v, (dict, list))
+    ]
     own = [*module._parameters.values(), *module._buffers.values()]
     tensors = [(t, t.data, t.detach().clone()) for t in own if t is not None]
 
     def restore() -> None:
-        for table, content in ((module.__dict__, attributes), *tables):
-            table.clear()
-            table.update(content)
-        for items, kept in lists:
-            items[:] = kept
+        for container, content in ((module.__dict__, attributes), *held):
+            container.clear()
+            (container.update if isinstance(container, dict) else container.extend)(content)
         with torch.no_grad():
             for tensor, data, value in tensors:
                 if tensor.device != data.device:  # it had been moved
