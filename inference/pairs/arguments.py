@@ -1,4 +1,4 @@
-"""What a pair is made of and called with: its halves, and arguments as tensors with rows."""
+"""The halves of a pair, and its arguments: tensors of values that can be used, cut by rows."""
 
 from __future__ import annotations
 

@@ -122,7 +122,12 @@ def averaged(
             for symbol in symbols.keys() & set(lp._pyro_dims):
                 _refuse_subsampled(symbols[symbol], summed[symbols[symbol]], name, site, sizes)
     if involved:
-        scale = _one_scale(involved)
+        scales = [user_scale(s) for s in involved.values()]
+        if len({id(s) if torch.is_tensor(s) else s for s in scales}) > 1:
+            raise ValueError(
+                f"sites {list(involved)}: those that share an enumerated latent must have one "
+                f"poutine.scale, got {scales}."
+            )
         frame = {trace.plate_to_symbol[f.name]: f for s in involved.values() for f in frames(s)}
         contracted = contract_tensor_tree(factors, set(symbols), ring=_LogSumExp())
         for i, (around, parts) in enumerate(contracted.items()):
@@ -131,7 +136,7 @@ def averaged(
             for j, part in enumerate(parts):
                 name = "marginal:" + ",".join(involved) + (f"[{i},{j}]" if i + j else "")
                 lp, of = average(part, ordinal), tuple(involved)
-                out[name] = Term(name, lp, plates, scale, observed=True, sites=of)
+                out[name] = Term(name, lp, plates, scales[0], observed=True, sites=of)
     return out
 
 
@@ -205,13 +210,3 @@ def _refuse_subsampled(
                 f"subsampled plate {plate.name!r} of site {name!r}: a mini-batch would be biased. "
                 "Use the full data (batch_size=None), or draw the site in the guide."
             )
-
-
-def _one_scale(involved: Mapping[str, Site]) -> float | Tensor:
-    scales = [user_scale(s) for s in involved.values()]
-    if len({id(s) if torch.is_tensor(s) else s for s in scales}) > 1:
-        raise ValueError(
-            f"sites {list(involved)}: those that share an enumerated latent must have one "
-            f"poutine.scale, got {scales}."
-        )
-    return scales[0]

@@ -79,7 +79,10 @@ def log_weights(
             return poutine.trace(run_guide).get_trace(*args, **kwargs)
 
     guide_trace = trace_guide({})
-    seen = guide_trace if model_values is None else _changed(guide_trace, model_values)
+    seen = guide_trace if model_values is None else guide_trace.copy()
+    for name, site in seen.nodes.items() if model_values is not None else ():
+        if is_latent(site) and site["value"].is_floating_point():
+            seen.nodes[name] = {**site, "value": model_values(name, site["value"])}
     model_trace = _trace_model(_under_plate(model, particles, dim), seen, None, args, kwargs)
     refuse_unmatched(model_trace, guide_trace)
     enumerates = [
@@ -257,13 +260,3 @@ def _under_plate(fn: Callable, particles: int, dim: int) -> Callable:
             return fn(*args, **kwargs)
 
     return run
-
-
-def _changed(guide_trace: Any, model_values: Callable[[str, Tensor], Tensor]) -> Any:
-    """The guide's trace with other values of its continuous latents, for the model to replay."""
-    seen = guide_trace.copy()
-    for name, site in seen.nodes.items():
-        value = site["value"] if is_latent(site) else None
-        if torch.is_tensor(value) and value.is_floating_point():
-            seen.nodes[name] = {**site, "value": model_values(name, value)}
-    return seen

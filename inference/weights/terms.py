@@ -131,6 +131,7 @@ class LogWeights:
         guide: name -> Term, log q of every sample site.
         particles: K.
         nesting: number of plate dimensions, so that every `log_prob` has 1 + nesting dimensions.
+        resample: runs the guide again at the drawn values; its terms, `fixed`.
         extras: name -> a named term that an estimator adds to its bound, nats, a scalar.
     """
 
@@ -138,7 +139,7 @@ class LogWeights:
     guide: dict[str, Term]
     particles: int
     nesting: int
-    resample: Callable[[], dict[str, Term]] | None = field(default=None, repr=False)
+    resample: Callable[[], dict[str, Term]] = field(repr=False)
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def terms(self) -> Iterator[tuple[int, Term]]:
@@ -190,9 +191,8 @@ class LogWeights:
         """Sum terms over the plates that not all sites share, scaled: (K, *shared)."""
         shared = self.plates
         parts = [t.sum_to(shared) for t in terms.values()]
-        shape = torch.broadcast_shapes(
-            (self.particles, *(1,) * self.nesting), *(p.shape for p in parts)
-        )
+        whole = (self.particles, *(1,) * self.nesting)
+        shape = torch.broadcast_shapes(whole, *(p.shape for p in parts))
         if not parts:
             return next((t.log_prob for _, t in self.terms()), torch.zeros(())).new_zeros(shape)
         return functools.reduce(torch.add, parts).expand(shape)
@@ -222,7 +222,7 @@ class LogWeights:
 
         p(z_i | .) must depend on nothing that the guide draws after z_i.
         """
-        latents = [n for n, t in self.model.items() if not (t.observed or t.deterministic)]
+        latents = [n for n, t in self.model.items() if not t.observed]
         missing = [n for n in latents if n not in self.guide]
         if missing:
             raise ValueError(
@@ -243,8 +243,6 @@ class LogWeights:
         the path derivative (Roeder et al. 2017, arXiv:1703.09194, eq. 5). Sites that are computed
         from others, or averaged exactly, have no score: their terms are constants.
         """
-        if self.resample is None:
-            raise ValueError("these log weights were not made by log_weights: no guide to re-run.")
         return dataclasses.replace(self, guide=self.resample())
 
     def at_constants(self, who: str) -> LogWeights:
