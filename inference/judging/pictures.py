@@ -81,12 +81,13 @@ def of_diagnosis(d: Any) -> dict[str, Figure]:
     """Name -> figure, for each finding that has something to show."""
     tree, best_tree = d.datatree, d.datatree if d.corrected is None else d.corrected
     drawn: dict[str, Figure | None] = {}
-    if (drawn_from := d.evidence.get("blocks")) is not None:
-        raw = drawn_from.log_p - drawn_from.log_q
+    if (correction := d.evidence.get("correction")) is not None:
+        raw = correction.source.log_p - correction.source.log_q
         if raw.shape[1] > 1:
             drawn["weights"] = _khat_of_data(raw)
         else:
-            drawn |= {"weights": _weights(raw), "marginals": _marginals(d)}
+            drawn["weights"] = _weights(raw)
+            drawn["marginals"] = _marginals(correction, usable=d.corrected is not None)
     if (pointwise := d.evidence.get("pointwise")) is not None:
         drawn["data"] = _pointwise(pointwise, tree.posterior.sizes)
     if (pit := d.evidence.get("pit")) is not None:
@@ -127,22 +128,21 @@ def _weights(raw: torch.Tensor) -> Figure:
     return figure
 
 
-def _marginals(d: Any) -> Figure:
+def _marginals(c: Any, usable: bool) -> Figure:
     """Guide and corrected posterior of the coordinates that differ most."""
-    blocks, c = d.evidence["corrections"][d.evidence["best"]]
     mean, sd = (m[0] for m in c.moments())
-    u = blocks.u[:, 0]
+    u = c.source.u[:, 0]
     score = ((u.mean(0) - mean) / sd).abs() + (u.std(0) / sd).log().abs()
     chosen = score.argsort(descending=True)[:6].tolist()
     figure, grid = panels(3, 2.6, len(chosen), 3)
     w = c.log_weight[:, 0].exp().numpy()
-    label = "corrected" if d.corrected is not None else "weighted, not to be relied on"
+    label = "corrected" if usable else "weighted, not to be relied on"
     for axes, i in zip(grid, chosen):
         a, b = u[:, i].numpy(), c.u[:, 0, i].numpy()
         edges = np.linspace(*np.quantile(np.concatenate([a, b]), [0.0005, 0.9995]), 60)
         axes.hist(a, edges, density=True, color=GUIDE, alpha=0.5, label="guide")
         axes.hist(b, edges, weights=w, density=True, histtype="step", color=TRUTH, label=label)
-        axes.set(title=blocks.names[i], yticks=[])
+        axes.set(title=c.source.names[i], yticks=[])
     grid[0].legend(frameon=False, fontsize=8)
     figure.suptitle("Marginals on the real line")
     return figure

@@ -21,7 +21,7 @@ from ...results.finding import Finding
 from ...results.result import Result
 from ...results.table import WIDTH, Table
 from . import checks
-from .coordinates import Blocks, blocks
+from .coordinates import blocks
 from .correction import Correction, achieved, against, correct, corrected_tree
 from .gap import Gaps, amortization_gap
 from .tail import good_khat, importance
@@ -171,8 +171,8 @@ def diagnose(
         two = sources[best].weights(min(draws, SEEN))
     because = missing_density(two) or missing_spread(two)
     found: list[Finding | None] = []
-    evidence: dict[str, Any] = {"best": best, "image_shape": image_shape}
-    corrections: dict[int, tuple[Blocks, Correction]] = {}
+    evidence: dict[str, Any] = {"image_shape": image_shape}
+    corrections: dict[int, Correction] = {}
     corrected = how = gaps = pointwise = None
     if because:
         text = f"no estimate, because {because}."
@@ -181,10 +181,10 @@ def diagnose(
         try:
             for i, source in enumerate(sources):
                 first, second = (blocks(source, weighed, [seed, i, half]) for half in (1, 2))
-                corrections[i] = second, correct(first, second, good_khat(weighed))
-            drawn = corrections[best][0]
+                corrections[i] = correct(first, second, good_khat(weighed))
+            drawn = corrections[best].source
             found.append(importance(drawn.log_p - drawn.log_q, drawn))
-            evidence |= {"blocks": drawn, "corrections": corrections}
+            evidence["correction"] = corrections[best]
         except ValueError as why:
             corrections = {}
             found.append(importance(checks.log_weights(tree, best), None, str(why)))
@@ -193,7 +193,7 @@ def diagnose(
         finding, how, usable = achieved(corrections, best, weighed)
         found.append(finding)
         if how:
-            found.append(against(*corrections[best]))
+            found.append(against(corrections[best]))
             kept = {i: corrections[i] for i in usable}
             corrected = corrected_tree(sources, kept, draws, groups, tree, seed, names)
     if local and gap:

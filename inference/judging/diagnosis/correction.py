@@ -27,6 +27,7 @@ class Correction:
     """Weighted draws, and how good they are.
 
     Attributes:
+        source: the guide's own draws.
         u: (S, B, d), draws on the real line.
         raw: (S, B), their log weights, nats; the log of their mean estimates log p(x).
         log_weight: (S, B), smoothed and normalised.
@@ -34,6 +35,7 @@ class Correction:
         moved: (B,), whether half of the block's draws were moved by moment matching.
     """
 
+    source: Blocks
     u: Tensor
     raw: Tensor
     log_weight: Tensor
@@ -45,9 +47,6 @@ class Correction:
         """Weighted means and standard deviations of the coordinates, (B, d) each."""
         mean, cov = _moments(self.u, self.log_weight.exp())
         return mean, cov.diagonal(dim1=-2, dim2=-1).sqrt()
-
-
-Corrections = Mapping[int, tuple[Blocks, Correction]]  # of each restart
 
 
 def correct(
@@ -81,7 +80,7 @@ def correct(
     moved = (matrix != torch.eye(matrix.shape[-1]).to(matrix)).flatten(1).any(1)
     moved |= (shift != 0).any(1)
     if not moved.any():
-        return Correction(fresh.u, raw, log_weight, before, before, moved)
+        return Correction(fresh, fresh.u, raw, log_weight, before, before, moved)
     half = len(fresh.u) // 2
     stay, go = fresh.u[:half], fresh.u[half:]
     gone = _apply(matrix, go) + shift
@@ -98,6 +97,7 @@ def correct(
         again = correct(fresh, source, threshold, rounds, twice=False)
         khat = torch.maximum(khat, again.khat)
     return Correction(
+        source=fresh,
         u=torch.where(use[:, None], torch.cat([stay, gone]), fresh.u),
         raw=torch.where(use, raw_after, raw),
         log_weight=torch.where(use, log_weight_after, log_weight),
@@ -185,12 +185,13 @@ def resampled(correction: Correction, draws: int) -> Tensor:
     return correction.u.gather(0, index.expand(-1, -1, correction.u.shape[-1]))
 
 
-def against(source: Blocks, correction: Correction) -> Finding:
+def against(correction: Correction) -> Finding:
     """Measure how far the guide's means and spreads are from the corrected ones, on the real line.
 
     Shifts are in standard deviations of the corrected posterior; with one posterior per datum they
     are root mean squares over data (less what the draws' noise adds), ratios geometric means.
     """
+    source = correction.source
     use = torch.isfinite(correction.khat) | (correction.khat == -math.inf)
     mean, sd = source.u.mean(0)[use], source.u.std(0)[use]  # (B, d)
     target, target_sd = (m[use] for m in correction.moments())
@@ -224,18 +225,20 @@ def against(source: Blocks, correction: Correction) -> Finding:
     return Finding.of("means and spreads", text, not phrases, True, numbers)
 
 
-def achieved(found: Corrections, best: int, draws: int) -> tuple[Finding, str | None, list[int]]:
+def achieved(
+    found: Mapping[int, Correction], best: int, draws: int
+) -> tuple[Finding, str | None, list[int]]:
     """Judge the corrections of all restarts: the finding, its name, the restarts that can be used.
 
     Args:
-        found: restart -> its draws, and their correction.
+        found: restart -> its correction.
         best: the restart that the verdict is on.
         draws: of each restart.
     """
     limit = good_khat(draws)
-    above = {i: float((~(c.khat <= limit)).double().mean()) for i, (_, c) in found.items()}
+    above = {i: float((~(c.khat <= limit)).double().mean()) for i, c in found.items()}
     usable = [i for i, share in above.items() if share <= SHARE]
-    source, c = found[best]
+    c = found[best]
     numbers = {
         "khat": c.khat.numpy(), "khat_before": c.khat_before.numpy(), "moved": int(c.moved.sum()),
         "ess": ess(c.log_weight).numpy(), "restarts": usable,
@@ -248,7 +251,7 @@ def achieved(found: Corrections, best: int, draws: int) -> tuple[Finding, str | 
         change += f"{100 * above[best]:.0f} % after"
     if best not in usable:
         tried = "importance weights and moment matching leave"
-        if not source.invertible:
+        if not c.source.invertible:
             tried = "importance weights alone (this guide's draws cannot be moved) leave"
         text = f"none can be relied on: {tried} {change}."
         return Finding.of("correction", text, False, False, numbers), None, []
@@ -260,7 +263,7 @@ def achieved(found: Corrections, best: int, draws: int) -> tuple[Finding, str | 
 
 def corrected_tree(
     sources: Sequence[CheckedPair],
-    corrections: Corrections,
+    corrections: Mapping[int, Correction],
     draws: int,
     groups: Sequence[str],
     guide: xr.DataTree,
@@ -273,16 +276,16 @@ def corrected_tree(
     the weights before resampling.
     """
     chains = []
-    for i, (blocks, c) in corrections.items():
+    for i, c in corrections.items():
         with forked(seed):
-            given = blocks.values(resampled(c, draws))
+            given = c.source.values(resampled(c, draws))
         chains.append({"pair": sources[i], "seed": [seed, 1, i], "given": given})
     mine = [g for g in groups if not g.startswith("prior")]
     whole = gathered(side_by_side(chains, draws, mine), draws)
-    stats, plates = whole["sample_stats"], blocks.plates
+    stats, plates = whole["sample_stats"], c.source.plates
     del stats["log_q"], stats["log_weight"]
     for name, of in (("khat", lambda c: c.khat), ("ess", lambda c: ess(c.log_weight))):
-        rows = torch.stack([of(c).reshape(tuple(plates.values())) for _, c in corrections.values()])
+        rows = torch.stack([of(c).reshape(tuple(plates.values())) for c in corrections.values()])
         stats[name] = Variable(rows.numpy(), ("chain", *plates))
     trees = datasets(whole, **names)
     for group in ("prior", "prior_predictive", "observed_data", "constant_data"):
