@@ -96,27 +96,24 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
     return out
 
 
-def gathered(parts: Iterable[tuple[int, Tree]], draws: int) -> Tree:
-    """Chunks (first draw, tree with axes (chain, draw, ...)) as one, of numpy arrays."""
+def gathered(parts: Iterable[tuple[slice, Sequence[Tree]]], draws: int) -> Tree:
+    """Chunks of several chains as one tree of numpy arrays with axes (chain, draw, ...).
+
+    Args:
+        parts: which draws a chunk holds, and the tree of each chain.
+        draws: of each chain, in all.
+    """
     whole: Tree = {}
-    for start, part in parts:
-        for group, variables in part.items():
-            for name, v in variables.items():
-                array = numpy_of(v.array)
-                if start == 0:
-                    empty = np.empty((len(array), draws, *array.shape[2:]), array.dtype)
-                    whole.setdefault(group, {})[name] = Variable(empty, v.dims)
-                whole[group][name].array[:, start : start + array.shape[1]] = array
-    return whole
-
-
-def stacked(parts: Sequence[Tree]) -> Tree:
-    """Trees of several chains as one with axes (chain, draw, ...)."""
-    whole: Tree = {group: {} for group in parts[0]}
-    for group, variables in parts[0].items():
-        for name, v in variables.items():
-            arrays = np.stack([numpy_of(p[group][name].array) for p in parts])
-            whole[group][name] = Variable(arrays, ("chain", "draw", *v.dims))
+    for here, trees in parts:
+        for i, tree in enumerate(trees):
+            for group, variables in tree.items():
+                mine = whole.setdefault(group, {})
+                for name, v in variables.items():
+                    array = numpy_of(v.array)
+                    if name not in mine:
+                        empty = np.empty((len(trees), draws, *array.shape[1:]), array.dtype)
+                        mine[name] = Variable(empty, ("chain", "draw", *v.dims))
+                    mine[name].array[i, here] = array
     return whole
 
 

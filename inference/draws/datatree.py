@@ -13,7 +13,7 @@ import xarray as xr
 from arviz_base import dict_to_dataset
 
 from ..pairs.gate import CheckedPair, admit_all
-from .arrays import GROUPS, Tree, Variable, gathered, named_arrays, observations, stacked
+from .arrays import GROUPS, Tree, Variable, gathered, named_arrays, observations
 from .density import missing_density, missing_spread
 from .psis import EQUAL, LEAST, ess, khat
 from .sampler import NUMBERS, Chunk, sample
@@ -104,8 +104,9 @@ def write_datatree(
         raise FileExistsError(f"{path} exists. Remove it, or write to another name.")
     sources, parts = _drawn(run, data, **options)
     log_weight: list[np.ndarray] = []
-    for start, part in parts:
-        _append(path, datasets(part, coords, dims, start), start)
+    for here, trees in parts:
+        part = gathered([(slice(None), trees)], here.stop - here.start)
+        _append(path, datasets(part, coords, dims, here.start), here.start)
         if weights := part.get("sample_stats"):
             log_weight.append(weights["log_weight"].array)
             axes = weights["log_weight"].dims
@@ -152,8 +153,8 @@ def _drawn(
     chunk: int | None = None,
     vectorized: bool | None = None,
     seed: int = 0,
-) -> tuple[list[CheckedPair], Iterator[tuple[int, Tree]]]:
-    """The checked pairs, and chunks (first draw, tree with axes (chain, draw, ...)) of them all."""
+) -> tuple[list[CheckedPair], Iterator[tuple[slice, list[Tree]]]]:
+    """The checked pairs, and their draws as `side_by_side` makes them."""
     unknown = [g for g in groups if g not in GROUPS]
     if unknown:
         raise ValueError(f"groups: expected some of {', '.join(GROUPS)}; got {unknown}.")
@@ -167,8 +168,8 @@ def _drawn(
 
 def side_by_side(
     chains: Sequence[Mapping[str, Any]], draws: int, groups: Sequence[str]
-) -> Iterator[tuple[int, Tree]]:
-    """Draw all chains in step: (first draw, tree with axes (chain, draw, ...)).
+) -> Iterator[tuple[slice, list[Tree]]]:
+    """Draw all chains in step: which draws, and the tree of each chain.
 
     Args:
         chains: the pair of each, and other arguments of `sample`.
@@ -176,11 +177,11 @@ def side_by_side(
         groups: of `named_arrays`.
     """
 
-    def tree(part: Chunk) -> tuple[int, Tree]:
-        return part.draws.start, named_arrays(part, groups)
+    def tree(part: Chunk) -> tuple[slice, Tree]:
+        return part.draws, named_arrays(part, groups)
 
     for parts in zip(*(sample(draws=draws, reduce=tree, **chain) for chain in chains), strict=True):
-        yield parts[0][0], stacked([part for _, part in parts])
+        yield parts[0][0], [part for _, part in parts]
 
 
 def _once(sources: Sequence[CheckedPair], log_weight: Variable | None, seed: int) -> Tree:

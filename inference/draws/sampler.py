@@ -130,12 +130,12 @@ def sample_each(
             tuple(map(cut, pair.args, axes[2])),
         )
 
-    def one(params: dict[str, Tensor], buffers: dict[str, Tensor], args: tuple) -> CheckedPair:
-        return dataclasses.replace(pair, params=params, buffers=buffers, args=args)
+    def one(*own: Any) -> CheckedPair:
+        return dataclasses.replace(pair, **dict(zip(("params", "buffers", "args"), own)))
 
-    def drawn(k: int, *values: Any) -> dict[str, Tensor]:
-        with one(*values).bound():
-            return reduce(one(*values).weights(k))
+    def drawn(k: int, *own: Any) -> dict[str, Tensor]:
+        with one(*own).bound():
+            return reduce(one(*own).weights(k))
 
     numbers = extent(one(*some(0)), seed)[0] * min(draws, TOGETHER)
     whole = []

@@ -48,10 +48,10 @@ class Trace(Estimator):
 
     def score(self, weights: LogWeights) -> Tensor | float:
         """Each site's score times what it can influence, less a baseline of other draws."""
-        data = tuple(p.dim for p in weights.plates)
-        others = {"others": (0,), "data": data, None: ()}[self.baseline]
 
         def signal(site: Term) -> Tensor:
+            data = tuple(p.dim for p in weights.plates)
+            others = {"others": (0,), "data": data, None: ()}[self.baseline]
             return less_the_others(reach(self.costs(weights), site), others) / weights.particles
 
         return score_function(weights, signal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,10 +66,12 @@ class Penalised(Estimator):
         weights = draw(model, guide, *args, **kwargs)
         self._refuse_unpaired(weights)
         plain = of_the_pair(kwargs)
-        rerun = functools.partial(log_q_at, guide, nesting=1, **plain)
-        weights.extras[self.name] = self.penalty(
-            weights, dream(model, *args, **plain)[0], lambda at, k: rerun(at, *args, particles=k)
-        )
+        prior, _ = dream(model, *args, **plain)
+
+        def rerun(values: Mapping[str, Tensor], particles: int) -> Mapping[str, Term]:
+            return log_q_at(guide, values, *args, particles=particles, nesting=1, **plain)
+
+        weights.extras[self.name] = self.penalty(weights, prior, rerun)
         return weights
 
     def bound(self, weights: LogWeights) -> Tensor:
