@@ -81,12 +81,12 @@ def _callbacks(name: str, value: Any) -> tuple:
 
 Check = Callable[[str, Any], Any]
 _OF_CHECK: dict[Check, str] = {
-    whole: "steps max_steps batch_size valid_every patience repeats chunk fits draws particles "
-    "rows critic_steps datasets simulations",
-    partial(whole, least=0): "surgery gap settle",
+    whole: "steps max_steps batch_size? valid_every? patience? repeats? chunk? fits? draws "
+    "particles rows critic_steps? datasets simulations",
+    partial(whole, least=0): "surgery gap settle?",
     partial(whole, least=0, most=SEEDS - 1): "seed",
-    partial(number, least=0.0): "jitter penalty",
-    partial(number, least=0.0, open=True): "lr clip",
+    partial(number, least=0.0): "jitter penalty?",
+    partial(number, least=0.0, open=True): "lr? clip?",
     partial(number, least=0.0, most=1.0): "average",
     partial(number, least=0.0, most=1.0, open=True): "held_out",
     partial(one_of, known=(True, False)): "autocast tf32 check",
@@ -94,10 +94,8 @@ _OF_CHECK: dict[Check, str] = {
     _schedule: "schedule",
     _callbacks: "callbacks",
 }
-# option -> its check; those of OPTIONAL may be None
+# option -> its check; with a question mark where it may be None
 CHECKS = {name: check for check, names in _OF_CHECK.items() for name in names.split()}
-OPTIONAL = {"batch_size", "valid_every", "patience", "repeats", "chunk", "fits", "clip", "settle"}
-OPTIONAL |= {"critic_steps", "penalty", "lr"}
 
 
 def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> dict[str, Any]:
@@ -110,12 +108,12 @@ def check_options(least: Mapping[str, int] | None = None, /, **given: Any) -> di
     Raises:
         ValueError: the type or range of one is wrong.
     """
-    checks: dict[str, Check] = dict(CHECKS)
-    checks |= {name: partial(whole, least=n) for name, n in (least or {}).items()}
     for name, value in given.items():
-        optional = value is None and name in OPTIONAL and name not in (least or {})
-        if name in checks and not optional:
-            given[name] = checks[name](name, value)
+        check = CHECKS.get(name) or (None if value is None else CHECKS.get(f"{name}?"))
+        if least and name in least:
+            check = partial(whole, least=least[name])
+        if check is not None:
+            given[name] = check(name, value)
     return given
 
 

@@ -83,6 +83,8 @@ def test_the_right_one_of_a_broken_pair_passes():
     pair = AE()
     assert not check(pair, rows()).errors
     refuse_errors(pair.model, pair.guide, (rows(),), size=100)
+    run = fit(pair, rows(), steps=1, compile=False, progress=False)
+    assert not check(run, rows()).errors and not check(run.model, run.guide, rows()).errors
 
 
 # ---------------------------------------------------------------- pairs that are right

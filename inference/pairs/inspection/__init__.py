@@ -25,8 +25,8 @@ def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
     """Look at a pair before it is fitted.
 
     `check(model, guide, *args)` for two Pyro callables, `check(pair, *args)` for an object with
-    methods `model` and `guide`. Nothing is changed: not the pair's modules, the parameter store,
-    or any random state.
+    methods `model` and `guide`, or for a run. Nothing is changed: not the pair's modules, the
+    parameter store, or any random state.
 
     Looked at are sites missing or unknown, plates and event dimensions that differ, supports that
     do not match, devices and dtypes, scales under mini-batches (the bias of a mini-batch's bound is
@@ -42,7 +42,7 @@ def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
         start; true when there is anything to read.
 
     Raises:
-        TypeError: neither a pair nor a model followed by its guide.
+        TypeError: neither a run, nor a pair, nor a model followed by its guide.
     """
     rest = () if guide is None else (guide, *args)
     return findings_of(*halves(model, rest, "check")[:3], kwargs)
