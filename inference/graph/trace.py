@@ -45,26 +45,11 @@ _HELP = {
 
 
 class TraceFailure(Exception):
-    """A step cannot be compiled: `str()` is the reason in one line, `long()` adds the place."""
+    """A step cannot be compiled: the reason, the last site reached and the line of the pair."""
 
-    def __init__(
-        self, why: str, where: str = "", site: str = "", cause: BaseException | None = None
-    ):
-        self.why, self.where, self.site, self.cause = why, where, site, cause
-        super().__init__(
-            why + (f", near site {site!r}" if site else "") + (f", at {where}" if where else "")
-        )
-
-    def long(self) -> str:
-        """The reason, the line of the pair that caused it, and the underlying error."""
-        lines = [f"Reason: {self.why}."]
-        if self.site:
-            lines.append(f"Site: {self.site!r} was the last one reached.")
-        if self.where:
-            lines.append(f"Line: {self.where}.")
-        if self.cause is not None:
-            lines.append(f"Error: {type(self.cause).__name__}: {str(self.cause).strip()[:2000]}")
-        return "\n".join(lines)
+    def __init__(self, why: str, where: str = "", site: str = ""):
+        near = f", near site {site!r}" if site else ""
+        super().__init__(why + near + (f", at {where}" if where else ""))
 
 
 class _LastSite(Messenger):
@@ -289,11 +274,11 @@ def _failure(error: BaseException, site: str) -> TraceFailure:
     text = f"{type(error).__name__}: {error}"
     name = type(error).__name__
     if name in ("InvalidCxxCompiler", "CppCompileError") or "compiler" in text.lower()[:200]:
-        return TraceFailure("no working C++ compiler (install g++)", cause=error)
+        return TraceFailure("no working C++ compiler (install g++)")
     why = next((v for k, v in _HELP.items() if k in text), None)
     if why is None:
         why = f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
-    return TraceFailure(why, _users_line(error), site, error)
+    return TraceFailure(why, _users_line(error), site)
 
 
 def _users_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from matplotlib.figure import Figure
@@ -18,24 +18,14 @@ from torch.nn.functional import softplus
 
 from ..optim import Adam
 from ..pairs.options import device_of, one_of
-from ..pairs.pair import Pair, modules_of
-from ..randomness import forked
+from ..pairs.pair import modules_of
 from ..training.batches import Batches, batch_transform
-from ..training.game import (
-    AVERAGE,
-    GameUpdate,
-    as_function,
-    load_modules,
-    module_tensors,
-    named,
-    under,
-)
+from ..training.game import GameUpdate, PlayedPair, Players
 from ..training.loop import Loop
 from ..training.options import TrainingOptions, lasting, trainer
-from ..training.start import own_copy_on
-from ..training.state import Training
+from ..training.run import own_pair
 from ..training.update import schedule_of
-from .critics import Critic, spread
+from .critics import check_critic, network_critic, samples, spread
 from .divergences import DIVERGENCES, gradient_penalty
 
 BATCH = 256  # rows of a step, when no batch size is given
@@ -106,7 +96,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(kw_only=True, repr=False)
-class AdversarialRun(Training):
+class AdversarialRun(PlayedPair):
     """A fitted generator and its critic; `Training` says how it went.
 
     The history has `critic_loss`, `generator_loss` and `divergence`, means over an interval; the
@@ -120,31 +110,16 @@ class AdversarialRun(Training):
         is_bound: False. A critic's divergence says nothing of log p(x).
     """
 
-    generator: Any = None
-    critic: nn.Module
+    player: ClassVar[str] = "generator"
     objective: str
-    is_bound: bool = False
-    _pair: Pair
-
-    def kept(self) -> dict[str, Tensor]:
-        """All parameters, and the running mean of the generator's."""
-        means = {k: b for k, b in self.variables.buffers.items() if k.startswith(AVERAGE)}
-        return {**self.variables.params, **means}
-
-    def generator_state(self, best: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The generator's parameters that are kept (their running mean, if any) and buffers."""
-        kept = self.final if best else self.kept()
-        params = under(f"{AVERAGE}generator.", kept) or under("generator.", kept)
-        return (
-            {k: v.detach().requires_grad_() for k, v in params.items()},  # else Pyro warns
-            under("generator.", self.variables.buffers),
-        )
+    generator: Any = None
 
     @torch.no_grad()
     def sample(self, n: int, best: bool = True) -> Tensor:
         """`n` draws from the generator: (n, D); with `best` false, from its latest parameters."""
-        with self._pair.bind(*self.generator_state(best)):
-            return self._pair.model(n).detach()
+        state = self.state if best else self.own(self.kept())
+        with self.pair_.bind(state, self.buffers):
+            return self.pair_.model(n).detach()
 
     def plot(self) -> Figure:
         """Both losses and the critic's divergence against the step."""
@@ -212,106 +187,68 @@ def fit_adversarial(
         critic_steps = 5 if wasserstein else 1
     if penalty is None:
         penalty = 10.0 if wasserstein else 0.5
-    resume, steps, seed = options["resume"], options["steps"], options["seed"]
-    where, valid = device_of(options["device"]), options["valid"]
-    x = check_rows(getattr(data, "train", data)).to(where)
-    held_out = None if valid is None else check_rows(valid).to(x)[:HELD_OUT]
+    steps, seed, valid = options["steps"], options["seed"], options["valid"]
+    where = device_of(options["device"])
+    x = samples(getattr(data, "train", data), "data").to(where)
+    held_out = None if valid is None else samples(valid, "valid").to(x)[:HELD_OUT]
     drawn = batch_transform(data)
     batches = Batches((x,), options["batch_size"] or min(BATCH, len(x)), seed)
     n, dim = len(batches.example()[0]), x.shape[1]
     weight = penalty * (1.0 if wasserstein else float(x.var(0).mean()))
 
-    with forked(seed):
-        model, _ = own_copy_on(where, getattr(generator, "model", generator), _no_guide)
-        pair = Pair(model, _no_guide, (n,))
-        with pair.bind({k: v.requires_grad_() for k, v in pair.params.items()}, pair.buffers):
-            _check_generator(pair.model(n), n, dim)
-        own = default_critic(x) if critic is None else deepcopy(critic).to(where)
-        check_critic(own, x[:2])
+    pair = own_pair(where, getattr(generator, "model", generator), _no_guide, (n,), {})
+    with pair.bind(pair.params, pair.buffers):
+        _check_generator(pair.model(n), n, dim)
+    own = network_critic(x.mean(0), spread(x)) if critic is None else deepcopy(critic).to(where)
+    check_critic(own, x[:2])
+    players = Players(critic=own, generator=pair)
 
-        def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
-            (x_real,) = drawn(batch)
-            with pair.bind(under("generator.", params), under("generator.", buffers)):
-                x_fake = pair.model(len(x_real))
-            v = as_function(own, "critic.", params, buffers)
-            still = x_fake.detach()
-            return {
-                "critic_loss": critic_loss(v, x_real, still, objective, weight),
-                "generator_loss": generator_loss(v, x_fake, objective),
-                "divergence": critic_divergence(v, x_real, still, objective),
-            }
+    def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
+        (x_real,) = drawn(batch)
+        with players.bind("generator", params, buffers):
+            x_fake = pair.model(len(x_real))
+        v = players.function("critic", params, buffers)
+        still = x_fake.detach()
+        return {
+            "critic_loss": critic_loss(v, x_real, still, objective, weight),
+            "generator_loss": generator_loss(v, x_fake, objective),
+            "divergence": critic_divergence(v, x_real, still, objective),
+        }
 
-        players = ("critic", "generator")
-        update = GameUpdate(
-            losses, players, players, Adam(options["lr"], tuple(betas)),
-            schedule_of(options["schedule"], steps), average, options["clip"],
-        )  # fmt: skip
-        params, buffers = module_tensors({"critic": own})
-        params = {**params, **named("generator.", pair.params)}
-        buffers = {**buffers, **named("generator.", pair.buffers)}
-        if average:
-            buffers |= named(AVERAGE, named("generator.", pair.params))
-        run = AdversarialRun(
-            critic=own, objective=objective, _pair=pair, device=where, seed=seed,
-            variables=update.start(params, buffers),
-            settings=lasting(options) | {
-                "objective": objective, "betas": betas, "critic_steps": critic_steps,
-                "penalty": penalty, "average": average,
-            },
-        )  # fmt: skip
-        run.go_on_from(resume, steps)
+    update = GameUpdate(
+        losses, tuple(players.parts), tuple(players.parts), Adam(options["lr"], tuple(betas)),
+        schedule_of(options["schedule"], steps), average, options["clip"],
+    )  # fmt: skip
+    run = AdversarialRun(
+        critic=own, objective=objective, pair_=pair, example=(n,), device=where, seed=seed,
+        variables=update.start(players.params, players.buffers),
+        settings=lasting(options) | {
+            "objective": objective, "betas": betas, "critic_steps": critic_steps,
+            "penalty": penalty, "average": average,
+        },
+    )  # fmt: skip
+    run.go_on_from(options["resume"], steps)
 
-        def validate() -> tuple[Tensor, dict[str, float]]:
-            distance = energy_distance(held_out, run.sample(len(held_out), best=False))
-            return -distance, {"valid_energy_distance": float(distance)}
+    def validate() -> tuple[Tensor, dict[str, float]]:
+        distance = energy_distance(held_out, run.sample(len(held_out), best=False))
+        return -distance, {"valid_energy_distance": float(distance)}
 
-        Loop(
-            run, update.moves(critic_steps), batches, options,
-            None if held_out is None else validate, advice=ADVICE,
-            unit="units of x" if wasserstein else "nats",
-        ).go()  # fmt: skip
-
-    pair.write_back(*run.generator_state())
-    load_modules({"critic": own}, run.final, run.variables.buffers)
+    Loop(
+        run, update.moves(critic_steps), batches, options, None if held_out is None else validate,
+        unit="units of x" if wasserstein else "nats", advice=ADVICE,
+    ).go()  # fmt: skip
+    players.write_back(run.final, run.variables.buffers)
+    run.write_back()
     run.generator = (modules_of(pair.model) or [run.sample])[0]
     return run
 
 
-def default_critic(x: Tensor) -> Critic:
-    """A network of three layers of 128 on standardised data."""
-    return Critic(
-        x.shape[1], quadratic="none", hidden=(128, 128, 128), mean=x.mean(0), sd=spread(x)
-    ).to(x)
-
-
-def check_critic(critic: nn.Module, x: Tensor) -> None:
-    """Raise ValueError unless the critic gives one number for each row of x (B, D)."""
-    got = critic(x).shape
-    if got != x.shape[:1]:
-        raise ValueError(
-            f"critic: expected one number a row, shape {tuple(x.shape[:1])}, got {tuple(got)}. "
-            "Squeeze its last axis."
-        )
-
-
-def check_rows(x: Any) -> Tensor:
-    """`x` as a float tensor (N, D) with N > 1, or ValueError."""
-    x = torch.as_tensor(x)
-    if x.dim() != 2 or not x.is_floating_point() or len(x) < 2:
-        raise ValueError(
-            "data: expected floats of shape (N, D), N > 1, got "
-            f"{x.dtype} of shape {tuple(x.shape)}."
-        )
-    return x
-
-
 def _check_generator(x: Any, n: int, dim: int) -> None:
-    if not torch.is_tensor(x):
-        raise ValueError(f"generator: expected it to return x ({n}, {dim}), got {x!r}.")
-    if x.shape != (n, dim):
+    if not torch.is_tensor(x) or x.shape != (n, dim):
+        got = tuple(x.shape) if torch.is_tensor(x) else repr(x)
         raise ValueError(
-            f"generator: called with n = {n}, expected x of shape ({n}, {dim}) as in the data, "
-            f"got {tuple(x.shape)}."
+            f"generator: called with n = {n}, expected it to return x of shape ({n}, {dim}) as in "
+            f"the data, got {got}."
         )
     if not x.requires_grad:
         raise ValueError(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from ..pairs.arguments import as_arguments, check_values
 
 LIMIT = 10.0  # standard deviations
 
@@ -97,6 +100,11 @@ def n_features(data_dim: int, quadratic: str) -> int:
     return data_dim + extra[quadratic]
 
 
+def network_critic(mean: Tensor, sd: Tensor) -> Critic:
+    """A network of three layers of 128 on standardised data."""
+    return Critic(len(mean), quadratic="none", hidden=(128,) * 3, mean=mean, sd=sd).to(mean)
+
+
 def logistic_critic(x_p: Tensor, x_q: Tensor) -> Critic:
     """The default critic, its linear and quadratic terms a logistic regression."""
     both = torch.cat([x_p, x_q])
@@ -147,3 +155,24 @@ def logistic_weights(
             step = step / 2
         w, (loss, gradient, curvature) = w - step, new
     return w
+
+
+def samples(x: Any, name: str, least: int = 2) -> Tensor:
+    """`x` as a float tensor (N, D) of at least so many rows, all finite, or ValueError."""
+    (x,) = as_arguments(x, name)
+    if x.dim() != 2 or not x.is_floating_point() or len(x) < least or not x.shape[1]:
+        raise ValueError(
+            f"{name}: expected floats of shape (N, D), N >= {least}, got {x.dtype} of shape "
+            f"{tuple(x.shape)}. Reshape it (x[:, None] for one dimension), or draw more."
+        )
+    return check_values((x,), name)[0]
+
+
+def check_critic(critic: nn.Module, x: Tensor) -> None:
+    """Raise ValueError unless the critic gives one number for each row of x (B, D)."""
+    got = critic(x).shape
+    if got != x.shape[:1]:
+        raise ValueError(
+            f"critic: expected one number a row, shape {tuple(x.shape[:1])}, got {tuple(got)}. "
+            "Squeeze its last axis."
+        )

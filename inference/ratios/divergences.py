@@ -24,10 +24,11 @@ LOG_2 = math.log(2.0)
 class FDivergence:
     """One row of the f-divergence table, written in terms of the log ratio ℓ = log p/q.
 
+    With f the convex generator, f(1) = 0 and D_f(P || Q) = E_Q[f(p/q)], and its conjugate f*(t) =
+    max_u ut − f(u), nats:
+
     Attributes:
         name: what it is called in `DIVERGENCES`.
-        f: the convex generator, f(1) = 0: D_f(P || Q) = E_Q[f(p/q)], nats.
-        conjugate: f*(t) = max_u ut − f(u).
         activation: ℓ -> f'(e^ℓ), the critic T that is optimal when ℓ is the log ratio.
         penalty: ℓ -> f*(f'(e^ℓ)), in a form that neither overflows early nor cancels.
         link: a network's output v -> ℓ: v itself, but ±log(1 + |v|) on the side where the loss
@@ -38,8 +39,6 @@ class FDivergence:
     """
 
     name: str
-    f: Callable[[Tensor], Tensor]
-    conjugate: Callable[[Tensor], Tensor]
     activation: Callable[[Tensor], Tensor]
     penalty: Callable[[Tensor], Tensor]
     link: Callable[[Tensor], Tensor] = lambda v: v
@@ -57,44 +56,28 @@ def _tame(v: Tensor) -> Tensor:
 DIVERGENCES: dict[str, FDivergence] = {
     d.name: d
     for d in (
+        # KL(P || Q): f(u) = u log u
+        FDivergence("kl", lambda ell: 1 + ell, torch.exp, _tame),
+        # KL(Q || P): f(u) = −log u
         FDivergence(
-            "kl",  # KL(P || Q)
-            f=lambda u: torch.xlogy(u, u),
-            conjugate=lambda t: torch.exp(t - 1),
-            activation=lambda ell: 1 + ell,
-            penalty=torch.exp,
-            link=_tame,
+            "reverse-kl", lambda ell: -torch.exp(-ell), lambda ell: ell - 1, lambda v: -_tame(-v)
         ),
+        # ½ KL(P || M) + ½ KL(Q || M), M = (P + Q) / 2: f(u) = ½ (u log u − (u + 1) log ½(u + 1))
         FDivergence(
-            "reverse-kl",  # KL(Q || P)
-            f=lambda u: -torch.log(u),
-            conjugate=lambda t: -1 - torch.log(-t),
-            activation=lambda ell: -torch.exp(-ell),
-            penalty=lambda ell: ell - 1,
-            link=lambda v: -_tame(-v),
+            "js",
+            lambda ell: 0.5 * (LOG_2 + logsigmoid(ell)),
+            lambda ell: 0.5 * (softplus(ell) - LOG_2),
         ),
+        # E_Q[(p/q − 1)²]: f(u) = (u − 1)²
         FDivergence(
-            "js",  # ½ KL(P || M) + ½ KL(Q || M), M = (P + Q) / 2
-            f=lambda u: 0.5 * (torch.xlogy(u, u) - (u + 1) * torch.log((u + 1) / 2)),
-            conjugate=lambda t: -0.5 * torch.log(2 - torch.exp(2 * t)),
-            activation=lambda ell: 0.5 * (LOG_2 + logsigmoid(ell)),
-            penalty=lambda ell: 0.5 * (softplus(ell) - LOG_2),
+            "pearson", lambda ell: 2 * torch.expm1(ell), lambda ell: torch.expm1(2 * ell), _tame
         ),
+        # squared, ∫ (√p − √q)²: f(u) = (√u − 1)²
         FDivergence(
-            "pearson",  # E_Q[(p/q − 1)²]
-            f=lambda u: (u - 1) ** 2,
-            conjugate=lambda t: t**2 / 4 + t,
-            activation=lambda ell: 2 * torch.expm1(ell),
-            penalty=lambda ell: torch.expm1(2 * ell),
-            link=_tame,
-        ),
-        FDivergence(
-            "hellinger",  # squared: ∫ (√p − √q)²
-            f=lambda u: (u.sqrt() - 1) ** 2,
-            conjugate=lambda t: t / (1 - t),
-            activation=lambda ell: -torch.expm1(-ell / 2),
-            penalty=lambda ell: torch.expm1(ell / 2),
-            link=lambda v: torch.where(v > 0, _tame(v), -_tame(-v)),
+            "hellinger",
+            lambda ell: -torch.expm1(-ell / 2),
+            lambda ell: torch.expm1(ell / 2),
+            lambda v: torch.where(v > 0, _tame(v), -_tame(-v)),
         ),
     )
 }

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,15 @@ from torch import Tensor, nn
 from ..estimate import Estimate
 from ..optim import Adam
 from ..pairs.options import device_of
-from ..pairs.pair import Pair, modules_of
-from ..randomness import forked
-from ..training.batches import Batches, arguments, batch_transform, halves
-from ..training.game import GameUpdate, as_function, load_modules, module_tensors, named, under
+from ..training.batches import Batches, arguments, batch_transform
+from ..training.game import GameUpdate, PlayedPair, Players
 from ..training.loop import Loop
 from ..training.options import TrainingOptions, lasting, trainer
-from ..training.start import own_copy_on
-from ..training.state import Training
+from ..training.run import own_pair
 from ..training.update import schedule_of
 from ..weights import LogWeights, log_weights, no_validation
-from .adversarial import ADVICE, BATCH, check_critic, critic_loss
-from .critics import Critic, spread
-
-PLAYERS = ("critic", "contrast", "pair")
+from .adversarial import ADVICE, BATCH, critic_loss
+from .critics import check_critic, network_critic, spread
 
 
 class Contrast(nn.Module):
@@ -116,52 +111,22 @@ class ImplicitEvaluation(NamedTuple):
 
 
 @dataclass(kw_only=True, repr=False)
-class ImplicitRun(Training):
+class ImplicitRun(PlayedPair):
     """A pair with an implicit guide, fitted, and the critic that stands for its density.
 
     `Training` says how it went. The history has `critic_loss`, `contrast_loss`, `pair_loss`, `elbo`
     and `kl`, means over an interval; the losses are the pair's.
 
     Attributes:
-        pair: the trained module, where model and guide are methods of one; else None.
         critic: T(x, z̃) = log q/r at the whitened latent; its input is x and z̃ side by side.
         contrast: the Gaussian r(z | x).
         is_bound: False. The ELBO is estimated by a critic that need not be optimal.
         settle_from: the step from which the pair was held fixed, or None.
     """
 
-    critic: nn.Module
+    player: ClassVar[str] = "pair"
     contrast: Contrast
-    is_bound: bool = False
     settle_from: int | None = None
-    _pair: Pair
-
-    @property
-    def pair(self) -> nn.Module | None:
-        """The trained module, where model and guide are methods of one; else None."""
-        return next(iter(modules_of(self._pair.model) or modules_of(self._pair.guide)), None)
-
-    @property
-    def model(self) -> Callable:
-        """The model with the run's parameters."""
-        return self._bound(self._pair.model)
-
-    @property
-    def guide(self) -> Callable:
-        """The guide with the run's parameters."""
-        return self._bound(self._pair.guide)
-
-    def _bound(self, function: Callable) -> Callable:
-        def bound(*args: Any, **kwargs: Any) -> Any:
-            with self._pair.bind(*self.pair_state()):
-                return function(*args, **kwargs)
-
-        return bound
-
-    def pair_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The pair's parameters that are kept, and its buffers."""
-        params = {k: v.detach().requires_grad_() for k, v in under("pair.", self.final).items()}
-        return params, under("pair.", self.variables.buffers)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, draws: int = 100) -> ImplicitEvaluation:
@@ -180,13 +145,11 @@ class ImplicitRun(Training):
         white, log_r = self.contrast(flat, parts.z)
         kl = self.critic(beside(flat, white)) + log_r - parts.log_prior  # (K, B)
 
-        def estimate(values: Tensor) -> Estimate:
+        means = []
+        for values in (parts.log_likelihood - kl, parts.log_likelihood, kl):
             se = (values.var(0).mean() / values.numel()).sqrt() if draws > 1 else float("nan")
-            return Estimate(float(values.mean()), float(se))
-
-        return ImplicitEvaluation(
-            estimate(parts.log_likelihood - kl), estimate(parts.log_likelihood), estimate(kl)
-        )
+            means.append(Estimate(float(values.mean()), float(se)))
+        return ImplicitEvaluation(*means)
 
 
 @trainer(steps=5_000, lr=1e-3, schedule="cosine")
@@ -231,95 +194,88 @@ def fit_implicit(
             outside the data plate, or cannot be differentiated; a loss is no longer finite;
             `resume` is a run of another pair or of other data.
     """
-    if data is None:
-        model, guide, data = halves(model, guide)
     resume, steps, seed = options["resume"], options["steps"], options["seed"]
     settle = steps // 5 if settle is None else settle
-    where, valid = device_of(options["device"]), options["valid"]
-    args, held_out = arguments(model, data, valid, where)
+    where = device_of(options["device"])
+    model, guide, data, args, held_out = arguments(model, guide, data, options["valid"], where)
     if (rows := len(args[0])) < 2:
         raise ValueError(f"data: expected at least 2 rows, got {rows}.")
     drawn = batch_transform(data)
     batches = Batches(args, options["batch_size"] or min(BATCH, rows), seed)
+    pair = own_pair(where, model, guide, batches.example(), {})
+    some = drawn(batches.example(min(rows, 4_096)))
+    with pair.bind(pair.params, pair.buffers):
+        first = _parts(log_weights(pair.model, pair.guide, *some, nesting=pair.nesting))
+    flat = _flat(some)
+    contrast = Contrast(flat, first.z[0].detach())
+    if critic is None:  # on the standardised datum and the latent, which is standard already
+        still = torch.zeros_like(contrast.offset)
+        mean, sd = torch.cat([contrast.mean, still]), torch.cat([contrast.sd, still + 1])
+        critic = network_critic(mean, sd)
+    else:
+        critic = deepcopy(critic).to(where)
+    check_critic(critic, beside(flat, first.z[0].detach())[:2])
+    players = Players(critic=critic, contrast=contrast, pair=pair)
 
-    with forked(seed):
-        model, guide = own_copy_on(where, model, guide)
-        pair = Pair(model, guide, batches.example())
-        leaves = {k: v.requires_grad_() for k, v in pair.params.items()}
-        some = drawn(batches.example(min(rows, 4_096)))
-        with pair.bind(leaves, pair.buffers):
-            first = _parts(log_weights(pair.model, pair.guide, *some, nesting=pair.nesting))
-        flat = _flat(some)
-        contrast = Contrast(flat, first.z[0].detach())
-        critic = _critic(contrast) if critic is None else deepcopy(critic).to(where)
-        check_critic(critic, beside(flat, first.z[0].detach())[:2])
+    def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
+        batch = drawn(batch)
+        with players.bind("pair", params, buffers):
+            parts = _parts(log_weights(pair.model, pair.guide, *batch, nesting=pair.nesting))
+        t = players.function("critic", params, buffers)
+        x = _flat(batch)
+        white, log_r = players.function("contrast", params, buffers)(x, parts.z)
+        noise = torch.randn_like(white)
+        kl = t(beside(x, white)) + log_r - parts.log_prior
+        elbo = (parts.log_likelihood - kl).mean()
+        return {
+            "critic_loss": critic_loss(t, beside(x, white.detach()), beside(x, noise), "js"),
+            "contrast_loss": -log_r.mean(),
+            "pair_loss": -elbo,
+            "elbo": elbo,
+            "kl": kl.mean(),
+        }
 
-        def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
-            batch = drawn(batch)
-            with pair.bind(under("pair.", params), under("pair.", buffers)):
-                parts = _parts(log_weights(pair.model, pair.guide, *batch, nesting=pair.nesting))
-            t = as_function(critic, "critic.", params, buffers)
-            x = _flat(batch)
-            white, log_r = as_function(contrast, "contrast.", params, buffers)(x, parts.z)
-            noise = torch.randn_like(white)
-            kl = t(beside(x, white)) + log_r - parts.log_prior
-            elbo = (parts.log_likelihood - kl).mean()
-            return {
-                "critic_loss": critic_loss(t, beside(x, white.detach()), beside(x, noise), "js"),
-                "contrast_loss": -log_r.mean(),
-                "pair_loss": -elbo,
-                "elbo": elbo,
-                "kl": kl.mean(),
-            }
+    names = tuple(players.parts)
+    update = GameUpdate(
+        losses, names, names, Adam(options["lr"], tuple(betas)),
+        schedule_of(options["schedule"], steps), clip=options["clip"],
+    )  # fmt: skip
+    run = ImplicitRun(
+        critic=critic, contrast=contrast, pair_=pair, example=batches.example(), device=where,
+        seed=seed, variables=update.start(players.params, players.buffers),
+        settings=lasting(options) | {
+            "settle": settle, "betas": betas, "critic_steps": critic_steps,
+        },
+    )  # fmt: skip
+    run.go_on_from(resume, steps + settle)
+    run.settle_from = resume and resume.settle_from
 
-        modules = {"critic": critic, "contrast": contrast}
-        params, buffers = module_tensors(modules)
-        update = GameUpdate(
-            losses, PLAYERS, PLAYERS, Adam(options["lr"], tuple(betas)),
-            schedule_of(options["schedule"], steps), clip=options["clip"],
-        )  # fmt: skip
-        run = ImplicitRun(
-            critic=critic, contrast=contrast, _pair=pair, device=where, seed=seed,
-            settings=lasting(options) | {
-                "settle": settle, "betas": betas, "critic_steps": critic_steps,
-            },
-            variables=update.start(
-                {**params, **named("pair.", pair.params)},
-                {**buffers, **named("pair.", pair.buffers)},
-            ),
-        )  # fmt: skip
-        run.go_on_from(resume, steps + settle)
-        run.settle_from = resume and resume.settle_from
+    def validate() -> tuple[Tensor, dict[str, float]]:
+        v = run.variables
+        with torch.no_grad(), no_validation():
+            found = losses(v.params, {k: b.clone() for k, b in v.buffers.items()}, held_out)
+        return found["elbo"], {f"valid_{k}": float(found[k]) for k in ("elbo", "kl")}
 
-        def validate() -> tuple[Tensor, dict[str, float]]:
-            v = run.variables
-            with torch.no_grad(), no_validation():
-                found = losses(v.params, {k: b.clone() for k, b in v.buffers.items()}, held_out)
-            return found["elbo"], {f"valid_{k}": float(found[k]) for k in ("elbo", "kl")}
-
-        reported: dict[str, Any] = {"unit": "nats per datum", "advice": ADVICE}
-        if run.steps < steps:
-            run.settle_from = None
-            held = None if valid is None else validate
-            Loop(run, update.moves(critic_steps), batches, options, held, **reported).go()
-        if settle and (run.stopped is None or run.stopped.startswith("no better")):
-            if run.settle_from is None:  # the pair stays as it is kept; all else begins anew
-                run.settle_from = run.steps
-                for name, p in (run.best_params or {}).items():
-                    run.variables.params[name].copy_(p)
-                for slots in run.variables.optim.values():
-                    for slot in slots:
-                        slot.zero_()
-            begin, factor = run.settle_from, schedule_of(options["schedule"], settle)
-            alone = replace(
-                update, movers=PLAYERS[:-1],
-                schedule=factor and (lambda count: factor(count - begin)),
-            )  # fmt: skip
-            options |= {"steps": begin + settle, "patience": None}
-            Loop(run, alone.moves(1), batches, options, **reported).go()
-
-    pair.write_back(*run.pair_state())
-    load_modules(modules, run.variables.params, run.variables.buffers)
+    reported: dict[str, Any] = {"unit": "nats per datum", "advice": ADVICE}
+    if run.steps < steps:
+        run.settle_from = None
+        held = None if options["valid"] is None else validate
+        Loop(run, update.moves(critic_steps), batches, options, held, **reported).go()
+    if settle and (run.stopped is None or run.stopped.startswith("no better")):
+        if run.settle_from is None:  # the pair stays as it is kept; all else begins anew
+            run.settle_from = run.steps
+            for name, p in (run.best_params or {}).items():
+                run.variables.params[name].copy_(p)
+            for slot in [s for slots in run.variables.optim.values() for s in slots]:
+                slot.zero_()
+        begin, factor = run.settle_from, schedule_of(options["schedule"], settle)
+        alone = replace(
+            update, movers=names[:-1], schedule=factor and (lambda count: factor(count - begin))
+        )
+        options |= {"steps": begin + settle, "patience": None}
+        Loop(run, alone.moves(1), batches, options, **reported).go()
+    players.write_back(run.variables.params, run.variables.buffers)
+    run.write_back()
     return run
 
 
@@ -368,10 +324,3 @@ def _flat(args: Iterable[Any]) -> Tensor:
 def beside(x: Tensor, white: Tensor) -> Tensor:
     """The critic's input: (B, width) and (K, B, L) -> (K, B, width + L)."""
     return torch.cat([x.expand(*white.shape[:-1], -1), white], -1)
-
-
-def _critic(contrast: Contrast) -> Critic:
-    """A network on the standardised datum and the whitened latent, which is standard already."""
-    still = contrast.offset.new_zeros(contrast.latent_dim)
-    mean, sd = torch.cat([contrast.mean, still]), torch.cat([contrast.sd, still + 1])
-    return Critic(len(mean), quadratic="none", hidden=(128, 128, 128), mean=mean, sd=sd).to(mean)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..estimate import Estimate
-from ..training.game import AVERAGE
+from ..training.game import AVERAGE, named, under
 from ..training.state import Training
 from .divergences import LOG_2, divergence
 
@@ -73,7 +73,7 @@ class DensityRatio(Training):
 
     def kept(self) -> dict[str, Tensor]:
         """The running means of all weights, which are judged instead of these."""
-        return {k: b for k, b in self.variables.buffers.items() if k.startswith(AVERAGE)}
+        return named(AVERAGE, under(AVERAGE, self.variables.buffers))
 
     @torch.no_grad()
     def log_ratio(self, x: Tensor) -> Tensor:
@@ -137,9 +137,8 @@ class DensityRatio(Training):
         for i in d.argsort().chunk(bins):
             share = w[i] / w[i].sum()
             predicted, observed = share @ d[i], share @ y[i]
-            rows.append(
-                torch.stack([predicted, observed, ((share * (y[i] - observed)) ** 2).sum().sqrt()])
-            )
+            se = (share * (y[i] - observed)).square().sum().sqrt()
+            rows.append(torch.stack([predicted, observed, se]))
             error += float(w[i].sum() * (observed - predicted).abs())
         predicted, observed, se = torch.stack(rows, 1)
         return Reliability(predicted, observed, se, error)
@@ -152,22 +151,14 @@ class DensityRatio(Training):
         both = torch.cat([log_p, log_q])
         low, high = (float(v) for v in both.quantile(both.new_tensor([0.002, 0.998])))
         for name, values in (("P", log_p), ("Q", log_q)):
-            left.hist(
-                values.clamp(low, high),
-                bins=60,
-                range=(low, high),
-                density=True,
-                alpha=0.6,
-                label=name,
-            )
+            shown = values.clamp(low, high)
+            left.hist(shown, 60, (low, high), density=True, alpha=0.6, label=name)
         left.set(xlabel="log p/q (nats)", ylabel="density of held-out points")
         left.set_title(f"Jensen-Shannon divergence {self.js_divergence}")
         left.legend()
-        reliability = self.calibration()
+        bins = self.calibration()
         right.plot([0, 1], [0, 1], color="grey", lw=1)
-        right.errorbar(
-            reliability.predicted, reliability.observed, 2 * reliability.se, fmt="o", ms=4
-        )
+        right.errorbar(bins.predicted, bins.observed, 2 * bins.se, fmt="o", ms=4)
         right.set(xlabel="critic's probability of P", ylabel="share of P (2 s.e.)")
-        right.set_title(f"calibration error {reliability.error:.3f}")
+        right.set_title(f"calibration error {bins.error:.3f}")
         return figure

@@ -109,32 +109,34 @@ def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | Non
     return chunk if chunk < rows else None
 
 
-def halves(pair: Any, data: Any) -> tuple[Callable, Callable, Any]:
-    """Model, guide and data of `fit(pair, data)`."""
-    model, guide, rest, _ = gate.halves(pair, (data,), "fit")
-    if data is None or not rest:
-        raise TypeError("fit: no data was given: fit(pair, data) or fit(model, guide, data).")
-    return model, guide, rest[0]
-
-
 def arguments(
-    model: Callable, data: Any, valid: Any, device: torch.device
-) -> tuple[tuple, tuple | None]:
-    """The pair's arguments on a device, and the held-out ones."""
+    model: Callable, guide: Any, data: Any, valid: Any, device: torch.device
+) -> tuple[Callable, Callable, Any, tuple, tuple | None]:
+    """Model, guide and data of `fit(pair, data)` or `fit(model, guide, data)`, and the arguments.
+
+    Returns:
+        The three, the pair's arguments on a device, and the held-out ones if any.
+
+    Raises:
+        TypeError: there is no data, or it is not what the model takes.
+    """
+    if data is None:
+        data = guide
+        model, guide, rest, _ = gate.halves(model, (guide,), "fit")
+        if data is None or not rest:
+            raise TypeError("fit: no data was given: fit(pair, data) or fit(model, guide, data).")
     if valid is not None:
         valid = checked_arguments(model, valid, "valid")
     if hasattr(data, "train"):
-        args: tuple = (data.train,)
-        held: tuple | None = (data.valid,) if len(data.valid) else None
-        if takes("y", model):
-            if data.train_labels is None:
-                raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
-            args += (data.train_labels,)
-            held = held and (*held, data.valid_labels)
-        held = held if valid is None else valid
+        labels = takes("y", model)
+        if labels and data.train_labels is None:
+            raise ValueError(f"data: the model needs labels y, and {data.name!r} has none.")
+        args: tuple = (data.train, data.train_labels)[: 1 + labels]
+        if valid is None and len(data.valid):
+            valid = (data.valid, data.valid_labels)[: 1 + labels]
     else:
-        args, held = checked_arguments(model, data), valid
-    return moved(args, device), held and moved(held, device)
+        args = checked_arguments(model, data)
+    return model, guide, data, moved(args, device), valid and moved(valid, device)
 
 
 def batch_transform(data: Any) -> Callable[[tuple], tuple]:

@@ -26,7 +26,7 @@ from .state import History, Training, refuse_others
 from .update import Variables
 
 FORMAT = 2
-TENSORS = ("best_params", "batches", "random_state", "optimiser_state", "unlogged")
+TENSORS = ("best_params", "batches", "random_state", "optimiser_state")
 APART = ("device", "settings", "variables", "history", "losses")  # by lines of their own
 PLAIN = [f.name for f in dataclasses.fields(Training) if f.name not in (*TENSORS, *APART)]
 
@@ -165,7 +165,7 @@ def load(folder: str | Path, start: Callable[[], Run]) -> Run:
 
     Args:
         folder: written by `save`.
-        start: makes an unfitted run of the same pair (`inference.training.start.new_run`).
+        start: makes an unfitted run of the same pair (`inference.training.run.new_run`).
 
     Raises:
         FileNotFoundError: a file of the run is missing.
@@ -197,4 +197,5 @@ def load(folder: str | Path, start: Callable[[], Run]) -> Run:
     run.unit = meta["unit"]
     run.history = History.from_csv((folder / "history.csv").read_text())
     run.losses = [float(x) for x in (folder / "losses.csv").read_text().split()[1:]]
-    return run.finish()
+    run.write_back()
+    return run

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..elbo import Estimator, Trace, estimator_of
+from ..elbo import Estimator, Trace, estimator_of, kl_by_site
 from ..optim import Adam, Optimiser
+from ..pairs.arguments import rows_of, take_rows
 from ..pairs.inspection import refuse_errors
 from ..pairs.options import device_of, optimiser_of
-from ..randomness import forked
-from .batches import Batches, arguments, batch_transform, chunk_rows, halves
-from .foreign import ForeignStep
+from ..randomness import DrawnAnew, forked
+from ..weights import no_validation
+from .batches import Batches, arguments, batch_transform, chunk_rows
 from .loop import Loop
 from .options import LoopOptions, TrainingOptions, lasting, trainer
-from .run import Run
-from .start import new_run, refuse_infinite, without_run
-from .update import Update, Variables, matmul_precision, schedule_of
-from .validation import held_out_values
+from .run import Run, new_run, refuse_infinite, without_run
+from .steps import ForeignStep
+from .update import Update, Variables, at_step, even_parts, matmul_precision, schedule_of
 
 BATCH = 128  # for data sets, when no batch size is given
 ADVICE = (
@@ -74,58 +76,64 @@ def fit(
             another pair, or of other data or with another optimiser.
     """
     pair = model if data is None else getattr(model, "__self__", None)
-    if data is None:
-        model, guide, data = halves(model, guide)
-    resume, seed = options["resume"], options["seed"]
+    where = device_of(options["device"])
+    model, guide, data, args, held_out = arguments(model, guide, data, options["valid"], where)
     estimator = estimator_of(elbo, Trace)
     optimiser = chosen_optimiser(optimiser, options)
-    where = device_of(options["device"])
     transform = batch_transform(data)
-    args, held_out = arguments(model, data, options["valid"], where)
     if callable(validate := getattr(pair, "validate", None)):  # a zoo pair knows its range of data
         with forked():
             validate(*transform(args))  # as a step will see them
     if hasattr(data, "train") and options["batch_size"] is None:
         options["batch_size"] = min(BATCH, len(args[0]))
-    batches = Batches(args, options["batch_size"], seed)
+    batches = Batches(args, options["batch_size"], options["seed"])
     rows = chunk_rows(batches, estimator.particles, chunk)
     first = batches.example(rows)
-    with forked(seed):
-        if check and resume is None:
-            refuse_errors(
-                without_run(model), without_run(guide), batches.example(), size=batches.size,
-                elbo=estimator, device=where,
-            )  # fmt: skip
-        run = new_run(model, guide, first, batches.size, estimator, where, seed)
-        run.settings = lasting(options) | {
-            "elbo": estimator, "optimiser": optimiser, "chunk": chunk, "autocast": autocast,
-            "tf32": tf32,
-        }  # fmt: skip
-        ours = isinstance(optimiser, Optimiser)
-        update = Update(
-            run.pair_, estimator, optimiser if ours else Adam(options["lr"]), run.divide,
-            options["clip"], transform, run.kwargs, autocast,
-            schedule=schedule_of(options["schedule"], options["steps"]), chunk=rows,
+    if check:
+        refuse(model, guide, batches.example(), batches.size, estimator, options)
+    run = new_run(model, guide, first, batches.size, estimator, where, options["seed"])
+    run.settings = lasting(options) | {
+        "elbo": estimator, "optimiser": optimiser, "chunk": chunk, "autocast": autocast,
+        "tf32": tf32,
+    }  # fmt: skip
+    ours, resume = isinstance(optimiser, Optimiser), options["resume"]
+    update = Update(
+        run.pair_, estimator, optimiser if ours else Adam(options["lr"]), run.divide,
+        options["clip"], transform, run.kwargs, autocast,
+        schedule=schedule_of(options["schedule"], options["steps"]), chunk=rows,
+    )  # fmt: skip
+    run.variables = Variables.start(run.pair_, update.optimiser)
+    if resume is not None and ours != (resume.optimiser_state is None):
+        raise ValueError(
+            f"resume: {optimiser!r} cannot go on from the state of the run's optimiser. "
+            "Leave optimiser= out, or begin anew: fit(run.model, run.guide, data)."
+        )
+    run.go_on_from(resume, options["steps"])
+    foreign = None
+    if not ours:
+        foreign = ForeignStep(update, run.variables, optimiser, run.optimiser_state)
+        run.eager_because = f"{optimiser!r} is not an optimiser of inference.optim"
+    refuse_infinite(run, first)
+    held = held_out and partial(held_out_values, run, run.variables, held_out, batches)
+    loop = Loop(run, [update], batches, options, held, foreign, run.unit, ADVICE)
+    if foreign is not None and options["compile"] is not False:
+        loop.bar.note(f"eager steps: {run.eager_because}")
+    with matmul_precision(tf32):
+        loop.go()
+    run.write_back()
+    return run
+
+
+def refuse(
+    model: Callable, guide: Callable, example: tuple, size: int | None, elbo: Estimator,
+    options: TrainingOptions,
+) -> None:  # fmt: skip
+    """Raise ValueError where `inference.check` finds errors, unless a run goes on."""
+    if options["resume"] is None:
+        refuse_errors(
+            without_run(model), without_run(guide), example, size=size, elbo=elbo,
+            device=device_of(options["device"]),
         )  # fmt: skip
-        run.variables = Variables.start(run.pair_, update.optimiser)
-        if resume is not None and ours != (resume.optimiser_state is None):
-            raise ValueError(
-                f"resume: {optimiser!r} cannot go on from the state of the run's optimiser. "
-                "Leave optimiser= out, or begin anew: fit(run.model, run.guide, data)."
-            )
-        run.go_on_from(resume, options["steps"])
-        foreign = None
-        if not ours:
-            foreign = ForeignStep(update, run.variables, optimiser, run.optimiser_state)
-            run.eager_because = f"{optimiser!r} is not an optimiser of inference.optim"
-        refuse_infinite(run, first)
-        held = held_out and partial(held_out_values, run, run.variables, held_out, batches)
-        loop = Loop(run, [update], batches, options, held, foreign, run.unit, ADVICE)
-        if foreign is not None and options["compile"] is not False:
-            loop.bar.note(f"eager steps: {run.eager_because}")
-        with matmul_precision(tf32):
-            loop.go()
-    return run.finish()
 
 
 def chosen_optimiser(optimiser: Any, options: LoopOptions) -> Any:
@@ -140,3 +148,58 @@ def chosen_optimiser(optimiser: Any, options: LoopOptions) -> Any:
             chosen = replace(chosen, lr=options["lr"])
         options["lr"] = chosen.lr
     return chosen
+
+
+def held_out_values(
+    run: Run,
+    variables: Variables,
+    args: tuple,
+    batches: Batches,
+    vary: tuple[int | None, ...] | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The estimator's bound on held-out rows, and beside it the ELBO and its divergences.
+
+    Buffers stay as they are. An annealed estimator is taken at the end of its schedule, so that
+    values of different steps compare.
+
+    Args:
+        run: the fit; what its plates are told.
+        variables: at which values: of one fit, or of R with `vary`.
+        args: held-out arguments.
+        batches: most rows at once are those of a batch; parts are of one size, but for one row.
+        vary: which arguments have a leading axis of fits; None is one single fit.
+
+    Returns:
+        The score, () or (R,), and columns for the history: `valid_elbo`, `valid_bound` where it is
+        another, and `kl_SITE`; means over fits, of which those with NaN are left out.
+    """
+    pair, estimator = run.pair_, run.estimator
+    fitwise = vary is not None
+    rows = rows_of(args) or 1
+    kwargs = dict.fromkeys(run.kwargs, rows)
+
+    def values(params: dict, buffers: dict, part: tuple) -> dict[str, Tensor]:
+        with pair.bind(params, buffers):
+            weights = estimator.draw(pair.model, pair.guide, *part, nesting=pair.nesting, **kwargs)
+        found = {"bound": estimator.bound(weights), "elbo": weights.elbo().mean()}
+        found |= {f"kl_{n}": torch.as_tensor(kl) for n, kl in kl_by_site(weights).items()}
+        return {k: v / (weights.scale or 1.0) for k, v in found.items()}
+
+    if fitwise:
+        values = torch.vmap(values, in_dims=(0, 0, vary), randomness="different")
+    whole = run.divide == 1.0 or (fitwise and any(v == 0 for v in vary or ()))
+    parts = [slice(0, rows)] if whole else even_parts(rows, batches.batch_size or rows)
+    annealed = torch.tensor(1e9, device=variables.count.device)  # a schedule's value at its end
+    sums: dict[str, Tensor] = {}
+    anew = DrawnAnew() if fitwise else nullcontext()
+    with torch.no_grad(), no_validation(), at_step(estimator, annealed), anew:
+        for part in parts:
+            buffers = {k: b.clone() for k, b in variables.buffers.items()}
+            batch = args if whole else take_rows(args, part, rows)
+            for name, value in values(variables.params, buffers, batch).items():
+                sums[name] = sums.get(name, 0.0) + value.double()
+    per = 1.0 if run.divide == 1.0 else float(rows)
+    means = {k: float((v / per).nanmean()) for k, v in sums.items()}
+    bound, elbo = means.pop("bound"), means.pop("elbo")
+    row = {"valid_elbo": elbo, **({"valid_bound": bound} if bound != elbo else {}), **means}
+    return sums["bound"] / per, row

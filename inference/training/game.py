@@ -8,18 +8,22 @@ function of (variables, learning rate, batch) like `Update`, and is compiled ali
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..optim import Optimiser
+from ..pairs.pair import Pair
 from ..weights import no_validation
+from .run import FittedPair
 from .update import Variables, clipped, descend
 
 Tensors = Mapping[str, Tensor]
-AVERAGE = "average."  # prefix of the running mean of a player's parameters, among the buffers
+AVERAGE = "average"  # prefix of the running mean of a player's parameters, among the buffers
 
 
 @dataclass
@@ -32,7 +36,8 @@ class GameUpdate:
         players: all of them; `movers`: those whose parameters this update changes.
         optimiser: a pure one (`inference.optim`); each player has its own state.
         schedule: count of steps -> factor of the learning rate, both tensors.
-        decay: of the running mean of parameters in buffers called "average.NAME".
+        decay: of the running mean of the last player's parameters, which `start` adds to the
+            buffers as "average.NAME"; 0 keeps none.
         clip: the norm of each player's gradient is cut to this; None leaves it.
         counts: whether a step ends with this update.
         columns: what a call returns, known once it was called; the last player's loss is `shown`.
@@ -43,7 +48,7 @@ class GameUpdate:
     movers: Sequence[str]
     optimiser: Optimiser
     schedule: Callable[[Tensor], Tensor] | None = None
-    decay: float = 0.999
+    decay: float = 0.0
     clip: float | None = None
     counts: bool = True
     autocast: bool = False
@@ -63,15 +68,15 @@ class GameUpdate:
 
     def start(self, params: Tensors, buffers: Tensors) -> Variables:
         """Copies of these tensors, and an optimiser state with one count for each player."""
-        params = {k: v.detach().clone() for k, v in params.items()}
-        optim = self.optimiser.init(list(params.values()))
-        optim["count"] = [torch.zeros_like(optim["count"][0]) for _ in self.players]
-        return Variables(
-            params,
-            {k: v.detach().clone() for k, v in buffers.items()},
-            optim,
-            torch.zeros_like(optim["count"][0]),
+        last = {k: p for k, p in params.items() if k.startswith(f"{self.players[-1]}.")}
+        buffers = {**buffers, **(named(AVERAGE, last) if self.decay else {})}
+        params, buffers = (
+            {k: v.detach().clone() for k, v in tensors.items()} for tensors in (params, buffers)
         )
+        optim = self.optimiser.init(list(params.values()))
+        (count,) = optim["count"]
+        optim["count"] = [count.clone() for _ in self.players]
+        return Variables(params, buffers, optim, count)
 
     def __call__(self, variables: Variables, lr: Tensor, batch: tuple) -> Tensor:
         """Change `variables` in place; returns what `losses` gave, in its order: (columns,)."""
@@ -82,14 +87,10 @@ class GameUpdate:
             leaves = {k: v.detach().requires_grad_() for k, v in variables.params.items()}
             values = self.losses(leaves, variables.buffers, batch)
             grads = {
-                player: torch.autograd.grad(
-                    values[f"{player}_loss"],
-                    [leaves[names[i]] for i in index],
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-                for player, index in own.items()
-            }
+                p: torch.autograd.grad(values[f"{p}_loss"], [leaves[names[i]] for i in index],
+                                       retain_graph=True, materialize_grads=True)
+                for p, index in own.items()
+            }  # fmt: skip
         self.columns[:] = values
         with torch.no_grad():
             if self.schedule is not None:
@@ -106,37 +107,84 @@ class GameUpdate:
                 descend(self.optimiser, params, gradient, state, lr)
             if self.counts:
                 variables.count.add_(1)
-                for name, mean in variables.buffers.items():
-                    if name.startswith(AVERAGE):
-                        # a plain mean at first, so that the start is forgotten
-                        rate = (1 / variables.count).clamp(min=1 - self.decay).to(mean.dtype)
-                        mean.add_(rate * (variables.params[name.removeprefix(AVERAGE)] - mean))
+                for name, mean in under(AVERAGE, variables.buffers).items():
+                    # a plain mean at first, so that the start is forgotten
+                    rate = (1 / variables.count).clamp(min=1 - self.decay).to(mean.dtype)
+                    mean.add_(rate * (variables.params[name] - mean))
         return torch.stack([v.detach() for v in values.values()])
 
 
-def module_tensors(modules: Mapping[str, nn.Module]) -> tuple[Tensors, Tensors]:
-    """Parameters and buffers of several modules, each under its name and a dot."""
-    params = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters()}
-    return params, {f"{n}.{k}": b for n, m in modules.items() for k, b in m.named_buffers()}
+@dataclass(kw_only=True, repr=False)
+class PlayedPair(FittedPair):
+    """A pair that was trained as one of several players.
+
+    Attributes:
+        critic: the trained critic.
+        is_bound: False. What a critic estimates says nothing sure of log p(x).
+    """
+
+    player: ClassVar[str]  # the pair's name
+    critic: nn.Module
+    is_bound: bool = False
+
+    def kept(self) -> dict[str, Tensor]:
+        """All parameters, and the running means of the last player's, if any."""
+        means = named(AVERAGE, under(AVERAGE, self.variables.buffers))
+        return {**self.variables.params, **means}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The pair's parameters that are kept: their running means, if any."""
+        return self.own(self.final)
+
+    def own(self, tensors: Tensors) -> dict[str, Tensor]:
+        """The pair's parameters among these: their running means, if any."""
+        return under(f"{AVERAGE}.{self.player}", tensors) or under(self.player, tensors)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The pair's buffers."""
+        return under(self.player, self.variables.buffers)
 
 
-def load_modules(modules: Mapping[str, nn.Module], params: Tensors, buffers: Tensors) -> None:
-    """Write tensors named as `module_tensors` names them back into the modules."""
-    for n, module in modules.items():
-        module.load_state_dict({**under(f"{n}.", params), **under(f"{n}.", buffers)})
+class Players:
+    """Modules and pairs, each under a name, with all their tensors together.
+
+    Attributes:
+        params, buffers: the tensors, each called "PLAYER.ITS NAME".
+    """
+
+    def __init__(self, **parts: nn.Module | Pair):
+        self.parts = parts
+        self.params: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        for name, part in parts.items():
+            of_pair = isinstance(part, Pair)
+            self.params |= named(name, part.params if of_pair else dict(part.named_parameters()))
+            self.buffers |= named(name, part.buffers if of_pair else dict(part.named_buffers()))
+
+    def function(self, name: str, params: Tensors, buffers: Tensors) -> Callable:
+        """A module as a function, its tensors taken from these."""
+        tensors = {**under(name, params), **under(name, buffers)}
+        return lambda *args: functional_call(self.parts[name], tensors, args)
+
+    def bind(self, name: str, params: Tensors, buffers: Tensors) -> AbstractContextManager:
+        """A context in which a pair has its parameters and buffers from these."""
+        return self.parts[name].bind(under(name, params), under(name, buffers))
+
+    def write_back(self, params: Tensors, buffers: Tensors) -> None:
+        """Copy values into the modules; a pair is written back by its run."""
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                part.load_state_dict({**under(name, params), **under(name, buffers)})
 
 
-def as_function(module: nn.Module, prefix: str, params: Tensors, buffers: Tensors) -> Callable:
-    """The module as a function, its tensors taken from those whose names begin with `prefix`."""
-    tensors = {**under(prefix, params), **under(prefix, buffers)}
-    return lambda *args: functional_call(module, tensors, args)
-
-
-def named(prefix: str, tensors: Tensors) -> Tensors:
-    """The same tensors with `prefix` before each name."""
-    return {prefix + k: v for k, v in tensors.items()}
+def named(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The same tensors with `prefix` and a dot before each name."""
+    return {f"{prefix}.{k}": v for k, v in tensors.items()}
 
 
 def under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
-    """Those tensors whose names begin with `prefix`, without it."""
+    """Those tensors whose names begin with `prefix` and a dot, without it."""
+    prefix += "."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -21,33 +21,12 @@ from .batches import Batches
 from .options import LoopOptions, complete
 from .progress import Progress
 from .state import Training, random_state, set_random_state
-from .steps import CompiledStep, EagerStep
-from .update import row
+from .steps import CompiledStep, EagerStep, ForeignStep, Round, Step
 
 WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
 LOOP = 64  # updates in one call, at most, where the step is replayed
 TIMED = 5  # eager steps that are timed to decide
 ROOM = 2**20  # numbers in the batches of one call
-
-
-class Round:
-    """Several moves, each an update on a batch of its own, as one step; the last one's values."""
-
-    repeats = 1
-
-    def __init__(self, moves: Sequence[Any]):
-        self.moves = moves
-        self.compiled = all(m.compiled for m in moves)
-        different = {id(m): m for m in moves}.values()
-        self.seconds = sum(getattr(m, "seconds", 0.0) for m in different)
-        self.nodes = sum(getattr(m, "nodes", 0) for m in different)
-        self.not_replayed = next(filter(None, (getattr(m, "not_replayed", 0) for m in moves)), None)
-
-    def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
-        """Make all moves; what the last one returns."""
-        for i, move in enumerate(self.moves):
-            values = move(batch if shared else row(batch, i))
-        return values
 
 
 @dataclass
@@ -75,14 +54,13 @@ class Loop:
     batches: Batches
     options: LoopOptions
     validate: Callable[[], tuple[Tensor, dict[str, float]]] | None = None
-    foreign: Any = None
+    foreign: ForeignStep | None = None
     unit: str = "nats"
     advice: str = "Lower lr, or set clip=..."
     steps: int = field(init=False)
     valid_every: int | None = field(init=False)
     rate: Tensor = field(init=False)
     bar: Progress = field(init=False)
-    _compiled_steps: Sequence[CompiledStep] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         options = self.options = complete(self.options)
@@ -104,22 +82,15 @@ class Loop:
             self.batches.restore(run.batches)
         if run.random_state is not None:
             set_random_state(run.random_state, run.device)
-        first = done = run.steps
+        first = done = logged = run.steps
+        due, every = self._next_look(done), max(1, min(100, steps // 50))
         ahead = max(1, len(self.moves))
-        eager = self._eager()
-        step, repeats = eager, 1
+        eager = step = self._eager()
+        repeats = 1
         chosen = self.foreign is not None or options["compile"] is False
         begin = warm = time.perf_counter()
         spent, compiled_before, run.stopped = run.seconds, run.compile_seconds, None
-        every = max(1, min(100, steps // 50))
-        logged = done
-        pending: list[tuple[int, Tensor]] = []
-        if run.unlogged is not None:
-            pending.append((len(run.unlogged), run.unlogged.to(run.device)))
-            logged = done - len(run.unlogged)
-            run.unlog(len(run.unlogged))
-            run.unlogged = None
-        due = self._next_look(done)
+        pending: list[Tensor] = []
 
         def pause() -> None:
             """Write down what a resume needs."""
@@ -129,14 +100,11 @@ class Loop:
                 run.optimiser_state = self.foreign.state()
             run.seconds = spent + time.perf_counter() - begin
             run.compiled = step.compiled
-            run.compile_seconds = compiled_before + getattr(step, "seconds", 0.0)
+            run.compile_seconds = compiled_before + step.seconds
 
         with self.bar, interrupts() as pressed:
             try:
-                while done < steps:
-                    if pressed:
-                        run.stopped = "interrupted"
-                        break
+                while done < steps and not pressed:
                     if done == first + 1:  # the first step pays for what is loaded and allocated
                         warm = time.perf_counter()
                     if not chosen and (options["compile"] is True or done == first + 1 + TIMED):
@@ -146,26 +114,24 @@ class Loop:
                     if (n := min(repeats, due - done)) != step.repeats:
                         step.repeats = n
                     batch, shared = self.batches.next(n * ahead)
-                    pending.append((n, step(batch, shared)))
+                    pending.append(step(batch, shared).reshape(n, -1))
                     done += n
                     if done < due and done // every == logged // every:
                         continue
-                    means = self._logged(done, pending)
-                    means["seconds"] = spent + time.perf_counter() - begin
+                    row = self._row(done, pending, spent + time.perf_counter() - begin)
                     look = done == due and self.valid_every is not None
                     if look:
-                        means |= self._validate(done)
+                        row |= self._validate(done)
                     if done == due:
                         due = self._next_look(done)
-                    run.history.add(means)
+                    run.history.add(row)
                     logged = done
                     pause()
-                    self.bar.update(done, means[self._shown], means.get("valid_elbo"))
+                    self.bar.update(done, row[self._shown], row.get("valid_elbo"))
                     if options["callbacks"]:
                         with forked():
                             asked = [c(run) for c in options["callbacks"]]  # every one is called
-                        for compiled in self._compiled_steps:
-                            compiled.refresh()
+                        step.refresh()
                         if any(asked):
                             run.stopped = "a callback asked for it"
                             break
@@ -175,10 +141,11 @@ class Loop:
             except KeyboardInterrupt:
                 if pressed:  # the second: whoever presses twice wants out
                     raise
-                run.stopped = "interrupted"
+                pressed.append(1)
+        if pressed and run.stopped is None:
+            run.stopped = "interrupted" if done < steps else None
         if pending:
-            run.unlogged = _values(pending).cpu()
-            run.log(run.unlogged, self.moves[-1].columns, self.moves[-1].shown)
+            run.history.add(self._row(done, pending, spent + time.perf_counter() - begin))
         pause()
 
     def _next_look(self, done: int) -> int:
@@ -191,9 +158,9 @@ class Loop:
     def _shown(self) -> str:
         return self.moves[-1].columns[self.moves[-1].shown]
 
-    def _logged(self, done: int, pending: list[tuple[int, Tensor]]) -> dict[str, float]:
-        """A row of means since the last one; `pending` is emptied."""
-        values = _values(pending)
+    def _row(self, done: int, pending: list[Tensor], seconds: float) -> dict[str, float]:
+        """A row of the history: means since the last one; `pending` is emptied."""
+        values = torch.cat(pending)  # (n, columns), or (n, fits)
         pending.clear()
         means = self.run.log(values, self.moves[-1].columns, self.moves[-1].shown)
         lost = [c for c, v in means.items() if not math.isfinite(v)]
@@ -201,7 +168,7 @@ class Loop:
             raise ValueError(
                 f"{lost[0].replace('_', ' ')}: no longer finite before step {done}. {self.advice}"
             )
-        return {"step": float(done), **means}
+        return {"step": float(done), **means, "seconds": seconds}
 
     def _validate(self, done: int) -> dict[str, float]:
         """Look at held-out data; nothing is changed, not even the random state."""
@@ -217,14 +184,18 @@ class Loop:
         self.run.keep_best(score.double())
         return columns
 
-    def _eager(self) -> Any:
+    def _eager(self) -> Step:
         if self.foreign is not None:
             return self.foreign
         variables = self.run.variables
-        steps = {id(u): EagerStep(u, variables, self.rate) for u in self.moves}
-        return _together([steps[id(u)] for u in self.moves])
+        return self._together({id(u): EagerStep(u, variables, self.rate) for u in self.moves})
 
-    def _choose(self, each: float, eager: Any) -> tuple[Any, int]:
+    def _together(self, steps: dict[int, Step]) -> Step:
+        """One step of all moves; one that comes again is made by the same step."""
+        moves = [steps[id(u)] for u in self.moves]
+        return moves[0] if len(moves) == 1 else Round(moves)
+
+    def _choose(self, each: float, eager: Step) -> tuple[Step, int]:
         """The step to use, given an eager one's seconds: the one rule for compiling."""
         run, left = self.run, self.steps - self.run.steps
         if self.options["compile"] == "auto" and each * left < WORTH_COMPILING:
@@ -241,20 +212,21 @@ class Loop:
         self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations){why}")
         return step, step.repeats
 
-    def _compiled(self, left: int) -> Any:
+    def _compiled(self, left: int) -> Step:
         """The compiled step of as many updates as suit the pair, tried and proved."""
         variables, n = self.run.variables, self._updates(left)
-        steps = {id(u): CompiledStep(u, variables, self.rate, n) for u in self.moves}
-        self._compiled_steps = list(steps.values())
+        steps: dict[int, Step] = {
+            id(u): CompiledStep(u, variables, self.rate, n) for u in self.moves
+        }
         order = self.batches.state()
         batch, shared = self.batches.next(n * len(self.moves))
         self.batches.restore(order)
         kept = variables.clone()
         with forked():
-            _together([steps[id(u)] for u in self.moves])(batch, shared)
+            self._together(steps)(batch, shared)
         with torch.no_grad():
             variables.assign(kept)
-        return _together([steps[id(u)] for u in self.moves])
+        return self._together(steps)
 
     def _updates(self, left: int) -> int:
         """Return the number of updates in a call of the compiled step, where they are replayed."""
@@ -267,15 +239,6 @@ class Loop:
             size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
             most = max(1, min(most, ROOM // size))
         return most
-
-
-def _together(steps: list[Any]) -> Any:
-    return steps[0] if len(steps) == 1 else Round(steps)
-
-
-def _values(pending: list[tuple[int, Tensor]]) -> Tensor:
-    """Stack the values of pending updates: (n, columns), or (n, fits)."""
-    return torch.cat([values.reshape(n, -1) for n, values in pending])
 
 
 @contextmanager

@@ -14,18 +14,14 @@ from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace, estimator_of
 from ..optim import Optimiser
-from ..pairs.inspection import refuse_errors
 from ..pairs.options import device_of
-from ..randomness import forked
-from .batches import Batches, arguments, halves
-from .fitting import ADVICE, chosen_optimiser
+from .batches import Batches, arguments
+from .fitting import ADVICE, chosen_optimiser, held_out_values, refuse
 from .loop import Loop
 from .options import TrainingOptions, lasting, trainer
-from .run import Run
-from .start import new_run, without_run
+from .run import Run, new_run
 from .state import History, Training
 from .update import Update, Variables, schedule_of
-from .validation import held_out_values
 
 
 @dataclass(kw_only=True, repr=False)
@@ -38,14 +34,12 @@ class Runs(Training):
         first: the run that all share: pair, estimator, unit.
         data: the arguments; `vary` says which have a leading axis of R.
         losses: (R,) for each log interval, the mean losses in it.
-        logged_steps: the steps at which these intervals end.
         best: (R,), the best held-out values.
     """
 
     first: Run
     data: tuple
     vary: tuple[int | None, ...]
-    logged_steps: list[int] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(next(iter(self.variables.params.values())))
@@ -67,14 +61,7 @@ class Runs(Training):
         """Mean losses of an interval (n, R): one row of `losses`, and the median over fits."""
         means = values.double().mean(0)
         self.losses.append(means.cpu().numpy())
-        before = self.logged_steps[-1] if self.logged_steps else 0
-        self.logged_steps.append(before + len(values))
         return {"loss": float(means.nanmedian())}
-
-    def unlog(self, n: int) -> None:
-        """Take the losses of the last interval back."""
-        self.losses.pop()
-        self.logged_steps.pop()
 
     def __repr__(self) -> str:
         kind = "compiled" if self.compiled else "eager"
@@ -99,7 +86,9 @@ class Runs(Training):
         return dataclasses.replace(
             self.first,
             variables=v.like([t[i].clone() if t.dim() else t for t in v.flat()]),  # but counts
-            history=History([{"step": s, "loss": x} for s, x in zip(self.logged_steps, losses)]),
+            history=History(
+                [{"step": row["step"], "loss": x} for row, x in zip(self.history.rows, losses)]
+            ),
             losses=losses,
             example=self.arguments(i),
             best_params=kept,
@@ -148,18 +137,14 @@ def fit_many(
         ValueError: R < 1, stacked arguments of different lengths, or a pair that `vmap` cannot
             batch (data-dependent Python).
     """
-    if data is None:
-        model, guide, data = halves(model, guide)
-    resume, seed = options["resume"], options["seed"]
+    where = device_of(options["device"])
+    model, guide, data, args, held_out = arguments(model, guide, data, options["valid"], where)
     estimator = estimator_of(elbo, Trace)
     optimiser = chosen_optimiser(optimiser, options)
     if not isinstance(optimiser, Optimiser):
         raise TypeError("optimiser: many fits at once need one of inference.optim.")
-    where = device_of(options["device"])
-    args, held_out = arguments(model, data, options["valid"], where)
     vary: tuple[int | None, ...] = tuple(0 if i in stacked else None for i in range(len(args)))
-    lengths = {len(a) for a, v in zip(args, vary) if v == 0}
-    lengths |= {fits} if fits else set()
+    lengths = {len(a) for a, v in zip(args, vary) if v == 0} | ({fits} if fits else set())
     if len(lengths) != 1 or min(lengths) < 1:
         raise ValueError(
             f"fits: expected one number of fits >= 1, from fits=R or the stacked arguments; got "
@@ -168,39 +153,33 @@ def fit_many(
     r = lengths.pop()
     if stacked and options["batch_size"] is not None:
         raise ValueError("batch_size: every fit takes all of its own data when data is stacked.")
-    batches = Batches(args, options["batch_size"], seed)
+    batches = Batches(args, options["batch_size"], options["seed"])
     example = tuple(a[0] if v == 0 else a for a, v in zip(batches.example(), vary))
-    with forked(seed):
-        size = None if options["batch_size"] is None else batches.size
-        if check and resume is None:
-            found = without_run(model), without_run(guide)
-            refuse_errors(*found, example, size=size, elbo=estimator, device=where)
-        run = new_run(model, guide, example, size, estimator, where, seed)
-        update = Update(
-            run.pair_, estimator, optimiser, run.divide, options["clip"], kwargs=run.kwargs,
-            vary=vary, schedule=schedule_of(options["schedule"], options["steps"]),
-        )  # fmt: skip
-        run.settings = lasting(options) | {
-            "elbo": estimator, "optimiser": optimiser, "jitter": jitter, "fits": r,
-            "stacked": stacked,
-        }  # fmt: skip
-        run.variables = alone = Variables.start(run.pair_, optimiser)
-        params, buffers = (
-            {k: t.expand(r, *t.shape).clone() for k, t in tensors.items()}
-            for tensors in (alone.params, alone.buffers)
-        )
-        for p in params.values():
-            p.add_(jitter * torch.randn_like(p))
-        variables = Variables(
-            params, buffers, optimiser.init(list(params.values())), alone.count.clone()
-        )
-        runs = Runs(
-            first=run, variables=variables, data=args, vary=vary, device=where, seed=seed,
-            settings=run.settings,
-        )  # fmt: skip
-        runs.go_on_from(resume, options["steps"])
-        runs.logged_steps = [] if resume is None else list(resume.logged_steps)
-        held = held_out and partial(held_out_values, run, variables, held_out, batches, vary)
-        Loop(runs, [update], batches, options, held, unit=run.unit, advice=ADVICE).go()
+    size = None if options["batch_size"] is None else batches.size
+    if check:
+        refuse(model, guide, example, size, estimator, options)
+    run = new_run(model, guide, example, size, estimator, where, options["seed"])
+    update = Update(
+        run.pair_, estimator, optimiser, run.divide, options["clip"], kwargs=run.kwargs,
+        vary=vary, schedule=schedule_of(options["schedule"], options["steps"]),
+    )  # fmt: skip
+    run.settings = lasting(options) | {
+        "elbo": estimator, "optimiser": optimiser, "jitter": jitter, "fits": r, "stacked": stacked,
+    }  # fmt: skip
+    run.variables = alone = Variables.start(run.pair_, optimiser)
+    params, buffers = (
+        {k: t.expand(r, *t.shape).clone() for k, t in tensors.items()}
+        for tensors in (alone.params, alone.buffers)
+    )
+    for p in params.values():
+        p.add_(jitter * torch.randn_like(p))
+    state = optimiser.init(list(params.values()))
+    runs = Runs(
+        first=run, variables=Variables(params, buffers, state, alone.count.clone()), data=args,
+        vary=vary, device=where, seed=run.seed, settings=run.settings,
+    )  # fmt: skip
+    runs.go_on_from(options["resume"], options["steps"])
+    held = held_out and partial(held_out_values, run, runs.variables, held_out, batches, vary)
+    Loop(runs, [update], batches, options, held, unit=run.unit, advice=ADVICE).go()
     run.variables.count.fill_(runs.steps)
     return runs

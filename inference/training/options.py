@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pairs.options import check_options, nearest
+from ..randomness import forked
 from .progress import Progress
 
 Trainer = TypeVar("Trainer", bound=Callable)
@@ -90,6 +91,8 @@ def complete(options: LoopOptions) -> LoopOptions:
 def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Trainer]:
     """Complete the options of a trainer `(..., **options: Unpack[TrainingOptions])` at each call.
 
+    It draws from its seed, and leaves torch's random state as it was.
+
     An option that is not given, or None, is the resumed run's, else the default: of the trainer's
     own options in its signature, of shared ones here, else in `DEFAULTS`. Types and ranges are
     checked. `inspect.signature` and `help` show the shared options among the trainer's own.
@@ -119,7 +122,9 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
                     f"{type(given['resume']).__name__}."
                 )
             options = {p.name: given.pop(p.name, before.get(p.name, p.default)) for p in own}
-            return function(*args, **given, **check_options({"steps": least_steps}, **options))
+            options = check_options({"steps": least_steps}, **options)
+            with forked(options["seed"]):
+                return function(*args, **given, **options)
 
         trained.__signature__ = signature  # type: ignore[attr-defined]
         trained.__doc__ = _help(function.__doc__ or "", shared)

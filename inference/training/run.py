@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyro
+import torch
 from torch import Tensor, nn
 
 from ..elbo import Estimator
-from ..pairs.pair import Pair, modules_of
+from ..pairs.arguments import takes
+from ..pairs.pair import Pair, modules_of, own_copy
+from ..randomness import forked
+from ..weights import log_weights, no_validation
 from .state import Training
 
 
 @dataclass(kw_only=True, repr=False)
-class Run(Training):
-    """A fitted pair; `Training` says how it went.
+class FittedPair(Training):
+    """A model and a guide with the parameters of a training; `Training` says how it went.
 
     Attributes:
-        estimator: whose bound was raised.
-        unit: "nats per datum" where every site lies in the data plate, else "nats".
-        divide: the loss is -bound / divide.
-        kwargs: what the pair is called with beside its arguments, of which `example` is a batch.
+        example: a batch of arguments that the pair is called with.
+        kwargs: what it is called with beside them.
     """
 
     pair_: Pair
-    kwargs: dict[str, Any]
-    estimator: Estimator
-    divide: float
-    unit: str
     example: tuple
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -39,17 +40,14 @@ class Run(Training):
         return self.final
 
     @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of the pair's modules."""
+        return self.variables.buffers
+
+    @property
     def params(self) -> dict[str, Tensor]:
         """The parameters in their own support, by name."""
         return self.pair_.constrained(self.state)
-
-    @property
-    def elbo(self) -> float:
-        """The bound at the end, in `unit`: the best held-out value, else minus the recent loss."""
-        if self.best is not None:
-            return self.best
-        recent = self.losses[-max(1, len(self.losses) // 20) :]
-        return -float(np.mean(recent))
 
     @property
     def pair(self) -> nn.Module:
@@ -79,14 +77,36 @@ class Run(Training):
         bound.run = self  # type: ignore[attr-defined]  # whoever fits it starts from its parameters
         return bound
 
-    def bind(self) -> Any:
+    def bind(self) -> AbstractContextManager:
         """A context in which the pair has this run's parameters."""
-        return self.pair_.bind(self.state, self.variables.buffers)
+        return self.pair_.bind(self.state, self.buffers)
 
-    def finish(self) -> Run:
+    def write_back(self) -> None:
         """Write the kept parameters into the run's own modules."""
-        self.pair_.write_back(self.state, self.variables.buffers)
-        return self
+        self.pair_.write_back(self.state, self.buffers)
+
+
+@dataclass(kw_only=True, repr=False)
+class Run(FittedPair):
+    """A fitted pair; `Training` says how it went.
+
+    Attributes:
+        estimator: whose bound was raised.
+        unit: "nats per datum" where every site lies in the data plate, else "nats".
+        divide: the loss is -bound / divide.
+    """
+
+    estimator: Estimator
+    divide: float
+    unit: str
+
+    @property
+    def elbo(self) -> float:
+        """The bound at the end, in `unit`: the best held-out value, else minus the recent loss."""
+        if self.best is not None:
+            return self.best
+        recent = self.losses[-max(1, len(self.losses) // 20) :]
+        return -float(np.mean(recent))
 
     def __repr__(self) -> str:
         kind = "compiled" if self.compiled else "eager"
@@ -94,3 +114,93 @@ class Run(Training):
             f"Run({self.steps} steps, {kind}, {self.seconds:.1f} s, "
             f"{self.estimator!r}: {self.elbo:.3f} {self.unit})"
         )
+
+
+def new_run(
+    model: Callable, guide: Callable, example: tuple, size: int | None, elbo: Estimator,
+    device: torch.device, seed: int,
+) -> Run:  # fmt: skip
+    """A run before its first step: its own copy of the pair, and what its plates are told.
+
+    `run.model` and `run.guide` of an earlier run start from that run's parameters.
+
+    Args:
+        example: a batch of arguments; `size`: the rows of all data.
+
+    Raises:
+        ValueError: the loss of a batch cannot be scaled to all data.
+    """
+    earlier = [getattr(f, "run", None) for f in (model, guide)]
+    rows = len(example[0]) if torch.is_tensor(example[0]) and example[0].dim() else None
+    told = size is not None and takes("size", without_run(model), without_run(guide))
+    kwargs: dict[str, Any] = {"size": size} if told else {}
+    pair = own_pair(device, model, guide, example, kwargs)
+    for half, run in zip(("model", "guide"), earlier):
+        if run is not None:
+            _take_over(pair, half, run)
+    with forked(), torch.no_grad(), no_validation(), pair.bind(pair.params, pair.buffers):
+        weights = log_weights(pair.model, pair.guide, *example, nesting=pair.nesting, **kwargs)
+    if size is not None and size != rows and not kwargs:
+        plates = {p.name: p for _, t in weights.terms() if t.observed for p in t.plates}
+        scaled = any(p.scale != 1 for p in plates.values())
+        data = [p for p in plates.values() if p.size == rows]
+        data.sort(key=lambda p: p.dim != -1)  # the rightmost first
+        if not scaled and not data:
+            raise ValueError(
+                f"batch_size: no plate of the model has the {rows} rows of a batch, so the loss "
+                "cannot be scaled to all data. Put the observed site in "
+                "pyro.plate('data', size, subsample=x), or use batch_size=None."
+            )
+        if not scaled:
+            pair.full_sizes = {data[0].name: size}
+    shared = [p for p in weights.plates if p.dim == -1]
+    per_datum = size is not None and bool(shared) and shared[0].size == rows
+    return Run(
+        pair_=pair, kwargs=kwargs, estimator=elbo, device=device, seed=seed,
+        divide=float(size) if per_datum and size else 1.0,
+        unit="nats per datum" if per_datum else "nats", example=example,
+    )  # fmt: skip
+
+
+def own_pair(
+    device: torch.device, model: Callable, guide: Callable, example: tuple, kwargs: dict
+) -> Pair:
+    """A pair of copies of model and guide, their modules on a device."""
+    copies = own_copy(without_run(model), without_run(guide))
+    for module in [m for function in copies for m in modules_of(function)]:
+        module.to(device)
+    return Pair(*copies, example, kwargs)
+
+
+def without_run(function: Callable) -> Callable:
+    """The model or guide itself, where it is `run.model` or `run.guide` of an earlier run."""
+    return function.__wrapped__ if hasattr(function, "run") else function  # type: ignore[attr-defined]
+
+
+def _take_over(pair: Pair, half: str, run: Run) -> None:
+    """Start one half of a pair from a run's values of `pyro.param`; modules have theirs already."""
+    used: Any = {"params": {}, "constraints": {}}  # what this half asks of an empty store
+    with forked(), torch.no_grad(), no_validation(), pyro.get_param_store().scope(used):
+        getattr(run.pair_, half)(*run.example, **run.kwargs)
+    for name in used["params"]:
+        ours = run.pair_._stored.get(name, (name,))[0]
+        if ours in pair.params and run.state[ours].shape == pair.params[ours].shape:
+            pair.params[ours] = run.state[ours].detach().clone()
+
+
+def refuse_infinite(run: Run, example: tuple) -> None:
+    """Raise ValueError when a site's log density is not finite before the first step."""
+    pair, v = run.pair_, run.variables
+    buffers = {k: b.clone() for k, b in v.buffers.items()}
+    with forked(), torch.no_grad(), no_validation(), pair.bind(v.params, buffers):
+        weights = log_weights(pair.model, pair.guide, *example, nesting=pair.nesting, **run.kwargs)
+        for sign, term in weights.terms():
+            if not torch.isfinite(term.log_prob).all():
+                half = "model" if sign > 0 else "guide"
+                bad = term.log_prob[~torch.isfinite(term.log_prob)][0]
+                value = term.value if torch.is_tensor(term.value) else torch.zeros(())
+                raise ValueError(
+                    f"site {term.name!r} of the {half}: its log density is {float(bad)} at the "
+                    f"first step (values in [{float(value.min()):.3g}, {float(value.max()):.3g}], "
+                    f"{type(term.fn).__name__}). Check the site's support and scale, and the data."
+                )

@@ -76,7 +76,6 @@ class Training:
         since_best: validations since then.
         batches, random_state, optimiser_state: of the order of the batches, of torch's random
             numbers, and of an optimiser of torch or Pyro.
-        unlogged: values of the steps since the last row of the history.
     """
 
     device: torch.device
@@ -98,7 +97,6 @@ class Training:
     batches: dict[str, Tensor] | None = None
     random_state: dict[str, Tensor] | None = None
     optimiser_state: dict[str, Any] | None = None
-    unlogged: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -109,10 +107,6 @@ class Training:
         """Means of the values of some steps (n, columns), and their losses added to `losses`."""
         self.losses.extend(values[:, shown].tolist())
         return dict(zip(columns, values.mean(0).tolist()))
-
-    def unlog(self, n: int) -> None:
-        """Take the losses of the last n steps back."""
-        del self.losses[len(self.losses) - n :]
 
     def kept(self) -> dict[str, Tensor]:
         """The tensors that a validation judges, and of which the best are kept."""

@@ -2,51 +2,162 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro.optim
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..elbo import Estimator, Trace
 from ..graph import (
     Captured,
     Launched,
     Noise,
     NotReplayable,
     Replay,
-    TraceFailure,
     compiled,
     hoisted,
     traced,
 )
-from ..optim import Adam
-from ..pairs.pair import Pair, own_copy
 from .proof import PROVED, Disproved, Proof
 from .update import Update, Variables, row
 
 RETRACES = 8  # compiled versions of one step before a changing shape is called a mistake
 
 
-class EagerStep:
-    """`step(batch)` runs the pair's Python, updates `variables` in place and returns the loss.
+class Step:
+    """Updates of some variables in place: `step(batch)`, the same for every way to make them.
 
-    `repeats` updates are made in one call; each batch tensor then has a leading axis of that
-    length unless it is listed in `shared`. The result is (repeats,) losses.
+    Attributes:
+        repeats: updates in one call.
+        compiled: whether the pair's Python is gone.
+        seconds, nodes: spent on compiling, and operations in the graph.
+        not_replayed: which operation keeps a compiled step from being replayed, or None.
     """
 
     compiled = False
-
-    def __init__(self, update: Update, variables: Variables, lr: Tensor, repeats: int = 1):
-        self.update, self.variables, self.lr, self.repeats = update, variables, lr, repeats
+    repeats = 1
+    seconds = 0.0
+    nodes = 0
+    not_replayed: str | None = None
 
     def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
-        """One call's losses: () when repeats is 1, else (repeats,)."""
-        if self.repeats == 1:
-            return self.update(self.variables, self.lr, batch)
-        rows = [batch if shared else row(batch, i) for i in range(self.repeats)]
-        return torch.stack([self.update(self.variables, self.lr, each) for each in rows])
+        """The values of one call; each tensor of a batch not shared has a leading axis."""
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Look up at the next call where the variables lie: somebody else may have moved them."""
+
+
+class Round(Step):
+    """Several moves, each an update on a batch of its own, as one step; the last one's values."""
+
+    def __init__(self, moves: Sequence[Step]):
+        self.moves = moves
+        self.compiled = all(m.compiled for m in moves)
+        self.seconds = sum(m.seconds for m in set(moves))
+        self.nodes = sum(m.nodes for m in set(moves))
+        self.not_replayed = next((m.not_replayed for m in moves if m.not_replayed), None)
+
+    def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
+        """Make all moves; what the last one returns."""
+        for i, move in enumerate(self.moves):
+            values = move(batch if shared else row(batch, i))
+        return values
+
+    def refresh(self) -> None:
+        """As every move's."""
+        for move in self.moves:
+            move.refresh()
+
+
+class EagerStep(Step):
+    """`step(batch)` runs the pair's Python, updates `variables` in place and returns the loss."""
+
+    def __init__(self, update: Update, variables: Variables, lr: Tensor):
+        self.update, self.variables, self.lr = update, variables, lr
+
+    def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
+        """One update; its loss."""
+        return self.update(self.variables, self.lr, batch)
+
+
+class ForeignStep(Step):
+    """As `EagerStep`, with an optimiser of torch or Pyro; never compiled.
+
+    The learning rates of its parameter groups are multiplied by the update's schedule.
+
+    Args:
+        make: `params -> torch.optim.Optimizer`, or a `pyro.optim.PyroOptim`.
+        state: of an earlier step's `state()`, to go on from.
+
+    Raises:
+        ValueError: the state is another optimiser's.
+    """
+
+    def __init__(
+        self, update: Update, variables: Variables, make: Any, state: dict[str, Any] | None = None
+    ):
+        self.update, self.variables = update, variables
+        params = list(variables.params.values())
+        if isinstance(make, pyro.optim.PyroOptim):  # one optimiser for each parameter
+            make = copy.copy(make)
+            make.optim_objs, make.grad_clip = {}, {}
+            for p in params:
+                make.optim_objs[p], make.grad_clip[p] = make._get_optim(p), make._get_grad_clip(p)
+            self.optimisers = list(make.optim_objs.values())
+            self._apply = lambda: make(params)
+        else:
+            self.optimisers = [make(params)]
+            self._apply = self.optimisers[0].step
+        self.name = type(self._inner()[0]).__name__
+        if state is not None:
+            if state["name"] != self.name:
+                raise ValueError(
+                    f"resume: the run's optimiser is {state['name']}, whose state is of no use to "
+                    f"{self.name}. Leave optimiser= out, or begin anew from its parameters: "
+                    "fit(run.model, run.guide, data, optimiser=...)."
+                )
+            for optimiser, saved in zip(self.optimisers, copy.deepcopy(state["states"])):
+                if isinstance(optimiser, LRScheduler):
+                    optimiser.optimizer.load_state_dict(saved.pop("optimizer"))
+                optimiser.load_state_dict(saved)
+
+    def __call__(self, batch: tuple, shared: bool = True) -> Tensor:
+        """One update; its loss, ()."""
+        loss, grads = self.update.gradients(self.variables, batch)
+        for p, g in zip(self.variables.params.values(), grads):
+            p.grad = g
+        schedule = self.update.schedule
+        if schedule is None:
+            self._apply()
+        else:
+            factor = float(schedule(self.variables.count.to(loss.dtype)))
+            groups = [g for o in self._inner() for g in o.param_groups]
+            rates = [g["lr"] for g in groups]
+            for group, rate in zip(groups, rates):
+                group["lr"] = rate * factor
+            self._apply()
+            for group, rate in zip(groups, rates):  # some change their rate themselves in a step
+                own = group["lr"] != rate * factor and factor
+                group["lr"] = group["lr"] / factor if own else rate
+        with torch.no_grad():
+            self.variables.count.add_(1)
+        return loss
+
+    def _inner(self) -> list[torch.optim.Optimizer]:
+        return [o.optimizer if isinstance(o, LRScheduler) else o for o in self.optimisers]
+
+    def state(self) -> dict[str, Any]:
+        """The optimiser's name and its `state_dict`s, copied."""
+        states = [o.state_dict() for o in self.optimisers]
+        for state, o in zip(states, self.optimisers):
+            if isinstance(o, LRScheduler):
+                state["optimizer"] = o.optimizer.state_dict()
+        return {"name": self.name, "states": copy.deepcopy(states)}
 
 
 def on_cuda(t: Tensor) -> bool:
@@ -54,7 +165,7 @@ def on_cuda(t: Tensor) -> bool:
     return t.is_cuda
 
 
-class CompiledStep:
+class CompiledStep(Step):
     """The same signature as `EagerStep`, without the pair's Python.
 
     Each shape of batch is traced, compiled and proved once. On a CPU, where the graph is nothing
@@ -63,9 +174,7 @@ class CompiledStep:
 
     Attributes:
         repeats: updates in one call: 1 once it is known that they are not replayed.
-        not_replayed: which operation keeps the step from being replayed, or None.
         seconds: spent on tracing, compiling and the proof so far.
-        nodes: operations in the graph.
 
     Raises:
         TraceFailure: the pair cannot be traced, compiled, or proved equal to the eager step.
@@ -84,9 +193,6 @@ class CompiledStep:
     ):
         self.update, self.variables, self.lr, self.repeats = update, variables, lr, repeats
         self.prove = prove
-        self.not_replayed: str | None = None
-        self.seconds = 0.0
-        self.nodes = 0
         self._ready: dict[Any, Callable] = {}
         self._own: list[Tensor] | None = None
 
@@ -104,7 +210,7 @@ class CompiledStep:
         return run(self._own, tensors, None if repeats == 1 else repeats)
 
     def refresh(self) -> None:
-        """Look up at the next call where the variables lie: somebody else may have moved them."""
+        """Take the variables anew."""
         self._own = None
 
     def _prepare(self, key: Any, batch: tuple, alone: bool) -> Callable:
@@ -174,31 +280,6 @@ def _with_noise(run: Callable, noise: Noise) -> Callable:
         return run(own, [*others, several[n].draw()], updates)
 
     return drawn
-
-
-def explain(pair: Any, batch: tuple, estimator: Estimator | None = None) -> str:
-    """Say at length whether a pair can be compiled, and what stops it when it cannot.
-
-    Args:
-        pair: a module with methods `model` and `guide`, a tuple (model, guide), or a `Pair`.
-        batch: example arguments, a tuple.
-        estimator: by default `Trace()`.
-    """
-    if not isinstance(pair, Pair):
-        model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
-        pair = Pair(*own_copy(model, guide), batch)
-    update = Update(pair, estimator or Trace(), Adam())
-    variables = Variables.start(pair, update.optimiser)
-    lr = torch.tensor(1e-3, device=variables.count.device)
-    step = CompiledStep(update, variables, lr)
-    try:
-        step(batch)
-    except TraceFailure as failure:
-        return f"This pair runs eagerly.\n{failure.long()}"
-    return (
-        f"This pair compiles: {step.nodes} operations in one graph, {step.seconds:.1f} s to trace "
-        "and compile; loss and gradients equal the eager step's on the same noise."
-    )
 
 
 def _changing(shapes: list[tuple]) -> str:

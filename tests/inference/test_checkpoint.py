@@ -7,7 +7,7 @@ import torch
 
 from inference import elbo, fit
 from inference.training.checkpoint import config, load, save, whole_folder
-from inference.training.start import new_run
+from inference.training.run import new_run
 
 X = torch.randn(30, generator=torch.Generator().manual_seed(0))
 

@@ -207,7 +207,7 @@ def test_two_functions_with_a_label():
     y = torch.randint(3, (500,))
     x = torch.randn(500) + y + SCALE * torch.randn(500)
     run = quick(model, guide, (x, y), steps=150, lr=2e-2)
-    assert run.pair is None and not pyro.get_param_store().keys()
+    assert not hasattr(run, "pair") and not pyro.get_param_store().keys()
     assert run.evaluate(x, y, draws=5).elbo.value > -3
     got = [w["value"] for w in pyro.poutine.trace(run.guide).get_trace(x, y).nodes.values()
            if w["name"] == "gain"]  # fmt: skip

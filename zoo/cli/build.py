@@ -11,8 +11,7 @@ from inference.pairs.options import device_of
 from inference.randomness import forked
 from inference.training import checkpoint
 from inference.training.batches import Batches
-from inference.training.run import Run
-from inference.training.start import new_run
+from inference.training.run import Run, new_run
 from zoo.cards import Card
 from zoo.data import DataSet
 
