@@ -1,4 +1,5 @@
-// Products of float32 matrices, for the loop of `replay.py`.
+// Products of matrices, triangular solves and running sums, for the loop of `replay.py`. Its calls
+// have sizes and strides as constants, so what is inlined is compiled for them.
 //
 // Register tiles of MR rows and NV vectors, as in Goto & van de Geijn 2008, "Anatomy of
 // high-performance matrix multiplication" (ACM TOMS 34:3), without the blocking for caches that
@@ -144,11 +145,15 @@ static void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am,
     }
 }
 
-// The same by two or more threads, each with some of the rows or, at least a tile for each, columns
+// The same by several threads, each with some of the rows or columns, at least a tile for each
 template <int MR, int NV>
-static void shared(int threads, bool rows, int64_t m, int64_t n, int64_t k, const float* a,
-                   int64_t am, int64_t ak, const float* b, int64_t bk, int64_t bn, float* c,
-                   int64_t cm, const float* bias, int64_t biasm) {
+static void shared(int threads, int64_t m, int64_t n, int64_t k, const float* a, int64_t am,
+                   int64_t ak, const float* b, int64_t bk, int64_t bn, float* c, int64_t cm,
+                   const float* bias, int64_t biasm) {
+    const int64_t high = m / MR / threads, wide = n / (NV * W) / threads;
+    if (threads == 1 || (high == 0 && wide == 0))
+        return product<MR, NV>(m, n, k, a, am, ak, b, bk, bn, c, cm, bias, biasm);
+    const bool rows = high >= wide;
     const int64_t unit = rows ? MR : NV * W, units = (rows ? m : n) / unit;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; t++) {
@@ -161,4 +166,63 @@ static void shared(int threads, bool rows, int64_t m, int64_t n, int64_t k, cons
             product<MR, NV>(m, to - from, k, a, am, ak, b + from * bn, bk, bn, c + from, cm,
                             bias ? bias + from : nullptr, biasm);
     }
+}
+
+// The entries of a tensor of batches, rows and columns, whatever its strides
+template <class T>
+struct Entries {
+    T* p;
+    int64_t batch, row, column;
+    T& operator()(int64_t h, int64_t i, int64_t j) const {
+        return p[h * batch + i * row + j * column];
+    }
+};
+
+#define INLINED static inline __attribute__((always_inline)) void
+
+// c (batch, m, n) = a (batch, m, k) b (batch, k, n) + bias (m, n), for a few numbers of any type
+template <class T>
+INLINED plain(int batch, int m, int n, int k, Entries<T> a, Entries<T> b, Entries<T> c,
+              Entries<T> bias) {
+    for (int h = 0; h < batch; h++)
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < n; j++) {
+                T s = bias.p ? bias(0, i, j) : T(0);
+                for (int l = 0; l < k; l++) s += a(h, i, l) * b(h, l, j);
+                c(h, i, j) = s;
+            }
+}
+
+// to (m, n) += term (m, n)
+template <class T>
+INLINED add(int m, int n, Entries<T> to, Entries<T> term) {
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) to(0, i, j) += term(0, i, j);
+}
+
+// x (batch, n, columns) = a^-1 b by substitution, a (batch, n, n) triangular
+template <class T>
+INLINED solve(int batch, int n, int columns, bool upper, bool unit, Entries<T> a, Entries<T> b,
+              Entries<T> x) {
+    for (int h = 0; h < batch; h++)
+        for (int j = 0; j < columns; j++)
+            for (int r = 0; r < n; r++) {
+                const int i = upper ? n - 1 - r : r, end = upper ? n : i;
+                T s = b(h, i, j);
+                for (int l = upper ? i + 1 : 0; l < end; l++) s -= a(h, i, l) * x(h, l, j);
+                x(h, i, j) = unit ? s : s / a(h, i, i);
+            }
+}
+
+// to (outer, n, inner): sums of `from` along the middle axis so far
+template <class T>
+INLINED running_sums(int outer, int n, int inner, const T* from, T* to) {
+    for (int o = 0; o < outer; o++)
+        for (int i = 0; i < inner; i++) {
+            T s = 0;
+            for (int j = 0; j < n; j++) {
+                const int64_t at = ((int64_t)o * n + j) * inner + i;
+                to[at] = s += from[at];
+            }
+        }
 }

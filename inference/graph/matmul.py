@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
@@ -103,11 +102,5 @@ def faster_with_onednn(threads: int) -> bool:
     with torch.no_grad():
         for _ in range(20):
             for i, f in enumerate((functools.partial(torch.mm, a, b), ours)):
-                best[i] = min(best[i], _seconds(f))
+                best[i] = min(best[i], timeit.timeit(f, number=1))
     return best[0] > CLEARLY * best[1]
-
-
-def _seconds(function: Callable[[], Tensor]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start

@@ -204,6 +204,12 @@ class _Calls:
         self.pointers.append(t.data_ptr())
         return len(self.pointers) - 1
 
+    def entries(self, t: Tensor) -> str:
+        """C for the entries of a tensor of two or three axes."""
+        batch, row, column = (0, *t.stride()) if t.dim() == 2 else t.stride()
+        kind = _type(t)
+        return f"Entries<{kind}>{{({kind}*)p[{self.point(t)}], {batch}, {row}, {column}}}"
+
     def kernel(self, function: Any) -> Callable:
         """The same kernel, written down when it is called."""
         library = ctypes.CDLL(function.__self__.__file__)
@@ -234,15 +240,9 @@ class _Calls:
             raise NotReplayable("a product of different types")
         if batch * m * n * k > TINY:
             return self._large(a, b, out, bias)
-        at = [_at(self.point(t), t) for t in (a, b, out)]
-        start = "0"
-        if bias is not None:
-            start = _at(self.point(bias), bias.expand(m, n))("0", "i", "j")
-        self.lines.append(
-            f"{_for('h', batch)} {_for('i', m)} {_for('j', n)} {{ {_type(a)} s = {start};\n"
-            f"    {_for('l', k)} s += {at[0]('h', 'i', 'l')} * {at[1]('h', 'l', 'j')};\n"
-            f"    {at[2]('h', 'i', 'j')} = s; }}"
-        )
+        first = f"Entries<{_type(a)}>{{}}" if bias is None else self.entries(bias.expand(m, n))
+        views = ", ".join(self.entries(t) for t in (a, b, out))
+        self.lines.append(f"plain({batch}, {m}, {n}, {k}, {views}, {first});")
 
     def _large(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None) -> None:
         """The same, in tiles of registers."""
@@ -260,24 +260,19 @@ class _Calls:
             )
         order = f"{b.stride(-2)}, {b.stride(-1)}"
         threads = torch.get_num_threads() if m * n * k >= PARALLEL else 1
-        rows, columns = m // ROWS // threads, n // (ACROSS * VECTOR) // threads
-        how = f"product<{ROWS}, {ACROSS}>("
-        if threads > 1 and max(rows, columns) > 0:
-            how = f"shared<{ROWS}, {ACROSS}>({threads}, {str(rows >= columns).lower()}, "
         places = [f"(float*)p[{self.point(t)}]" for t in (a, b, out)]
         steps = [t.stride(0) if t.dim() == 3 else 0 for t in (a, b, out)]
         x, y, z = (f"{p} + h * {s}" for p, s in zip(places, steps))
         add, lead, after = "nullptr", 0, ""
         if bias is not None:
-            place = self.point(bias)
             if bias.stride(-1) == 1 or n == 1:
-                add, lead = f"(float*)p[{place}]", bias.stride(0)
+                add, lead = f"(float*)p[{self.point(bias)}]", bias.stride(0)
             else:  # it is no row of the tile, so it is added later
-                to, term = _at(place - 1, out), _at(place, bias)
-                both = f"{to('0', 'i', 'j')} += {term('0', 'i', 'j')};"
-                after = f"\n        {_for('i', m)} {_for('j', n)} {both}"
+                after = f" add({m}, {n}, {self.entries(out)}, {self.entries(bias)});"
+        batch = out.shape[0] if out.dim() == 3 else 1
         self.lines.append(
-            f"{_for('h', out.shape[0] if out.dim() == 3 else 1)} {how}{m}, {n}, {k}, "
+            f"for (int h = 0; h < {batch}; h++) "
+            f"shared<{ROWS}, {ACROSS}>({threads}, {m}, {n}, {k}, "
             f"{x}, {a.stride(-2)}, {a.stride(-1)}, {y}, {order}, {z}, {out.stride(-2)}, "
             f"{add}, {lead});{after}"
         )
@@ -296,16 +291,9 @@ class _Calls:
         flat = [t if t.dim() < 4 else t.flatten(0, -3) for t in (a, b, x)]
         if any(f.data_ptr() != t.data_ptr() for f, t in zip(flat, (a, b, x))):
             raise NotReplayable("a triangular solve whose batches do not lie in order")
-        at = [_at(self.point(t), t) for t in flat]
-        row = f"{n - 1} - r" if upper else "r"
-        others = f"for (int l = i + 1; l < {n}; l++)" if upper else "for (int l = 0; l < i; l++)"
-        divide = "" if unitriangular else f" / {at[0]('h', 'i', 'i')}"
-        self.lines.append(
-            f"{_for('h', batch)} {_for('j', x.shape[-1])} {_for('r', n)} {{ const int i = {row};\n"
-            f"    {_type(a)} s = {at[1]('h', 'i', 'j')};\n"
-            f"    {others} s -= {at[0]('h', 'i', 'l')} * {at[2]('h', 'l', 'j')};\n"
-            f"    {at[2]('h', 'i', 'j')} = s{divide}; }}"
-        )
+        views = ", ".join(self.entries(t) for t in flat)
+        kind = f"{str(upper).lower()}, {str(unitriangular).lower()}"
+        self.lines.append(f"solve({batch}, {n}, {x.shape[-1]}, {kind}, {views});")
         self.alive.append(x)
         return x
 
@@ -316,12 +304,8 @@ class _Calls:
             raise NotReplayable("running sums of scattered entries, or in another type")
         dim %= x.dim()
         outer, n, inner = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
-        from_, to = (f"(({_type(x)}*)p[{self.point(t)}])" for t in (x, out))
-        at = f"[(o * {n} + j) * {inner} + i]"
-        self.lines.append(
-            f"{_for('o', outer)} {_for('i', inner)} {{ {_type(x)} s = 0;\n"
-            f"    {_for('j', n)} {to}{at} = s += {from_}{at}; }}"
-        )
+        from_, to = (f"({_type(x)}*)p[{self.point(t)}]" for t in (x, out))
+        self.lines.append(f"running_sums({outer}, {n}, {inner}, {from_}, {to});")
         self.alive.append(out)
         return out
 
@@ -342,21 +326,10 @@ extern "C" void replay(void** p, void** f, int64_t updates, int64_t others, int6
 """
 
 
-def _for(name: str, size: int) -> str:
-    return f"for (int {name} = 0; {name} < {size}; {name}++)"
-
-
 def _type(t: Tensor) -> str:
     if t.dtype not in (torch.float32, torch.float64):
         raise NotReplayable(f"a product of {t.dtype}")
     return "float" if t.dtype == torch.float32 else "double"
-
-
-def _at(place: int, t: Tensor) -> Callable[[str, str, str], str]:
-    """C for one entry of a tensor of two or three axes."""
-    batch, row, column = (0, *t.stride()) if t.dim() == 2 else t.stride()
-    kind = _type(t)
-    return lambda h, i, j: f"(({kind}*)p[{place}])[{h} * {batch} + {i} * {row} + {j} * {column}]"
 
 
 def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
@@ -409,7 +382,8 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
     aten = types.SimpleNamespace(linalg_solve_triangular=solve, cumsum=sums)
     mkldnn = types.SimpleNamespace(_linear_pointwise=types.SimpleNamespace(default=linear))
     space["extern_kernels"] = types.SimpleNamespace(mm=product, bmm=product, addmm=addmm)
-    space["torch"] = _Torch(ops=types.SimpleNamespace(aten=aten, mkldnn=mkldnn))
+    ops = types.SimpleNamespace(aten=aten, mkldnn=mkldnn)
+    space["torch"] = types.SimpleNamespace(**{**vars(torch), "ops": ops})
     space["aten"] = aten
     with torch.no_grad():
         out = types.FunctionType(function.__code__, space)(method.__self__, arguments)
@@ -417,10 +391,3 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
         raise NotReplayable("more than one output")
     calls.alive.append(method)
     return out[0]
-
-
-class _Torch(types.SimpleNamespace):
-    """`torch`, for its types, with other `ops`."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)

@@ -32,16 +32,15 @@ OPTIONS = {
     "cpp.enable_floating_point_contract_flag": "fast",  # a multiply-add is one instruction
 }
 
-_HELP = {
-    "_local_scalar_dense": "a tensor's value is read on the host (.item(), bool(), float(), an if "
-    "on a tensor): keep it a tensor (torch.where, torch.clamp)",
-    "DataDependent": "a tensor's value is read on the host (.item(), bool(), float(), an if on a "
-    "tensor): keep it a tensor (torch.where, torch.clamp)",
-    "nonzero": "the shape of a result depends on values (boolean-mask indexing, nonzero): use "
-    "torch.where",
-    "masked_select": "the shape of a result depends on values: use torch.where",
-    "unique": "the shape of a result depends on values",
-}
+_READ = (
+    "a tensor's value is read on the host (.item(), bool(), float(), an if on a tensor): keep it a "
+    "tensor (torch.where, torch.clamp)"
+)
+_SHAPE = "the shape of a result depends on values (boolean-mask indexing, nonzero): use torch.where"
+_HELP = {  # part of an error's text -> what it means
+    "_local_scalar_dense": _READ, "DataDependent": _READ,
+    "nonzero": _SHAPE, "masked_select": _SHAPE, "unique": _SHAPE,
+}  # fmt: skip
 
 
 class TraceFailure(Exception):
@@ -109,39 +108,33 @@ NORMAL = (
 UNIFORM = (
     aten.uniform_.default, aten.rand.default, aten.rand.generator, aten.rand_like.default,
 )  # fmt: skip
-STANDARD = {
-    aten.normal_.default: ((), (0, 1), (0.0, 1.0)),
-    aten.uniform_.default: ((), (0, 1), (0.0, 1.0)),
-}  # arguments after the tensor that is filled
+IN_PLACE = (aten.normal_.default, aten.uniform_.default)
 
 
 class Noise:
     """Random numbers of a graph as an input: standard normals and uniforms, one after another.
 
     Attributes:
-        values: (total,), or (repeats, total) for so many updates in one call.
+        parts: (normal or else uniform, how many).
+        example: (total,), zeros.
     """
 
-    def __init__(self, parts: list[tuple[bool, int]], example: Tensor, repeats: int = 1):
-        self.parts, self.repeats = parts, repeats
-        total = sum(n for _, n in parts)
-        shape = (repeats, total) if repeats > 1 else (total,)
-        self.values = torch.zeros(shape, dtype=example.dtype, device=example.device)
-        self._views, start = [], 0
-        for normal, n in parts:
-            self._views.append((normal, self.values[..., start : start + n]))
-            start += n
-        if repeats > 1 and all(normal for normal, _ in parts):
-            self._views = [(True, self.values)]
+    def __init__(self, parts: list[tuple[bool, int]], example: Tensor):
+        self.parts, self.example = parts, example
+        self._made: dict[int, tuple[Tensor, list[tuple[bool, Tensor]]]] = {}
 
-    def draw(self) -> Tensor:
-        """Draw anew; the numbers of one update are those that the graph itself would draw."""
-        for normal, view in self._views:
+    def draw(self, updates: int = 1) -> Tensor:
+        """Draw anew: (total,), as the graph itself would, or (updates, total) for several."""
+        if updates not in self._made:
+            values = self.example.repeat(updates, 1) if updates > 1 else self.example
+            columns = values.split([n for _, n in self.parts], -1)
+            views = [(normal, v) for (normal, _), v in zip(self.parts, columns)]
+            plain = updates > 1 and all(normal for normal, _ in views)
+            self._made[updates] = values, [(True, values)] if plain else views
+        values, views = self._made[updates]
+        for normal, view in views:
             view.normal_() if normal else view.uniform_()
-        return self.values
-
-    def __mul__(self, repeats: int) -> Noise:
-        return Noise(self.parts, self.values, repeats)
+        return values
 
 
 def hoisted(graph: GraphModule) -> tuple[GraphModule, Noise] | None:
@@ -151,16 +144,12 @@ def hoisted(graph: GraphModule) -> tuple[GraphModule, Noise] | None:
     one type: then it must draw itself.
     """
     noisy = [n for n in graph.graph.nodes if n.op == "call_function" and _random(n.target)]
-    if not noisy or any(n.target not in NORMAL + UNIFORM for n in noisy):
-        return None
-    for n in noisy:
-        plain = STANDARD.get(n.target)
-        if n.kwargs.get("generator") or (plain and tuple(n.args[1:]) not in plain):
-            return None
     values = [n.meta["val"] for n in noisy]
-    if len({(v.dtype, v.device) for v in values}) != 1:
-        return None
-    if not all(v.is_contiguous() for v in values):  # filled in another order than that of entries
+    if (
+        len({(v.dtype, v.device) for v in values}) != 1
+        or not all(_standard(n) for n in noisy)
+        or not all(v.is_contiguous() for v in values)  # else filled in another order
+    ):
         return None
     last = [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
     with graph.graph.inserting_after(last):
@@ -179,8 +168,15 @@ def hoisted(graph: GraphModule) -> tuple[GraphModule, Noise] | None:
     graph.recompile()
     parts = [(n.target in NORMAL, v.numel()) for n, v in zip(noisy, values)]
     with torch.utils._python_dispatch._disable_current_modes():
-        example = torch.zeros(0, dtype=values[0].dtype, device=values[0].device)
+        example = torch.zeros(start, dtype=values[0].dtype, device=values[0].device)
     return graph, Noise(parts, example)
+
+
+def _standard(node: Any) -> bool:
+    """True for a node that draws standard normals or uniforms from torch's own generator."""
+    if node.target not in NORMAL + UNIFORM or node.kwargs.get("generator"):
+        return False
+    return node.target not in IN_PLACE or tuple(node.args[1:]) in ((), (0, 1))
 
 
 def _random(target: Any) -> bool:
@@ -271,27 +267,20 @@ def _call(run: Callable, inputs: list[Tensor]) -> Tensor:
 
 
 def _failure(error: BaseException, site: str) -> TraceFailure:
-    text = f"{type(error).__name__}: {error}"
     name = type(error).__name__
+    text = f"{name}: {error}"
     if name in ("InvalidCxxCompiler", "CppCompileError") or "compiler" in text.lower()[:200]:
         return TraceFailure("no working C++ compiler (install g++)")
-    why = next((v for k, v in _HELP.items() if k in text), None)
-    if why is None:
-        why = f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+    first = f"{name}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    why = next((v for k, v in _HELP.items() if k in text), first)
     return TraceFailure(why, _users_line(error), site)
 
 
 def _users_line(error: BaseException) -> str:
     """The innermost line of the traceback outside torch and outside this layer."""
-    here = str(Path(__file__).parents[1])
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith((here, "<", str(Path(torch.__file__).parent)))
-        and "/pyro/" not in f.filename
-    ]
-    if not frames:
-        return ""
-    f = frames[-1]
-    short = "/".join(f.filename.split("/")[-2:])
-    return f"{short}:{f.lineno} ({f.line})" if f.line else f"{short}:{f.lineno}"
+    ours = (str(Path(__file__).parents[1]), "<", str(Path(torch.__file__).parent))
+    for f in reversed(traceback.extract_tb(error.__traceback__)):
+        if not f.filename.startswith(ours) and "/pyro/" not in f.filename:
+            place = f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno}"
+            return f"{place} ({f.line})" if f.line else place
+    return ""

@@ -26,12 +26,18 @@ from ..training.options import TrainingOptions, lasting, trainer
 from ..training.run import own_pair
 from ..training.update import schedule_of
 from .critics import check_critic, network_critic, samples, spread
-from .divergences import DIVERGENCES, gradient_penalty
+from .divergences import DIVERGENCES, FDivergence, gradient_penalty
 
 BATCH = 256  # rows of a step, when no batch size is given
 HELD_OUT = 2_000  # rows, at most, of which all pairs are compared
 ADVICE = "Lower lr, raise the penalty, or choose another objective."
-OBJECTIVES = ("non-saturating", "minimax", "wasserstein", *DIVERGENCES)
+ROWS = {
+    "non-saturating": DIVERGENCES["js"],
+    "minimax": DIVERGENCES["js"],
+    "wasserstein": FDivergence("wasserstein", lambda v: v, lambda v: v),  # no ℓ, but a potential
+    **DIVERGENCES,
+}
+OBJECTIVES = tuple(ROWS)
 
 
 def critic_divergence(critic: Callable, x_real: Tensor, x_fake: Tensor, objective: str) -> Tensor:
@@ -40,11 +46,8 @@ def critic_divergence(critic: Callable, x_real: Tensor, x_fake: Tensor, objectiv
     The Jensen-Shannon divergence for `"non-saturating"` and `"minimax"`, the f-divergence of that
     name (nats), or the Wasserstein distance if the critic is 1-Lipschitz (units of x).
     """
-    v_real, v_fake = critic(x_real), critic(x_fake)
-    if objective == "wasserstein":
-        return v_real.mean() - v_fake.mean()
-    row = DIVERGENCES.get(objective, DIVERGENCES["js"])
-    return row.bound(row.link(v_real), row.link(v_fake))
+    row = ROWS[objective]
+    return row.bound(row.link(critic(x_real)), row.link(critic(x_fake)))
 
 
 def critic_loss(
@@ -78,9 +81,7 @@ def generator_loss(critic: Callable, x_fake: Tensor, objective: str) -> Tensor:
         return softplus(-v).mean()
     if objective == "minimax":
         return -softplus(v).mean()
-    if objective == "wasserstein":
-        return -v.mean()
-    row = DIVERGENCES[objective]
+    row = ROWS[objective]
     return -row.penalty(row.link(v)).mean()
 
 

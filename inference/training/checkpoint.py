@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +79,10 @@ def save(run: Run, folder: str | Path, **config: Any) -> Path:
         FileExistsError: the folder holds a run already.
     """
     folder = Path(folder)
-    if not folder.exists():
-        with whole_folder(folder) as inside:
-            _write(run, inside, config)
-    elif (folder / "state.safetensors").exists():
+    if (folder / "state.safetensors").exists():
         raise FileExistsError(f"{folder} holds a run already. Name a new folder.")
-    else:
-        _write(run, folder, config)
-    return folder
-
-
-def _write(run: Run, folder: Path, config: dict[str, Any]) -> None:
-    v = run.variables
-    state = {f.name: getattr(v, f.name) for f in dataclasses.fields(Variables)}
-    state |= {key: getattr(run, key) for key in TENSORS}
     tensors: dict[str, torch.Tensor] = {}
-    shape = _packed(state, tensors, "")
-    save_file(tensors, folder / "state.safetensors")
+    shape = _packed({**vars(run.variables), **{k: getattr(run, k) for k in TENSORS}}, tensors, "")
     optimiser = run.settings.get("optimiser")
     known = {k: v for k, v in run.settings.items() if isinstance(v, str | int | float | bool)}
     if isinstance(optimiser, Optimiser):
@@ -111,9 +98,12 @@ def _write(run: Run, folder: Path, config: dict[str, Any]) -> None:
         **{k: getattr(run, k) for k in PLAIN},
         **config,
     }
-    (folder / "config.json").write_text(json.dumps(meta, indent=2) + "\n")
-    (folder / "history.csv").write_text(run.history.to_csv())
-    (folder / "losses.csv").write_text("loss\n" + "".join(f"{x!r}\n" for x in run.losses))
+    with nullcontext(folder) if folder.exists() else whole_folder(folder) as inside:
+        save_file(tensors, inside / "state.safetensors")
+        (inside / "config.json").write_text(json.dumps(meta, indent=2) + "\n")
+        (inside / "history.csv").write_text(run.history.to_csv())
+        (inside / "losses.csv").write_text("loss\n" + "".join(f"{x!r}\n" for x in run.losses))
+    return folder
 
 
 def _packed(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
@@ -182,8 +172,8 @@ def load(folder: str | Path, start: Callable[[], Run]) -> Run:
         raise ValueError(f"{path} is damaged: {error}. Fit again, or restore the file.") from error
     run = start()
     state = _unpacked(meta["state"], stored)
-    saved = Variables(**{f.name: state[f.name] for f in dataclasses.fields(Variables)})
     empty = Variables.start(run.pair_, SGD())
+    saved = Variables(**{name: state[name] for name in vars(empty)})
     refuse_others(dataclasses.replace(saved, optim=empty.optim), empty, str(folder))
     run.variables = saved.like([t.to(run.device) for t in saved.flat()])
     for key, value in [*((k, state[k]) for k in TENSORS), *((k, meta[k]) for k in PLAIN)]:

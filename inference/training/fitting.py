@@ -21,7 +21,7 @@ from ..weights import no_validation
 from .batches import Batches, arguments, batch_transform, chunk_rows
 from .loop import Loop
 from .options import LoopOptions, TrainingOptions, lasting, trainer
-from .run import Run, new_run, refuse_infinite, without_run
+from .run import Run, new_run, without_run
 from .steps import ForeignStep
 from .update import Update, Variables, at_step, even_parts, matmul_precision, schedule_of
 
@@ -71,9 +71,9 @@ def fit(
         two steps.
 
     Raises:
-        ValueError: the data or an option is out of range; the pair has an error; the loss is not
-            finite at the first step (with the site), or becomes so later; `resume` is a run of
-            another pair, or of other data or with another optimiser.
+        ValueError: the data or an option is out of range; the pair has an error, as a log
+            density that is not finite; the loss is no longer finite; `resume` is a run of another
+            pair, or of other data or with another optimiser.
     """
     pair = model if data is None else getattr(model, "__self__", None)
     where = device_of(options["device"])
@@ -88,21 +88,12 @@ def fit(
         options["batch_size"] = min(BATCH, len(args[0]))
     batches = Batches(args, options["batch_size"], options["seed"])
     rows = chunk_rows(batches, estimator.particles, chunk)
-    first = batches.example(rows)
-    if check:
-        refuse(model, guide, batches.example(), batches.size, estimator, options)
-    run = new_run(model, guide, first, batches.size, estimator, where, options["seed"])
-    run.settings = lasting(options) | {
-        "elbo": estimator, "optimiser": optimiser, "chunk": chunk, "autocast": autocast,
-        "tf32": tf32,
-    }  # fmt: skip
-    ours, resume = isinstance(optimiser, Optimiser), options["resume"]
-    update = Update(
-        run.pair_, estimator, optimiser if ours else Adam(options["lr"]), run.divide,
-        options["clip"], transform, run.kwargs, autocast,
-        schedule=schedule_of(options["schedule"], options["steps"]), chunk=rows,
+    run, update = begun(
+        model, guide, batches.example(rows), batches.size, estimator, optimiser, check, options,
+        transform=transform, autocast=autocast, chunk=rows,
     )  # fmt: skip
-    run.variables = Variables.start(run.pair_, update.optimiser)
+    run.settings |= {"chunk": chunk, "autocast": autocast, "tf32": tf32}
+    ours, resume = isinstance(optimiser, Optimiser), options["resume"]
     if resume is not None and ours != (resume.optimiser_state is None):
         raise ValueError(
             f"resume: {optimiser!r} cannot go on from the state of the run's optimiser. "
@@ -113,7 +104,6 @@ def fit(
     if not ours:
         foreign = ForeignStep(update, run.variables, optimiser, run.optimiser_state)
         run.eager_because = f"{optimiser!r} is not an optimiser of inference.optim"
-    refuse_infinite(run, first)
     held = held_out and partial(held_out_values, run, run.variables, held_out, batches)
     loop = Loop(run, [update], batches, options, held, foreign, run.unit, ADVICE)
     if foreign is not None and options["compile"] is not False:
@@ -124,16 +114,28 @@ def fit(
     return run
 
 
-def refuse(
+def begun(
     model: Callable, guide: Callable, example: tuple, size: int | None, elbo: Estimator,
-    options: TrainingOptions,
-) -> None:  # fmt: skip
-    """Raise ValueError where `inference.check` finds errors, unless a run goes on."""
-    if options["resume"] is None:
-        refuse_errors(
-            without_run(model), without_run(guide), example, size=size, elbo=elbo,
-            device=device_of(options["device"]),
-        )  # fmt: skip
+    optimiser: Any, check: bool, options: TrainingOptions, **more: Any,
+) -> tuple[Run, Update]:  # fmt: skip
+    """A run before its first step, and its update, of which `more` says more.
+
+    Raises:
+        ValueError: the pair has errors, and no run goes on.
+    """
+    where = device_of(options["device"])
+    if check and options["resume"] is None:
+        pair = without_run(model), without_run(guide)
+        refuse_errors(*pair, example, size=size, elbo=elbo, device=where)
+    run = new_run(model, guide, example, size, elbo, where, options["seed"])
+    run.settings = lasting(options) | {"elbo": elbo, "optimiser": optimiser}
+    update = Update(
+        run.pair_, elbo, optimiser if isinstance(optimiser, Optimiser) else Adam(options["lr"]),
+        run.divide, options["clip"], kwargs=run.kwargs,
+        schedule=schedule_of(options["schedule"], options["steps"]), **more,
+    )  # fmt: skip
+    run.variables = Variables.start(run.pair_, update.optimiser)
+    return run, update
 
 
 def chosen_optimiser(optimiser: Any, options: LoopOptions) -> Any:

@@ -90,7 +90,7 @@ class Loop:
         chosen = self.foreign is not None or options["compile"] is False
         begin = warm = time.perf_counter()
         spent, compiled_before, run.stopped = run.seconds, run.compile_seconds, None
-        pending: list[Tensor] = []
+        pending: list[tuple[int, Tensor]] = []
 
         def pause() -> None:
             """Write down what a resume needs."""
@@ -114,7 +114,7 @@ class Loop:
                     if (n := min(repeats, due - done)) != step.repeats:
                         step.repeats = n
                     batch, shared = self.batches.next(n * ahead)
-                    pending.append(step(batch, shared).reshape(n, -1))
+                    pending.append((n, step(batch, shared)))
                     done += n
                     if done < due and done // every == logged // every:
                         continue
@@ -158,9 +158,11 @@ class Loop:
     def _shown(self) -> str:
         return self.moves[-1].columns[self.moves[-1].shown]
 
-    def _row(self, done: int, pending: list[Tensor], seconds: float) -> dict[str, float]:
+    def _row(
+        self, done: int, pending: list[tuple[int, Tensor]], seconds: float
+    ) -> dict[str, float]:
         """A row of the history: means since the last one; `pending` is emptied."""
-        values = torch.cat(pending)  # (n, columns), or (n, fits)
+        values = torch.cat([v.reshape(n, -1) for n, v in pending])  # (n, columns), or (n, fits)
         pending.clear()
         means = self.run.log(values, self.moves[-1].columns, self.moves[-1].shown)
         lost = [c for c, v in means.items() if not math.isfinite(v)]

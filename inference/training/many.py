@@ -16,12 +16,12 @@ from ..elbo import Estimator, Trace, estimator_of
 from ..optim import Optimiser
 from ..pairs.options import device_of
 from .batches import Batches, arguments
-from .fitting import ADVICE, chosen_optimiser, held_out_values, refuse
+from .fitting import ADVICE, begun, chosen_optimiser, held_out_values
 from .loop import Loop
-from .options import TrainingOptions, lasting, trainer
-from .run import Run, new_run
+from .options import TrainingOptions, trainer
+from .run import Run
 from .state import History, Training
-from .update import Update, Variables, schedule_of
+from .update import Variables
 
 
 @dataclass(kw_only=True, repr=False)
@@ -156,17 +156,11 @@ def fit_many(
     batches = Batches(args, options["batch_size"], options["seed"])
     example = tuple(a[0] if v == 0 else a for a, v in zip(batches.example(), vary))
     size = None if options["batch_size"] is None else batches.size
-    if check:
-        refuse(model, guide, example, size, estimator, options)
-    run = new_run(model, guide, example, size, estimator, where, options["seed"])
-    update = Update(
-        run.pair_, estimator, optimiser, run.divide, options["clip"], kwargs=run.kwargs,
-        vary=vary, schedule=schedule_of(options["schedule"], options["steps"]),
-    )  # fmt: skip
-    run.settings = lasting(options) | {
-        "elbo": estimator, "optimiser": optimiser, "jitter": jitter, "fits": r, "stacked": stacked,
-    }  # fmt: skip
-    run.variables = alone = Variables.start(run.pair_, optimiser)
+    run, update = begun(
+        model, guide, example, size, estimator, optimiser, check, options, vary=vary
+    )
+    run.settings |= {"jitter": jitter, "fits": r, "stacked": stacked}
+    alone = run.variables
     params, buffers = (
         {k: t.expand(r, *t.shape).clone() for k, t in tensors.items()}
         for tensors in (alone.params, alone.buffers)

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+LINES = 10  # in all, where the output is not a terminal
+
 
 class Progress:
     """Loss in nats, its smoothed trend, steps per second and time left.
@@ -14,20 +16,17 @@ class Progress:
         steps: how many there will be.
         unit: of the loss.
         show: whether to show anything.
-        lines: how many plain lines to print in all when the output is not a terminal.
     """
 
-    def __init__(self, steps: int, unit: str = "nats", show: bool = True, lines: int = 10):
-        self.steps, self.unit, self.show, self.lines = steps, unit, show, lines
+    def __init__(self, steps: int, unit: str = "nats", show: bool = True):
+        self.steps, self.unit, self.show = steps, unit, show
         self.smooth: float | None = None
-        self.before: float | None = None
         self._bar: Any = None
         self._printed = -1
-        self._begin = time.perf_counter()
-        self._first: tuple[int, float] | None = None
+        self._first = (0, time.perf_counter())
 
     def __enter__(self) -> Progress:
-        self._begin = time.perf_counter()
+        self._first = (0, time.perf_counter())
         if self.show and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -60,25 +59,19 @@ class Progress:
         """Report a mean loss at a step."""
         if not self.show:
             return
-        self.before = self.smooth
-        self.smooth = loss if self.smooth is None else 0.8 * self.smooth + 0.2 * loss
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = (step, now)
-        rate = (
-            (step - self._first[0]) / (now - self._first[1])
-            if step > self._first[0]
-            else step / max(now - self._begin, 1e-9)
-        )
-        arrow = "→" if self.before is None else "↓" if self.smooth < self.before else "↑"
-        text = f"loss {loss:.4g} {self.unit} {arrow} {self.smooth:.4g}, {rate:,.0f} steps/s"
+        trend = loss if self.smooth is None else 0.8 * self.smooth + 0.2 * loss
+        arrow = "→" if self.smooth is None else "↓" if trend < self.smooth else "↑"
+        now, (begun, begin) = time.perf_counter(), self._first
+        rate = (step - begun) / max(now - begin, 1e-9)
+        if self.smooth is None:
+            self._first = step, now  # the first steps are slow
+        self.smooth = trend
+        text = f"loss {loss:.4g} {self.unit} {arrow} {trend:.4g}, {rate:,.0f} steps/s"
         if held_out is not None:
             text += f", held-out ELBO {held_out:.4g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=text)
-        elif step * self.lines // self.steps > self._printed or step >= self.steps:
-            self._printed = step * self.lines // self.steps
-            left = (self.steps - step) / max(rate, 1e-9)
-            print(
-                f"step {step}/{self.steps}: {text}, {left:.0f} s left", file=sys.stderr, flush=True
-            )
+        elif step * LINES // self.steps > self._printed or step >= self.steps:
+            self._printed = step * LINES // self.steps
+            left = f"{(self.steps - step) / max(rate, 1e-9):.0f} s left"
+            print(f"step {step}/{self.steps}: {text}, {left}", file=sys.stderr, flush=True)

@@ -101,9 +101,10 @@ class Proof:
 
     def _compare(self, losses: Tensor, variables: Variables, what: str) -> None:
         if not torch.allclose(losses, self.losses, rtol=self.tolerance, atol=self.tolerance):
+            got, want = (f"{t.flatten()[:6].tolist()}"[1:-1] for t in (losses, self.losses))
             raise Disproved(
-                f"the compiled step's losses are {_digits(losses)}, the eager one's "
-                f"{_digits(self.losses)}, after {what} on the same noise"
+                f"the compiled step's losses are {got}, the eager one's {want}, after {what} on "
+                "the same noise"
             )
         before, eager, fast = map(_by_kind, (self.start, self.after, variables))
         for kind, starts in before.items():
@@ -132,10 +133,6 @@ def _by_kind(v: Variables) -> dict[str, dict[str, Tensor]]:
 
 def _norm(t: Tensor) -> float:
     return float(torch.linalg.vector_norm(t.double()))
-
-
-def _digits(losses: Tensor) -> str:
-    return ", ".join(f"{x:.6g}" for x in losses.flatten().tolist()[:6])
 
 
 def _tensors(batch: tuple) -> list[Tensor]:

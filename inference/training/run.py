@@ -186,21 +186,3 @@ def _take_over(pair: Pair, half: str, run: Run) -> None:
         ours = run.pair_._stored.get(name, (name,))[0]
         if ours in pair.params and run.state[ours].shape == pair.params[ours].shape:
             pair.params[ours] = run.state[ours].detach().clone()
-
-
-def refuse_infinite(run: Run, example: tuple) -> None:
-    """Raise ValueError when a site's log density is not finite before the first step."""
-    pair, v = run.pair_, run.variables
-    buffers = {k: b.clone() for k, b in v.buffers.items()}
-    with forked(), torch.no_grad(), no_validation(), pair.bind(v.params, buffers):
-        weights = log_weights(pair.model, pair.guide, *example, nesting=pair.nesting, **run.kwargs)
-        for sign, term in weights.terms():
-            if not torch.isfinite(term.log_prob).all():
-                half = "model" if sign > 0 else "guide"
-                bad = term.log_prob[~torch.isfinite(term.log_prob)][0]
-                value = term.value if torch.is_tensor(term.value) else torch.zeros(())
-                raise ValueError(
-                    f"site {term.name!r} of the {half}: its log density is {float(bad)} at the "
-                    f"first step (values in [{float(value.min()):.3g}, {float(value.max()):.3g}], "
-                    f"{type(term.fn).__name__}). Check the site's support and scale, and the data."
-                )

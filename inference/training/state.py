@@ -173,12 +173,11 @@ def refuse_others(found: Variables, expected: Variables, who: str) -> None:
                 f"the pair, first {wrong[0]!r}: expected {want.get(wrong[0], 'none')}, found "
                 f"{got.get(wrong[0], 'none')}. Give the pair that was fitted, with its options."
             )
-    if {k: len(v) for k, v in found.optim.items()} != {
-        k: len(v) for k, v in expected.optim.items()
-    }:
+    slots, wanted = ({k: len(s) for k, s in v.optim.items()} for v in (found, expected))
+    if slots != wanted:
         raise ValueError(
-            f"{who}: the state of its optimiser ({', '.join(sorted(found.optim))}) is of no use to "
-            f"the one given ({', '.join(sorted(expected.optim))}). Leave optimiser= out, or begin "
+            f"{who}: the state of its optimiser ({', '.join(sorted(slots))}) is of no use to "
+            f"the one given ({', '.join(sorted(wanted))}). Leave optimiser= out, or begin "
             "anew from its parameters: fit(run.model, run.guide, data, optimiser=...)."
         )
 

@@ -183,16 +183,8 @@ class CompiledStep(Step):
 
     compiled = True
 
-    def __init__(
-        self,
-        update: Update,
-        variables: Variables,
-        lr: Tensor,
-        repeats: int = 1,
-        prove: bool = True,
-    ):
+    def __init__(self, update: Update, variables: Variables, lr: Tensor, repeats: int = 1):
         self.update, self.variables, self.lr, self.repeats = update, variables, lr, repeats
-        self.prove = prove
         self._ready: dict[Any, Callable] = {}
         self._own: list[Tensor] | None = None
 
@@ -221,7 +213,7 @@ class CompiledStep(Step):
         n = min(PROVED, self.repeats) if self.repeats > 1 else PROVED
         rows = [batch if alone else row(batch, i) for i in range(n)]
         # the eager step comes first: its memory is free again when the compiled one takes its own
-        proof = Proof(self.update, self.variables, self.lr, rows) if self.prove else None
+        proof = Proof(self.update, self.variables, self.lr, rows)
         try:
             run = self._proved(rows[0], proof, apart=False)
         except Disproved:
@@ -230,21 +222,21 @@ class CompiledStep(Step):
         self.seconds += time.perf_counter() - start
         return run
 
-    def _proved(self, batch: tuple, proof: Proof | None, apart: bool) -> Callable:
+    def _proved(self, batch: tuple, proof: Proof, apart: bool) -> Callable:
         """Compiled updates that pass the proof: replayed, or else called from Python."""
         run, inputs, noise = self._compile(batch, apart)
         own = len(self.variables.flat()) + 1
         repeated: Replay | Captured | Launched
         try:
             repeated = Captured(run, inputs, own) if on_cuda(self.lr) else Replay(run, inputs, own)
-            if proof is not None:
-                proof.hold(repeated, noise, together=self.repeats > 1)
+            proof.hold(repeated, noise, together=self.repeats > 1)
         except (NotReplayable, Disproved) as failure:
             repeated = Launched(run, inputs, own)
-            if proof is not None:
-                proof.hold(repeated, noise, together=False)
+            proof.hold(repeated, noise, together=False)
             self.not_replayed, self.repeats = str(failure), 1
-        return repeated if noise is None else _with_noise(repeated, noise)
+        if noise is None:
+            return repeated
+        return lambda own, others, n: repeated(own, [*others, noise.draw(n or 1)], n)
 
     def _compile(
         self, batch: tuple, apart: bool = False
@@ -265,21 +257,8 @@ class CompiledStep(Step):
         noisy = None if on_cuda(self.lr) else hoisted(graph)  # a captured graph draws its own
         if noisy is not None:
             graph, noise = noisy
-            inputs = [*inputs, noise.values]
+            inputs = [*inputs, noise.example]
         return compiled(graph, inputs, apart), inputs, noise
-
-
-def _with_noise(run: Callable, noise: Noise) -> Callable:
-    """The same call with fresh noise for each of its updates."""
-    several = {1: noise}
-
-    def drawn(own: list[Tensor], others: list[Tensor], updates: int | None) -> Tensor:
-        n = updates or 1
-        if n not in several:
-            several[n] = noise * n
-        return run(own, [*others, several[n].draw()], updates)
-
-    return drawn
 
 
 def _changing(shapes: list[tuple]) -> str:

@@ -186,31 +186,27 @@ class Gradients:
         if found is None:
             raise NotReplayable("it draws something else than normals and uniforms")
         graph, one = found
-        inputs.append(one.values)
-        own, threads = len(inputs) - 1, torch.get_num_threads()
+        own, threads = list(inputs), torch.get_num_threads()
+        inputs.append(one.example)
         torch.set_num_threads(1)  # inside a draw; the draws are shared out
         try:
             run = compiled(graph, inputs)
-            loops = [Replay(run, inputs, own=own) for _ in range(threads)]
+            loops = [Replay(run, inputs, own=len(own)) for _ in range(threads)]
         finally:
             torch.set_num_threads(threads)
         with forked():
-            expected = self._row(*inputs[:own])
-        got = loops[0]([*inputs[:own], one.draw()])
+            expected = self._row(*own)
+        got = loops[0](own, [one.draw()])
         scale = float(expected.abs().max())
         if not torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * max(1.0, scale)):
             raise NotReplayable("another gradient than the eager one on the same noise")
         self.replicates = max(1, min(self.replicates, LOOPED // len(expected)))
-        noise = one * self.replicates
-        out = expected.new_empty(self.replicates, len(expected))  # written again at every call
         pool = ThreadPoolExecutor(threads)
 
         def drawn() -> Tensor:
-            rows = noise.draw().reshape(self.replicates, -1)
-            parts = zip(loops, rows.tensor_split(threads), out.tensor_split(threads))
-            shares = [(loop, r, o) for loop, r, o in parts if len(r)]
-            list(pool.map(lambda s: s[0]([*inputs[:own], s[1]], len(s[1]), s[2]), shares))
-            return out
+            rows = one.draw(self.replicates).reshape(self.replicates, -1)
+            shares = [s for s in zip(loops, rows.tensor_split(threads)) if len(s[1])]
+            return torch.cat(list(pool.map(lambda s: s[0](own, [s[1]], len(s[1])), shares)))
 
         self._run, self.how, self.note = drawn, "recorded", None
 
