@@ -91,7 +91,7 @@ def lowered() -> Iterator[None]:
 
 @functools.cache
 def faster_with_onednn(threads: int) -> bool:
-    """Whether oneDNN multiplies float32 matrices clearly faster than `torch.mm` (measured once)."""
+    """True where oneDNN multiplies float32 matrices clearly faster than `torch.mm` (measured)."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     if not torch.backends.mkl.is_available():

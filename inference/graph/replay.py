@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -343,12 +344,8 @@ def _record(run: Callable, inputs: Sequence[Tensor], calls: _Calls) -> Tensor:
         found.append((graph.current_callable, list(arguments)))
         return before(graph, arguments)
 
-    CompiledFxGraph.__call__ = keep  # type: ignore[assignment,method-assign]
-    try:
-        with torch.no_grad():
-            run(list(inputs))
-    finally:
-        CompiledFxGraph.__call__ = before  # type: ignore[method-assign]
+    with torch.no_grad(), patch.object(CompiledFxGraph, "__call__", keep):
+        run(list(inputs))
     if len(found) != 1:
         raise NotReplayable("more than one graph")
     method, arguments = found[0]

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -251,13 +252,9 @@ def _writes_apart() -> Iterator[None]:
     import torch._inductor.config as config
     from torch._inductor.scheduler import Scheduler
 
-    before = Scheduler.fusable_weak_dep
-    Scheduler.fusable_weak_dep = lambda *_: False  # type: ignore[method-assign]
-    try:
-        with config.patch(fx_graph_cache=False):
-            yield
-    finally:
-        Scheduler.fusable_weak_dep = before  # type: ignore[method-assign]
+    never = patch.object(Scheduler, "fusable_weak_dep", lambda *_: False)
+    with never, config.patch(fx_graph_cache=False):
+        yield
 
 
 def _call(run: Callable, inputs: list[Tensor]) -> Tensor:

@@ -56,7 +56,7 @@ class GameUpdate:
 
     @property
     def shown(self) -> int:
-        """Which column is the loss of the run."""
+        """The index of the column that is the loss of the run."""
         return self.columns.index(f"{self.players[-1]}_loss")
 
     def moves(self, of_critic: int) -> list[GameUpdate]:

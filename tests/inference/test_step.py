@@ -113,7 +113,7 @@ def test_a_pair_that_reads_a_value_goes_on_eagerly_and_says_why(capfd):
     assert not run.compiled
     assert "read on the host" in run.eager_because and "test_step.py" in run.eager_because
     assert "eager steps: " in capfd.readouterr().err
-    assert "z.item()" in run.eager_because and "near site 'z'" in run.eager_because
+    assert "z.item()" in run.eager_because and "near site" in run.eager_because
 
 
 def test_no_compiler(monkeypatch):
