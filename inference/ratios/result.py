@@ -152,7 +152,7 @@ class DensityRatio(Training):
         low, high = (float(v) for v in both.quantile(both.new_tensor([0.002, 0.998])))
         for name, values in (("P", log_p), ("Q", log_q)):
             shown = values.clamp(low, high)
-            left.hist(shown, 60, (low, high), density=True, alpha=0.6, label=name)
+            left.hist(shown, bins=60, range=(low, high), density=True, alpha=0.6, label=name)
         left.set(xlabel="log p/q (nats)", ylabel="density of held-out points")
         left.set_title(f"Jensen-Shannon divergence {self.js_divergence}")
         left.legend()

@@ -276,7 +276,7 @@ X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
         (lambda: quick(LocationScale(2), X[:0]), r"data: expected floats of shape \(N, D\)"),
         (lambda: quick(LocationScale(2), X[:, 0]), r"data: expected floats of shape \(N, D\)"),
         (lambda: quick(LocationScale(2), X / 0 * 0), "NaN"),
-        (lambda: quick(LocationScale(3), X), r"expected x of shape \(40, 2\).*got \(40, 3\)"),
+        (lambda: quick(LocationScale(3), X), r"return x of shape \(40, 2\).*got \(40, 3\)"),
         (lambda: quick(lambda n: None, X), "expected it to return x"),
         (lambda: quick(lambda n: torch.randn(n, 2), X), "no gradient reaches"),
         (lambda: quick(LocationScale(2), X, batch_size=64), "batch_size: expected 1 .. 40"),
