@@ -1,27 +1,23 @@
-"""The ascent that EM and variational Bayes share: the start, the loop, and the blocks.
+"""The ascent that EM and variational Bayes share: the start, the loop, and its pass over the data.
 
-Everything is batched over R restarts, so that R fits are one tensor program, and is done in
-float64 on the device of the data.
-
-Blocks let one set of formulas serve both kinds of covariance: a full covariance is G = 1 block of
-P = D dimensions, a diagonal one is G = D independent blocks of P = 1.
+Both alternate between responsibilities ∝ exp(a + bᵀz + zᵀQz), one (a, b, Q) for each component, and
+parameters that follow from Σ r, Σ r z and Σ r zzᵀ. With the quadratic features (1, z, zzᵀ) of a row
+both are matrix products: features times coefficients, responsibilities times features. So one pass
+over the data in chunks makes an update, all restarts in the same products, and no array of
+responsibilities of all rows is kept. Everything is float64, on the device of the data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 COVARIANCES = ("full", "diagonal")
-NUMBERS_AT_ONCE = 2**24
-
-# responsibilities (A, C, N) -> parameters, new responsibilities, objectives (A,)
-Update = Callable[[Tensor], tuple[dict[str, Tensor], Tensor, Tensor]]
+NUMBERS_AT_ONCE = 2**20  # of features and responsibilities in a chunk: what stays in a cache
 
 
 def check_mixture_data(x: Tensor, components: int, covariance: str) -> Tensor:
@@ -50,11 +46,6 @@ def check_mixture_data(x: Tensor, components: int, covariance: str) -> Tensor:
     return x.detach().to(torch.float64)
 
 
-def blocks(x: Tensor, covariance: str) -> Tensor:
-    """(..., N, D) -> (..., G, N, P)."""
-    return x.unsqueeze(-3) if covariance == "full" else x.mT.unsqueeze(-1)
-
-
 def kmeans_plus_plus(x: Tensor, components: int, restarts: int, seed: int = 0) -> Tensor:
     """Seeds for C clusters: each next one a datum drawn with probability ∝ squared distance.
 
@@ -76,50 +67,145 @@ def kmeans_plus_plus(x: Tensor, components: int, restarts: int, seed: int = 0) -
         # Copies of a seed have distance 0; when only copies are left, all are alike.
         chance = torch.where(nearest.sum(-1, keepdim=True) > 0, nearest, torch.ones_like(nearest))
         chosen = x[torch.multinomial(chance, 1, generator=generator).squeeze(-1)]  # (R, D)
-        distance = (x - chosen.unsqueeze(1)).square().sum(-1)  # (R, N)
+        distance = _squared_distance(chosen, x)  # (R, N)
         nearest = torch.minimum(nearest, distance) if seeds else distance
         seeds.append(chosen)
     return torch.stack(seeds, 1)
 
 
-def soft_assignment(x: Tensor, means: Tensor) -> Tensor:
-    """Responsibilities of spheres around `means`, as wide as data lie from their nearest mean.
+def _squared_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Between rows, exactly 0 between copies: (A, D) and (B, D) -> (A, B)."""
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").square()
 
-    Hard assignment would give a lone datum a component of its own, with no spread. (N, D) and
-    (R, C, D) -> (R, C, N).
+
+@dataclass
+class Moments:
+    """What responsibilities say about components, summed over the data.
+
+    Attributes:
+        counts: Σ r, (R, C).
+        mean: Σ r z / Σ r, (R, C, D).
+        covariance: Σ r (z - mean)(z - mean)ᵀ / Σ r, (R, C, D, D), or its diagonal (R, C, D).
     """
-    distance = torch.cdist(means, x).square()  # (R, C, N)
-    spread = distance.amin(1).mean(-1) / x.shape[-1]  # (R,)
-    spread = spread.clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]
-    return torch.softmax(-0.5 * distance / spread, 1)
+
+    counts: Tensor
+    mean: Tensor
+    covariance: Tensor
 
 
-def starting_responsibilities(
-    x: Tensor, components: int, restarts: int, start: Tensor | None, seed: int
-) -> Tensor:
-    """(R, C, N): the user's `start` (..., N, C) if there is one, else from k-means++."""
-    if restarts < 1:
-        raise ValueError(f"restarts: expected at least 1, got {restarts}.")
-    if start is None:
-        return soft_assignment(x, kmeans_plus_plus(x, components, restarts, seed))
-    start = torch.as_tensor(start, dtype=x.dtype, device=x.device)
-    expected = (len(x), components)
-    if start.ndim not in (2, 3) or start.shape[-2:] != expected:
-        raise ValueError(
-            f"start: expected responsibilities of shape {expected} or (R, {len(x)}, {components}), "
-            f"got {tuple(start.shape)}."
-        )
-    if not (start >= 0).all() or not torch.allclose(start.sum(-1), start.new_ones(())):
-        raise ValueError("start: expected responsibilities >= 0 whose rows sum to 1.")
-    return start.reshape(-1, *expected).mT
+class Rows:
+    """Data as quadratic features, gone through in chunks.
+
+    Args:
+        z: (N, D), centred and of unit variance, so that squares lose no digits.
+        covariance: `"full"`: features 1, z_i, z_i z_j (i <= j); `"diagonal"`: 1, z_i, z_i².
+    """
+
+    def __init__(self, z: Tensor, covariance: str):
+        self.z, self.full = z, covariance == "full"
+        d = z.shape[1]
+        self.upper = tuple(torch.triu_indices(d, d, device=z.device)) if self.full else None
+        self.width = 1 + d + (d * (d + 1) // 2 if self.full else d)
+
+    def coefficients(self, constant: Tensor, linear: Tensor, quadratic: Tensor) -> Tensor:
+        """Of the features in a + bᵀz + zᵀQz: (..., C), (..., C, D), (..., C, D, D) -> (..., C, F).
+
+        A diagonal Q is (..., C, D).
+        """
+        if self.upper is not None:
+            i, j = self.upper
+            quadratic = quadratic[..., i, j] * torch.where(i == j, 1.0, 2.0).to(quadratic)
+        return torch.cat([constant.unsqueeze(-1), linear, quadratic], -1)
+
+    def chunks(self, others: int) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their features (F, n), so few that `others` more numbers a row fit beside."""
+        n = max(256, NUMBERS_AT_ONCE // (self.width + others))
+        d = self.z.shape[1]
+        for start in range(0, len(self.z), n):
+            z = self.z[start : start + n].T.contiguous()  # (D, n)
+            features = z.new_empty(self.width, z.shape[1])
+            features[0] = 1
+            features[1 : d + 1] = z
+            place = d + 1
+            for k in range(d):
+                more = z[k:] if self.full else z[k : k + 1]
+                torch.mul(more, z[k], out=features[place : place + len(more)])
+                place += len(more)
+            yield slice(start, start + n), features
+
+    def expectation(self, coefficients: Tensor) -> tuple[Moments, Tensor]:
+        """One pass: moments under r = softmax(scores), and Σ_n logsumexp of the scores, (R,)."""
+        r, c, _ = coefficients.shape
+        sums, total = torch.zeros_like(coefficients), coefficients.new_zeros(r)
+        for _, features in self.chunks(2 * r * c):
+            scores = (coefficients.flatten(0, 1) @ features).view(r, c, -1)
+            most = scores.amax(1, keepdim=True)
+            weights = scores.sub_(most).exp_()
+            norm = weights.sum(1, keepdim=True)
+            total += (norm.log() + most).sum((1, 2))
+            sums += (weights.div_(norm).flatten(0, 1) @ features.T).view_as(sums)
+        return self._moments(sums), total
+
+    def responsibilities(self, coefficients: Tensor) -> Tensor:
+        """softmax of one restart's scores: (C, F) -> (N, C)."""
+        parts = [(coefficients @ f).softmax(0).T for _, f in self.chunks(2 * len(coefficients))]
+        return torch.cat(parts)
+
+    def moments(self, responsibilities: Tensor) -> Moments:
+        """Of given responsibilities (R, C, N)."""
+        r, c, _ = responsibilities.shape
+        sums = self.z.new_zeros(r * c, self.width)
+        for rows, features in self.chunks(r * c):
+            sums += responsibilities[..., rows].flatten(0, 1) @ features.T
+        return self._moments(sums.view(r, c, -1))
+
+    def _moments(self, sums: Tensor) -> Moments:
+        d = self.z.shape[1]
+        counts = sums[..., 0]
+        share = sums[..., 1:] / counts.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(-1)
+        mean, second = share[..., :d], share[..., d:]
+        if self.upper is None:
+            return Moments(counts, mean, second - mean.square())
+        i, j = self.upper
+        square = mean.new_empty(*mean.shape, d)
+        square[..., i, j] = square[..., j, i] = second
+        return Moments(counts, mean, square - mean.unsqueeze(-1) * mean.unsqueeze(-2))
+
+    def start(self, components: int, restarts: int, given: Tensor | None, seed: int) -> Moments:
+        """The moments of the user's responsibilities (..., N, C), else of spheres by k-means++.
+
+        The spheres are as wide as data lie from their nearest mean: hard assignment would give a
+        lone datum a component of its own, with no spread.
+        """
+        if restarts < 1:
+            raise ValueError(f"restarts: expected at least 1, got {restarts}.")
+        n, d = self.z.shape
+        if given is None:
+            means = kmeans_plus_plus(self.z, components, restarts, seed)  # (R, C, D)
+            nearest = [_squared_distance(m, self.z).amin(0).mean() for m in means]
+            spread = torch.stack(nearest).clamp_min(torch.finfo(self.z.dtype).tiny) / d  # (R,)
+            half = (-0.5 / spread)[:, None, None].expand_as(means)
+            linear = -2 * half * means
+            constant = (half * means.square()).sum(-1)
+            quadratic = half.diag_embed() if self.full else half
+            return self.expectation(self.coefficients(constant, linear, quadratic))[0]
+        given = torch.as_tensor(given, dtype=self.z.dtype, device=self.z.device)
+        if given.ndim not in (2, 3) or given.shape[-2:] != (n, components):
+            raise ValueError(
+                f"start: expected responsibilities of shape {(n, components)} or (R, {n}, "
+                f"{components}), got {tuple(given.shape)}."
+            )
+        if not (given >= 0).all() or not torch.allclose(given.sum(-1), given.new_ones(())):
+            raise ValueError("start: expected responsibilities >= 0 whose rows sum to 1.")
+        return self.moments(given.reshape(-1, n, components).mT)
 
 
 @dataclass
 class Restart:
-    """One restart when it stopped: its parameters, responsibilities (C, N) and objective."""
+    """One restart when it stopped: its parameters, the scores' coefficients, its objective."""
 
     params: dict[str, Tensor]
-    responsibilities: Tensor
+    coefficients: Tensor
     history: Tensor
     converged: bool
 
@@ -129,25 +215,26 @@ class Restart:
         return float(self.history[-1])
 
 
+# moments -> parameters (each (R, ...)), coefficients of the scores (R, C, F), rest of the objective
+Maximise = Callable[[Moments], tuple[dict[str, Tensor], Tensor, Tensor]]
+
+
 def ascend(
-    update: Update,
-    responsibilities: Tensor,
+    maximise: Maximise,
+    rows: Rows,
+    moments: Moments,
     *,
-    columns: int,
     tol: float,
     slack: float,
     max_iter: int,
     objective: str,
 ) -> list[Restart]:
-    """Alternate until every restart's objective stands still.
-
-    As many restarts are taken together as fit 128 MiB for each temporary of C·N·D numbers.
+    """Alternate until every restart's objective, Σ_n logsumexp of the scores + rest, stands still.
 
     Args:
-        update: responsibilities (A, C, N) -> parameters (each (A, ...)), new responsibilities and
-            objectives (A,) in nats, for any number A of restarts.
-        responsibilities: (R, C, N), the start.
-        columns: D of the data.
+        maximise: moments -> parameters, the scores they give each row, and the rest (R,), nats.
+        rows: the data.
+        moments: the start, of R restarts.
         tol: a restart has converged when an update gains less, in nats per datum.
         slack: nats per datum by which rounding may lower the objective.
         max_iter: updates at most.
@@ -158,31 +245,14 @@ def ascend(
     """
     if max_iter < 1 or tol < 0:
         raise ValueError(f"expected max_iter >= 1 and tol >= 0, got {max_iter} and {tol}.")
-    together = max(1, NUMBERS_AT_ONCE // (responsibilities[0].numel() * columns))
-    options: dict[str, Any] = {"tol": tol, "slack": slack, "max_iter": max_iter}
-    options["objective"] = objective
-    return [
-        restart
-        for part in responsibilities.split(together)
-        for restart in _ascend_together(update, part, **options)
-    ]
-
-
-def _ascend_together(
-    update: Update,
-    responsibilities: Tensor,
-    *,
-    tol: float,
-    slack: float,
-    max_iter: int,
-    objective: str,
-) -> list[Restart]:
-    n = responsibilities.shape[-1]
-    alive = list(range(len(responsibilities)))
+    n = len(rows.z)
+    alive = list(range(len(moments.counts)))
     done: dict[int, Restart] = {}
     histories: list[list[float]] = [[] for _ in alive]
     for iteration in range(max_iter):
-        params, responsibilities, values = update(responsibilities)
+        params, coefficients, rest = maximise(moments)
+        moments, values = rows.expectation(coefficients)
+        values = values + rest
         keep = []
         for row, value in enumerate(values.tolist()):
             history = histories[alive[row]]
@@ -198,11 +268,11 @@ def _ascend_together(
             if converged or iteration + 1 == max_iter:
                 mine = {k: v[row] for k, v in params.items()}
                 trace = torch.tensor(history, dtype=values.dtype)
-                done[alive[row]] = Restart(mine, responsibilities[row], trace, converged)
+                done[alive[row]] = Restart(mine, coefficients[row], trace, converged)
             else:
                 keep.append(row)
         if not keep:
             break
         alive = [alive[row] for row in keep]
-        responsibilities = responsibilities[keep]
+        moments = Moments(moments.counts[keep], moments.mean[keep], moments.covariance[keep])
     return [done[i] for i in sorted(done)]

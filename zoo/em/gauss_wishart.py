@@ -6,7 +6,10 @@
 
 Prior and posterior of `variational_bayes` are of this family. Equation numbers are those of Bishop,
 Pattern Recognition and Machine Learning (2006), ch. 10.2. Diagonal covariances have a
-one-dimensional Wishart (a Gamma) per column. Blocks as in `ascent`.
+one-dimensional Wishart (a Gamma) per column.
+
+Blocks let one set of formulas serve both: a full covariance is G = 1 block of P = D dimensions, a
+diagonal one is G = D independent blocks of P = 1.
 """
 
 from __future__ import annotations
@@ -18,8 +21,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
-from .ascent import blocks
 from .maximum_likelihood import MixtureDensity
+
+
+def blocks(x: Tensor, covariance: str) -> Tensor:
+    """(..., N, D) -> (..., G, N, P)."""
+    return x.unsqueeze(-3) if covariance == "full" else x.mT.unsqueeze(-1)
 
 
 @dataclass
@@ -66,17 +73,33 @@ class GaussWishart:
     def expected_log_joint(self, x: Tensor) -> Tensor:
         """E[log p(x_n, k | w, m, Λ)], nats: (N, D) -> (..., C, N). Eq. 10.46, 10.64-10.66."""
         square, log_det = self._square(x)
-        p = self._p
-        dims = torch.arange(p, dtype=x.dtype, device=x.device)
+        distance = self.degrees.unsqueeze(-1) * square.sum(-2)
+        return self._expected_constant(log_det).unsqueeze(-1) - 0.5 * distance
+
+    def expected_scores(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, Q) of the same as a + bᵀx + xᵀQx: (..., C), (..., C, D), (..., C, D, D).
+
+        Q is (..., C, D) where covariances are diagonal.
+        """
+        mean, factor = self._blocks()
+        log_det = -2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        quadratic = -0.5 * self.degrees[..., None, None, None] * torch.cholesky_inverse(factor)
+        linear = -2 * (quadratic @ mean.unsqueeze(-1)).squeeze(-1)  # (..., C, G, P)
+        constant = self._expected_constant(log_det) - 0.5 * (linear * mean).sum((-2, -1))
+        linear, full = linear.flatten(-2), self.covariance == "full"
+        return constant, linear, quadratic.squeeze(-3) if full else quadratic.flatten(-3)
+
+    def _expected_constant(self, log_det: Tensor) -> Tensor:
+        """E[log p(x, k)] without the square: log|W| (..., C, G) -> (..., C)."""
+        p, d = self._p, self.mean.shape[-1]
+        dims = torch.arange(p, dtype=self.mean.dtype, device=self.mean.device)
         digamma = torch.digamma((self.degrees.unsqueeze(-1) - dims) / 2).sum(-1)  # (..., C)
         log_precision = (digamma.unsqueeze(-1) + p * math.log(2) + log_det).sum(-1)
-        distance = self.degrees.unsqueeze(-1) * square.sum(-2) + (
-            self.mean.shape[-1] / self.mean_precision
-        ).unsqueeze(-1)
         total = self.concentration.sum(-1, keepdim=True)
         log_weight = torch.digamma(self.concentration) - torch.digamma(total)
-        constant = log_weight + 0.5 * (log_precision - self.mean.shape[-1] * math.log(2 * math.pi))
-        return constant.unsqueeze(-1) - 0.5 * distance
+        return log_weight + 0.5 * (
+            log_precision - d * math.log(2 * math.pi) - d / self.mean_precision
+        )
 
     def kl(self, prior: GaussWishart) -> Tensor:
         """KL(self || prior), nats: (...). Eq. 10.73, 10.74, 10.76 and 10.77."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ascent import ascend, blocks, check_mixture_data, starting_responsibilities
+from .ascent import Moments, Rows, ascend, check_mixture_data
 
 
 @dataclass
@@ -120,35 +120,35 @@ def expectation_maximization(
     n, d = x.shape
     centre, unit = x.mean(0), x.std(0, correction=0)
     z = (x - centre) / unit
-    zb = blocks(z, covariance)  # (G, N, P)
+    rows = Rows(z, covariance)
 
-    def update(r: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        counts = r.sum(-1)  # (R, C)
-        share = r / counts.clamp_min(torch.finfo(r.dtype).tiny).unsqueeze(-1)
-        means = share.unsqueeze(-2).unsqueeze(-2) @ zb  # (R, C, G, 1, P)
-        apart = zb - means  # (R, C, G, N, P)
-        scatter = (apart * share[:, :, None, :, None]).mT @ apart  # (R, C, G, P, P)
-        variances, axes = torch.linalg.eigh(scatter)
-        floored = (variances < floor).flatten(2).any(-1)
-        variances = variances.clamp_min(floor)
-        covariances = axes * variances.unsqueeze(-2) @ axes.mT
-        square = (apart @ axes / variances.sqrt().unsqueeze(-2)).square().sum((-3, -1))  # (R, C, N)
-        log_det = variances.log().sum((-2, -1))
-        log_weights = (counts / n).log() - 0.5 * (log_det + d * math.log(2 * math.pi))
-        log_joint = log_weights.unsqueeze(-1) - 0.5 * square
-        log_likelihood = log_joint.logsumexp(1).sum(-1) - n * unit.log().sum()
-        params = {
-            "weights": counts / n,
-            "means": means.squeeze(-2),  # (R, C, G, P)
-            "covariances": covariances,
-            "floored": floored,
-        }
-        return params, log_joint.softmax(1), log_likelihood
+    def maximise(m: Moments) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        if covariance == "full":
+            variances, axes = torch.linalg.eigh(m.covariance)
+        else:
+            variances, axes = m.covariance, None
+        floored = (variances < floor).any(-1)
+        variances = variances.clamp_min(floor)  # (R, C, D)
+        log_weights = (m.counts / n).log()
+        log_det = variances.log().sum(-1)
+        if axes is None:
+            covariances, quadratic = variances, -0.5 / variances
+            linear = m.mean / variances
+        else:
+            covariances = axes * variances.unsqueeze(-2) @ axes.mT
+            quadratic = -0.5 * (axes / variances.unsqueeze(-2) @ axes.mT)
+            linear = -2 * (quadratic @ m.mean.unsqueeze(-1)).squeeze(-1)
+        square = (m.mean * linear).sum(-1)
+        constant = log_weights - 0.5 * (log_det + square + d * math.log(2 * math.pi))
+        params = {"weights": m.counts / n, "means": m.mean, "covariances": covariances}
+        params["floored"] = floored
+        rest = -n * unit.log().sum()
+        return params, rows.coefficients(constant, linear, quadratic), rest
 
     fits = ascend(
-        update,
-        starting_responsibilities(z, components, restarts, start, seed),
-        columns=d,
+        maximise,
+        rows,
+        rows.start(components, restarts, start, seed),
         tol=tol,
         # eigh errs by rounding of the largest eigenvalue, which is relative to the floored one:
         slack=8 * d * torch.finfo(x.dtype).eps / floor,
@@ -156,16 +156,12 @@ def expectation_maximization(
         objective="the log-likelihood",
     )
     best = max(fits, key=lambda f: (not bool(f.params["floored"].any()), f.objective))
-    covariances = best.params["covariances"]  # (C, G, P, P)
-    if covariance == "full":
-        covariances = covariances.squeeze(1) * unit.unsqueeze(-1) * unit
-    else:
-        covariances = covariances.flatten(1) * unit.square()
+    square = unit.unsqueeze(-1) * unit if covariance == "full" else unit.square()
     return MaximumLikelihoodFit(
         weights=best.params["weights"],
-        means=best.params["means"].flatten(1) * unit + centre,
-        covariances=covariances,
-        responsibilities=best.responsibilities.mT,
+        means=best.params["means"] * unit + centre,
+        covariances=best.params["covariances"] * square,
+        responsibilities=rows.responsibilities(best.coefficients),
         log_likelihood=best.objective,
         history=best.history,
         converged=best.converged,

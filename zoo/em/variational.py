@@ -8,7 +8,7 @@
 
 and q(k) q(w) ∏_c q(m_c, Λ_c), whose best factors are of the same families. Equation numbers are
 those of Bishop, Pattern Recognition and Machine Learning (2006), ch. 10.2. Diagonal covariances
-have a one-dimensional Wishart (a Gamma) per column. Blocks as in `ascent`.
+have a one-dimensional Wishart (a Gamma) per column.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ascent import Restart, ascend, blocks, check_mixture_data, starting_responsibilities
+from .ascent import Moments, Restart, Rows, ascend, check_mixture_data
 from .gauss_wishart import GaussWishart
 
 
@@ -140,48 +140,40 @@ def variational_bayes(
     chosen = weak_prior(x, components, covariance)
     chosen.update({k: v for k, v in given.items() if v is not None})
     prior = _prior(chosen, components, covariance, centre, unit)
-    mean0, factor0 = prior._blocks()  # (C, G, P), (C, G, P, P)
-    scale0 = factor0 @ factor0.mT
-    zb = blocks(z, covariance)
+    rows, full = Rows(z, covariance), covariance == "full"
 
-    def update(r: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        counts = r.sum(-1)  # (R, C)
-        share = r / counts.clamp_min(torch.finfo(r.dtype).tiny).unsqueeze(-1)
-        average = (share.unsqueeze(-2).unsqueeze(-2) @ zb).squeeze(-2)  # (R, C, G, P), eq. 10.52
-        apart = zb - average.unsqueeze(-2)
-        scatter = (apart * r[:, :, None, :, None]).mT @ apart  # N_c S_c, eq. 10.53
-        beta = prior.mean_precision + counts  # eq. 10.60
-        shift = (average - mean0).unsqueeze(-1)  # (R, C, G, P, 1)
-        pull = (prior.mean_precision * counts / beta)[..., None, None, None]
-        mean = mean0 + (counts / beta)[..., None, None] * shift.squeeze(-1)  # eq. 10.61
-        new_scale = scale0 + scatter + pull * (shift @ shift.mT)  # eq. 10.62
-        full = covariance == "full"
+    def maximise(m: Moments) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        beta = prior.mean_precision + m.counts  # eq. 10.60
+        shift = m.mean - prior.mean  # (R, C, D)
+        each = (..., None, None) if full else (..., None)
+        outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) if full else shift.square()
         posterior = {
-            "concentration": prior.concentration + counts,  # eq. 10.58
+            "concentration": prior.concentration + m.counts,  # eq. 10.58
             "mean_precision": beta,
-            "mean": mean.flatten(2),
-            "degrees": prior.degrees + counts,  # eq. 10.63
-            "scale": new_scale.squeeze(2) if full else new_scale.flatten(2),
+            "mean": prior.mean + (m.counts / beta).unsqueeze(-1) * shift,  # eq. 10.61
+            "degrees": prior.degrees + m.counts,  # eq. 10.63
+            "scale": prior.scale  # eq. 10.62
+            + m.counts[each] * m.covariance
+            + (prior.mean_precision * m.counts / beta)[each] * outer,
         }
         q = GaussWishart(**posterior)
-        log_rho = q.expected_log_joint(z)  # (R, C, N), eq. 10.46
-        # With r = softmax(log_rho), E[log p(x, k)] - E[log q(k)] (eq. 10.71, 10.72 and 10.75) is
-        # the sum of the logarithms of its normalisers.
-        elbo = log_rho.logsumexp(1).sum(-1) - q.kl(prior) - n * unit.log().sum()
-        return posterior, log_rho.softmax(1), elbo
+        # With r = softmax(scores), eq. 10.46, E[log p(x, k)] - E[log q(k)] (eq. 10.71, 10.72 and
+        # 10.75) is the sum of the logarithms of its normalisers.
+        rest = -q.kl(prior) - n * unit.log().sum()
+        return posterior, rows.coefficients(*q.expected_scores()), rest
 
-    widest = torch.linalg.eigvalsh(scale0).max() + z.square().sum()
-    condition = float(widest / torch.linalg.eigvalsh(scale0).min())
+    spreads = torch.linalg.eigvalsh(prior.scale) if full else prior.scale
+    condition = float((spreads.max() + z.square().sum()) / spreads.min())
     fits = ascend(
-        update,
-        starting_responsibilities(z, components, restarts, start, seed),
-        columns=d,
+        maximise,
+        rows,
+        rows.start(components, restarts, start, seed),
         tol=tol,
         slack=8 * d * torch.finfo(x.dtype).eps * condition,
         max_iter=max_iter,
         objective="the ELBO",
     )
-    return _result(x, fits, centre, unit)
+    return _result(x, rows, fits, centre, unit)
 
 
 def _prior(
@@ -214,7 +206,9 @@ def _prior(
     )
 
 
-def _result(x: Tensor, fits: list[Restart], centre: Tensor, unit: Tensor) -> VariationalFit:
+def _result(
+    x: Tensor, rows: Rows, fits: list[Restart], centre: Tensor, unit: Tensor
+) -> VariationalFit:
     best = max(fits, key=lambda f: f.objective)
     posterior = GaussWishart(**best.params)
     posterior.mean = posterior.mean * unit + centre
@@ -226,7 +220,7 @@ def _result(x: Tensor, fits: list[Restart], centre: Tensor, unit: Tensor) -> Var
         weights=mixture.weights,
         means=mixture.means,
         covariances=mixture.covariances,
-        responsibilities=best.responsibilities.mT,
+        responsibilities=rows.responsibilities(best.coefficients),
         elbo=best.objective,
         log_likelihood=float(mixture.log_prob(x).sum()),
         history=best.history,

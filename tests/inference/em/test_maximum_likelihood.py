@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture
 from torch import tensor
 
 from zoo.em import expectation_maximization, kmeans_plus_plus
-from zoo.em.ascent import ascend, soft_assignment
+from zoo.em.ascent import Moments, Rows, ascend
 
 f64 = {"dtype": torch.float64}
 KINDS = ["full", "diagonal"]
@@ -98,7 +98,9 @@ def test_never_falls(covariance, components):
 
 def test_restarts_in_one_batch_are_the_restarts_one_by_one():
     x = overlapping()
-    starts = soft_assignment(x, kmeans_plus_plus(x, 3, 4, seed=3)).mT
+    distance = torch.cdist(kmeans_plus_plus(x, 3, 4, seed=3), x).square().mT  # (4, N, 3)
+    spread = distance.amin(-1).mean(-1)[:, None, None] / x.shape[-1]
+    starts = torch.softmax(-0.5 * distance / spread, -1)
     together = expectation_maximization(x, 3, start=starts)
     alone = [expectation_maximization(x, 3, start=s) for s in starts]
     best = alone[int(together.restarts.argmax())]
@@ -109,12 +111,26 @@ def test_restarts_in_one_batch_are_the_restarts_one_by_one():
     assert together.n_iter == best.n_iter
 
 
-def test_restarts_that_do_not_fit_at_once_are_fitted_in_turn(monkeypatch):
-    x = overlapping()
-    together = expectation_maximization(x, 3, restarts=5)
-    monkeypatch.setattr("zoo.em.ascent.NUMBERS_AT_ONCE", 2 * 3 * x.numel())
-    in_turn = expectation_maximization(x, 3, restarts=5)
-    assert torch.allclose(together.restarts, in_turn.restarts, rtol=1e-9)
+@pytest.mark.parametrize("covariance", KINDS)
+def test_the_size_of_a_chunk_does_not_matter(covariance, monkeypatch):
+    x = overlapping(n=700)
+    one = expectation_maximization(x, 3, covariance=covariance, restarts=5)
+    monkeypatch.setattr("zoo.em.ascent.NUMBERS_AT_ONCE", 1)  # chunks of 256, 256 and 188 rows
+    other = expectation_maximization(x, 3, covariance=covariance, restarts=5)
+    assert torch.allclose(one.restarts, other.restarts, rtol=1e-9)
+    assert torch.allclose(one.responsibilities, other.responsibilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("covariance", KINDS)
+def test_moments_are_weighted_sums(covariance):
+    z, r = torch.randn(50, 3, **f64), torch.rand(2, 4, 50, **f64)
+    m = Rows(z, covariance).moments(r)
+    mean = (r @ z) / r.sum(-1, keepdim=True)
+    apart = z - mean.unsqueeze(-2)  # (2, 4, 50, 3)
+    full = torch.einsum("rcn,rcni,rcnj->rcij", r, apart, apart) / r.sum(-1)[..., None, None]
+    expected = full if covariance == "full" else full.diagonal(dim1=-2, dim2=-1)
+    for ours, theirs in ((m.counts, r.sum(-1)), (m.mean, mean), (m.covariance, expected)):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_units_do_not_matter():
@@ -194,15 +210,15 @@ def test_more_seeds_than_distinct_data():
 
 
 def test_a_falling_objective_stops_the_loop():
+    rows = Rows(torch.randn(3, 1, **f64), "diagonal")
+    start = Moments(torch.ones(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     values = iter([torch.tensor([1.0]), torch.tensor([0.5])])
 
-    def update(r):
-        return {}, r, next(values)
+    def maximise(moments):  # scores are all 0
+        return {}, torch.zeros(1, 1, 3, **f64), next(values)
 
     with pytest.raises(ArithmeticError, match=r"went from 1 to 0\.5 nats at update 2"):
-        ascend(
-            update, torch.ones(1, 1, 3), columns=1, tol=0, slack=1e-12, max_iter=9, objective="it"
-        )
+        ascend(maximise, rows, start, tol=0, slack=1e-12, max_iter=9, objective="it")
 
 
 @pytest.mark.parametrize(
