@@ -8,10 +8,10 @@ import platform
 
 import torch
 
-from . import bayes, compare, flows, memory, vae
+from . import bayes, compare, em, flows, memory, vae
 from .timing import measure, report
 
-ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS}
+ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS, **em.ROWS}
 NAMES = [*ROWS, "memory"]
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown row {', '.join(unknown)}; the rows are {', '.join(NAMES)}.")
     versions = []
-    for name in ("torch", "pyro-ppl", "numpyro", "jax", "zuko"):
+    for name in ("torch", "pyro-ppl", "numpyro", "jax", "zuko", "scikit-learn"):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
