@@ -176,6 +176,32 @@ class PixelCNN(BinaryAutoregressive):
             above, left = layer(above, left)
         return self.out(left).reshape(x.shape)
 
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """`n` draws of x, pixel after pixel: (n, D).
+
+        Every feature depends on pixels before its own only, so each is computed once, when these
+        are drawn: a row at a time in the vertical stack, a pixel at a time in the horizontal one.
+        All of it costs about one pass over n images.
+        """
+        _, height, width = self.shape
+        x = next(self.parameters()).new_zeros(n, 1, height, width)
+        above = [x[:, :, 0:0], *(x.new_zeros(n, m.channels, 0, width) for m in self.layers)]
+        for r in range(height):
+            above[0] = x[:, :, :r]  # rows that are known at each level of the vertical stack
+            left = [x[:, :, r], *(x.new_zeros(n, m.channels, width) for m in self.layers)]
+            given = []  # what the vertical stack tells the horizontal one about this row
+            for i, layer in enumerate(self.layers):
+                rows = layer.next_row(above[i])  # (n, 2 channels, 1, W)
+                above[i + 1] = torch.cat([above[i + 1], gate(rows)], 2)[:, :, -layer.seen :]
+                given.append(layer.down(rows)[:, :, 0])
+            for c in range(width):
+                for i, layer in enumerate(self.layers):
+                    left[i + 1][..., c] = layer.next_pixel(left[i], given[i], c)
+                logit = self.out(left[-1][..., c, None, None])[:, 0, 0, 0]
+                x[:, 0, r, c] = logit.sigmoid().bernoulli()
+        return x.flatten(1)
+
 
 class GatedLayer(nn.Module):
     """One layer of both stacks: (above, left) -> (above, left), each (B, channels, H, W).
@@ -195,13 +221,30 @@ class GatedLayer(nn.Module):
         self.left = MaskedConv2d(inputs, 2 * channels, row)
         self.down = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        self.first = first
+        self.first, self.seen, self.channels = first, last, channels
 
     def forward(self, above: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
         """(above, left) -> (above, left)."""
         rows = self.above(above)
         h = self.out(gate(self.left(left) + self.down(rows)))
         return gate(rows), h if self.first else left + h
+
+    def next_row(self, above: Tensor) -> Tensor:
+        """The vertical stack's row before its gate, from the rows known: (B, 2 channels, 1, W)."""
+        known = above[:, :, -self.seen :]
+        known = nn.functional.pad(known, (0, 0, self.seen - known.shape[2], 0))
+        weight = self.above.weight[:, :, : self.seen]
+        sides = self.above.weight.shape[3] // 2
+        return nn.functional.conv2d(known, weight, self.above.bias, padding=(0, sides))
+
+    def next_pixel(self, left: Tensor, given: Tensor, column: int) -> Tensor:
+        """The horizontal stack at one column of a row (B, inputs, W): (B, channels)."""
+        end = column if self.first else column + 1
+        known = left[..., max(0, end - self.seen) : end]
+        weight = self.left.weight[:, :, 0, self.seen - known.shape[2] : self.seen]
+        h = known.flatten(1) @ weight.flatten(1).T + self.left.bias + given[..., column]
+        h = self.out(gate(h)[..., None, None])[..., 0, 0]
+        return h if self.first else left[..., column] + h
 
 
 class MaskedConv2d(nn.Conv2d):

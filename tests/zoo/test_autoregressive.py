@@ -11,7 +11,7 @@ from pair_contract import check_pair
 from torch.func import jacrev, vmap
 
 from inference import fit
-from zoo.autoregressive import MADE, PixelCNN
+from zoo.autoregressive import MADE, BinaryAutoregressive, PixelCNN
 
 MODELS = {
     "one hidden layer": lambda: MADE(9, hidden=(40,)),
@@ -74,6 +74,18 @@ def test_the_probabilities_of_all_outcomes_sum_to_one(model):
 def test_ten_variables_have_1024_outcomes():
     model = MADE(10, hidden=(60,), order="random").double()
     assert abs(model.log_prob(outcomes(10)).exp().sum().item() - 1) < 1e-10
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_draws_pixel_by_pixel_are_those_of_whole_passes(kernel):
+    model = PixelCNN(24, (1, 4, 6), channels=8, layers=3, kernel=kernel).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    torch.manual_seed(1)
+    draws = model.sample(40)
+    torch.manual_seed(1)
+    assert torch.equal(draws, BinaryAutoregressive.sample(model, 40))
 
 
 def test_draws_have_the_probabilities_of_the_model():
