@@ -79,8 +79,8 @@ def _squared_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 @dataclass
-class Moments:
-    """What responsibilities say about components, summed over the data.
+class WeightedMoments:
+    """Counts, means and covariances of components under responsibilities, over all data.
 
     Attributes:
         counts: Σ r, (R, C).
@@ -133,7 +133,7 @@ class Rows:
                 place += len(more)
             yield slice(start, start + n), features
 
-    def expectation(self, coefficients: Tensor) -> tuple[Moments, Tensor]:
+    def expectation(self, coefficients: Tensor) -> tuple[WeightedMoments, Tensor]:
         """One pass: moments under r = softmax(scores), and Σ_n logsumexp of the scores, (R,)."""
         r, c, _ = coefficients.shape
         sums, total = torch.zeros_like(coefficients), coefficients.new_zeros(r)
@@ -151,7 +151,7 @@ class Rows:
         parts = [(coefficients @ f).softmax(0).T for _, f in self.chunks(2 * len(coefficients))]
         return torch.cat(parts)
 
-    def moments(self, responsibilities: Tensor) -> Moments:
+    def moments(self, responsibilities: Tensor) -> WeightedMoments:
         """Of given responsibilities (R, C, N)."""
         r, c, _ = responsibilities.shape
         sums = self.z.new_zeros(r * c, self.width)
@@ -159,19 +159,21 @@ class Rows:
             sums += responsibilities[..., rows].flatten(0, 1) @ features.T
         return self._moments(sums.view(r, c, -1))
 
-    def _moments(self, sums: Tensor) -> Moments:
+    def _moments(self, sums: Tensor) -> WeightedMoments:
         d = self.z.shape[1]
         counts = sums[..., 0]
         share = sums[..., 1:] / counts.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(-1)
         mean, second = share[..., :d], share[..., d:]
         if self.upper is None:
-            return Moments(counts, mean, second - mean.square())
+            return WeightedMoments(counts, mean, second - mean.square())
         i, j = self.upper
         square = mean.new_empty(*mean.shape, d)
         square[..., i, j] = square[..., j, i] = second
-        return Moments(counts, mean, square - mean.unsqueeze(-1) * mean.unsqueeze(-2))
+        return WeightedMoments(counts, mean, square - mean.unsqueeze(-1) * mean.unsqueeze(-2))
 
-    def start(self, components: int, restarts: int, given: Tensor | None, seed: int) -> Moments:
+    def start(
+        self, components: int, restarts: int, given: Tensor | None, seed: int
+    ) -> WeightedMoments:
         """The moments of the user's responsibilities (..., N, C), else of spheres by k-means++.
 
         The spheres are as wide as data lie from their nearest mean: hard assignment would give a
@@ -216,13 +218,13 @@ class Restart:
 
 
 # moments -> parameters (each (R, ...)), coefficients of the scores (R, C, F), rest of the objective
-Maximise = Callable[[Moments], tuple[dict[str, Tensor], Tensor, Tensor]]
+Maximise = Callable[[WeightedMoments], tuple[dict[str, Tensor], Tensor, Tensor]]
 
 
 def ascend(
     maximise: Maximise,
     rows: Rows,
-    moments: Moments,
+    moments: WeightedMoments,
     *,
     tol: float,
     slack: float,
@@ -274,5 +276,7 @@ def ascend(
         if not keep:
             break
         alive = [alive[row] for row in keep]
-        moments = Moments(moments.counts[keep], moments.mean[keep], moments.covariance[keep])
+        moments = WeightedMoments(
+            moments.counts[keep], moments.mean[keep], moments.covariance[keep]
+        )
     return [done[i] for i in sorted(done)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ascent import Moments, Rows, ascend, check_mixture_data
+from .ascent import WeightedMoments, Rows, ascend, check_mixture_data
 
 
 @dataclass
@@ -122,7 +122,7 @@ def expectation_maximization(
     z = (x - centre) / unit
     rows = Rows(z, covariance)
 
-    def maximise(m: Moments) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def maximise(m: WeightedMoments) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         if covariance == "full":
             variances, axes = torch.linalg.eigh(m.covariance)
         else:

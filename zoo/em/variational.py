@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ascent import Moments, Restart, Rows, ascend, check_mixture_data
+from .ascent import WeightedMoments, Restart, Rows, ascend, check_mixture_data
 from .gauss_wishart import GaussWishart
 
 
@@ -142,7 +142,7 @@ def variational_bayes(
     prior = _prior(chosen, components, covariance, centre, unit)
     rows, full = Rows(z, covariance), covariance == "full"
 
-    def maximise(m: Moments) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def maximise(m: WeightedMoments) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         beta = prior.mean_precision + m.counts  # eq. 10.60
         shift = m.mean - prior.mean  # (R, C, D)
         each = (..., None, None) if full else (..., None)

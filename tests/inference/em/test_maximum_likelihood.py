@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture
 from torch import tensor
 
 from zoo.em import expectation_maximization, kmeans_plus_plus
-from zoo.em.ascent import Moments, Rows, ascend
+from zoo.em.ascent import WeightedMoments, Rows, ascend
 
 f64 = {"dtype": torch.float64}
 KINDS = ["full", "diagonal"]
@@ -211,7 +211,7 @@ def test_more_seeds_than_distinct_data():
 
 def test_a_falling_objective_stops_the_loop():
     rows = Rows(torch.randn(3, 1, **f64), "diagonal")
-    start = Moments(torch.ones(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    start = WeightedMoments(torch.ones(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     values = iter([torch.tensor([1.0]), torch.tensor([0.5])])
 
     def maximise(moments):  # scores are all 0
