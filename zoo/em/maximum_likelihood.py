@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ascent import WeightedMoments, Rows, ascend, check_mixture_data
+from .ascent import Rows, WeightedMoments, ascend, check_mixture_data
 
 
 @dataclass

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ascent import WeightedMoments, Restart, Rows, ascend, check_mixture_data
+from .ascent import Restart, Rows, WeightedMoments, ascend, check_mixture_data
 from .gauss_wishart import GaussWishart
 
 

@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture
 from torch import tensor
 
 from zoo.em import expectation_maximization, kmeans_plus_plus
-from zoo.em.ascent import WeightedMoments, Rows, ascend
+from zoo.em.ascent import Rows, WeightedMoments, ascend
 
 f64 = {"dtype": torch.float64}
 KINDS = ["full", "diagonal"]
