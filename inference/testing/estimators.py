@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ..draws.measures import Moments
 from ..elbo import Estimator
+from ..estimate import Estimate
 from ..graph import TraceFailure, traced
 from ..judging.comparison.gradients import Gradients
 from ..pairs.pair import Pair
@@ -72,7 +73,13 @@ class Checked:
     __repr__ = __str__  # what a notebook shows
 
 
-def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0) -> Checked:
+def check_estimator(
+    estimator: Estimator,
+    *,
+    expected: Callable[[Tensor], Tensor] | None = None,
+    draws: int = 20_000,
+    seed: int = 0,
+) -> Checked:
     """Run an estimator against closed forms, and fail it when it is biased.
 
     Checked on small linear-Gaussian, global-and-local, discrete and mixed pairs: the value at the
@@ -85,6 +92,9 @@ def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0)
 
     Args:
         estimator: of `inference.elbo`, or yours.
+        expected: the value it claims: log weights (K, *plates) -> nats per datum (*plates), as
+            `lambda log_w: log_w.mean(0)` of the ELBO. Its mean must be the estimator's, on every
+            pair: a bound may pass all other checks and be another bound than it says.
         draws: of value and gradient per check.
         seed: of the draws.
 
@@ -96,7 +106,7 @@ def check_estimator(estimator: Estimator, *, draws: int = 20_000, seed: int = 0)
     """
     report = Checked(repr(estimator))
     with forked():
-        for name, check in _Checks(estimator, draws, seed).by_name():
+        for name, check in _Checks(estimator, draws, seed, expected).by_name():
             kind = name.split(", ")[-1]
             if kind in report.refused:
                 continue
@@ -148,8 +158,15 @@ def gradient_bias(
 class _Checks:
     """The checks of one estimator: each says what it measured, or raises AssertionError."""
 
-    def __init__(self, estimator: Estimator, draws: int, seed: int):
+    def __init__(
+        self,
+        estimator: Estimator,
+        draws: int,
+        seed: int,
+        expected: Callable[[Tensor], Tensor] | None = None,
+    ):
         self.estimator, self.draws, self.seed = estimator, draws, seed
+        self.expected = expected
 
     def by_name(self) -> Iterator[tuple[str, Callable[[], str]]]:
         """Those that apply; the name ends in the pair they are made on."""
@@ -161,6 +178,8 @@ class _Checks:
                 yield f"tight, {name}", partial(self.tight, exact, exact.data())
             if e.is_bound:
                 yield f"below log p(x), {name}", partial(self.below, apart)
+            if self.expected is not None:
+                yield f"value, {name}", partial(self.claim, apart)
             if e.follows_bound:
                 yield f"gradient, {name}", partial(self.gradient, apart)
             else:
@@ -207,6 +226,24 @@ class _Checks:
             f"{truth:.4f}."
         )
         return f"{value:.4f} ± {se:.1g} below {truth:.4f} nats"
+
+    def claim(self, toy: Toy) -> str:
+        """The mean is that of the value it claims, draw for draw less noisy than either."""
+        assert self.expected is not None
+        e, apart = self.estimator, []
+        with torch.no_grad():
+            for i in range(200):
+                with forked(self.seed + i):
+                    weights = e.draw(toy.model, toy.guide, toy.data())
+                claimed = weights.total(self.expected(weights.log_weight()))
+                apart.append(e.bound(weights) - claimed)
+        gap = Estimate.of(torch.stack(apart).double())
+        assert gap, f"{e!r}: on {type(toy).__name__} its value is not finite."
+        assert _sigmas(*gap) < SIGMA, (
+            f"{e!r}: on {type(toy).__name__} its mean is {gap.value:+.4g} ± {gap.se:.1g} nats from "
+            "that of the value it claims (expected)."
+        )
+        return f"{gap.value:+.3g} ± {gap.se:.1g} nats from what it claims"
 
     def gradient(self, toy: Toy) -> str:
         """The mean gradient is the bound's."""

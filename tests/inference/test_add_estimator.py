@@ -73,3 +73,19 @@ def test_one_that_refuses_everything_is_not_passed():
 
     with pytest.raises(AssertionError, match="refuses every pair"):
         check_estimator(Never())
+
+
+def log_mean(log_w):
+    return torch.logsumexp(log_w, 0) - math.log(len(log_w))
+
+
+def test_a_claimed_value_is_held_against_the_computed_one():
+    report = check_estimator(elbo.IWAE(3), expected=log_mean, draws=1_000)
+    assert "value, linear-Gaussian" in report.outcomes and not report.refused
+    elbo_mean = check_estimator(elbo.MeanField(), expected=lambda w: w.mean(0), draws=1_000)
+    assert "value, linear-Gaussian" in elbo_mean.outcomes
+
+
+def test_a_bound_that_is_another_than_it_says():
+    with pytest.raises(AssertionError, match=r"on \w+ its mean is .* the value it claims"):
+        check_estimator(elbo.Renyi(0.3, 3), expected=log_mean, draws=1_000)

@@ -260,3 +260,14 @@ def test_mistakes_are_named():
         compare(lambda x: None, lambda x: None, x, [elbo.Trace()])
     with pytest.raises(ValueError, match="not reparameterised"):
         compare(Switch(), Switch().data(), [elbo.DReG(4)])
+
+
+def test_estimators_that_refuse_the_pair_are_listed_and_the_others_go_on(tmp_path):
+    pair = Switch()
+    found = compare(pair, pair.data(), [elbo.DReG(4), elbo.Trace(4), elbo.Enum()], draws=20)
+    assert list(found.estimator.values) == ["Trace(4)", "Enum(1)"]
+    assert list(found.refused) == ["DReG(4)"] and "not reparameterised" in found.refused["DReG(4)"]
+    assert "Left out: DReG(4): guide site" in str(found)
+    found.save(tmp_path)
+    again = type(found).read(tmp_path / "comparison.nc")
+    assert again.refused == found.refused and str(again) == str(found)

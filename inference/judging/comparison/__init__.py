@@ -76,7 +76,8 @@ def compare(
         - `ms`: milliseconds per gradient when drawn in batches; `efficiency`: 1/(variance · ms).
 
     Raises:
-        ValueError: no estimators, fewer than 4 draws; an estimator refuses the pair.
+        ValueError: no estimators, fewer than 4 draws; all estimators refuse the pair. Where some
+            do, the others are compared, and why is among the footnotes.
         TypeError: neither a pair, nor a run, nor a model followed by its guide.
     """
     if estimators is None and not (callable(guide) or guide is None):
@@ -89,7 +90,17 @@ def compare(
         place = _place(model, guide, batch)
         if any(e.vectorized for e in estimators):
             refuse_unbroadcast(place.pair, "compare")
-        measured = [EstimatorDraws(place, e, draws, seed) for e in estimators]
+        measured, refused = [], {}
+        for e in estimators:
+            try:
+                measured.append(EstimatorDraws(place, e, draws, seed))
+            except ValueError as refusal:
+                refused[repr(e)] = str(refusal)
+        if not measured:
+            first, why = next(iter(refused.items()))
+            raise ValueError(
+                f"compare: no estimator takes this pair. {first}: {why.removeprefix(f'{first}: ')}"
+            )
         ahead = sum(m.ahead for m in measured)
         if compile is True or (compile == "auto" and ahead > WORTH_COMPILING * len(measured)):
             for m in measured:  # all or none: milliseconds are compared
@@ -97,7 +108,7 @@ def compare(
         _in_turn(m.batches() for m in measured)
         _in_turn(m.time() for m in measured)
         truth = _reference(place, reference, seed)
-    return _dataset(place, measured, truth, draws)
+    return _dataset(place, measured, truth, draws, refused)
 
 
 @dataclass
@@ -278,7 +289,11 @@ def _by_enumeration(pair: CheckedPair) -> float | None:
 
 
 def _dataset(
-    place: Place, measured: list[EstimatorDraws], truth: tuple[str, Estimate], draws: int
+    place: Place,
+    measured: list[EstimatorDraws],
+    truth: tuple[str, Estimate],
+    draws: int,
+    refused: dict[str, str],
 ) -> Comparison:
     estimators = [m.estimator for m in measured]
     unit = "nats per datum" if place.rows > 1 else "nats"
@@ -311,4 +326,6 @@ def _dataset(
         "draws": draws, "device": str(place.pair.device),
         "how": ", ".join(dict.fromkeys(m.own.how for m in measured)), "notes": "; ".join(notes),
     }  # fmt: skip
+    if refused:
+        attrs |= {"refused": list(refused), "refused_because": list(refused.values())}
     return Comparison(data, coords, attrs).recommended()

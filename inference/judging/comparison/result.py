@@ -99,7 +99,16 @@ class Comparison(Result, xr.Dataset):
             f"{a['label']}: {truth}.",
             f"{a['draws']} draws, {a['how']}, on {a['device']}; gradient bias in standard errors.",
             *([f"Note: {a['notes']}."] if a["notes"] else []),
-        ]
+            *(f"Left out: {why}" if why.startswith(name) else f"Left out: {name}: {why}"
+              for name, why in self.refused.items()),
+        ]  # fmt: skip
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Estimator -> why it does not take the pair."""
+        names, reasons = (np.atleast_1d(self.attrs.get(k, [])).tolist()
+                          for k in ("refused", "refused_because"))  # fmt: skip
+        return dict(zip(names, reasons))
 
     def lines_below(self) -> list[str]:
         """The footnotes, and the estimator to use."""
