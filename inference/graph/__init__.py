@@ -6,15 +6,18 @@ them from Python where neither can be. `matmul` has the matrix products for `rep
 where they are faster.
 """
 
+from .budget import Budget, OutOfBudget
 from .capture import Captured, Launched
 from .replay import NotReplayable, Replay
 from .trace import Noise, Recorded, TraceFailure, compiled, hoisted, traced
 
 __all__ = [
+    "Budget",
     "Captured",
     "Launched",
     "Noise",
     "NotReplayable",
+    "OutOfBudget",
     "Recorded",
     "Replay",
     "TraceFailure",

@@ -85,7 +85,7 @@ _OF_CHECK: dict[Check, str] = {
     "particles rows critic_steps? datasets simulations",
     partial(whole, least=0): "surgery gap settle?",
     partial(whole, least=0, most=SEEDS - 1): "seed",
-    partial(number, least=0.0): "jitter penalty?",
+    partial(number, least=0.0): "jitter penalty? compile_budget",
     partial(number, least=0.0, open=True): "lr? clip?",
     partial(number, least=0.0, most=1.0): "average",
     partial(number, least=0.0, most=1.0, open=True): "held_out",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import TraceFailure
+from ..graph import Budget, OutOfBudget, TraceFailure
 from ..randomness import forked
 from .batches import Batches
 from .options import LoopOptions, complete
@@ -200,12 +200,14 @@ class Loop:
     def _choose(self, each: float, eager: Step) -> tuple[Step, int]:
         """The step to use, given an eager one's seconds: the one rule for compiling."""
         run, left = self.run, self.steps - self.run.steps
-        if self.options["compile"] == "auto" and each * left < WORTH_COMPILING:
+        auto = self.options["compile"] == "auto"
+        if auto and each * left < WORTH_COMPILING:
             return eager, 1
         self.bar.note("compiling the step")
+        share = self.options["compile_budget"]
         try:
-            step = self._compiled(left)
-        except TraceFailure as failure:
+            step = self._compiled(left, Budget(each * left, share) if auto else Budget())
+        except (TraceFailure, OutOfBudget) as failure:
             run.eager_because = str(failure)
             self.bar.note(f"eager steps: {failure}")
             return eager, 1
@@ -214,20 +216,22 @@ class Loop:
         self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations){why}")
         return step, step.repeats
 
-    def _compiled(self, left: int) -> Step:
+    def _compiled(self, left: int, budget: Budget) -> Step:
         """The compiled step of as many updates as suit the pair, tried and proved."""
         variables, n = self.run.variables, self._updates(left)
         steps: dict[int, Step] = {
-            id(u): CompiledStep(u, variables, self.rate, n) for u in self.moves
+            id(u): CompiledStep(u, variables, self.rate, n, budget) for u in self.moves
         }
         order = self.batches.state()
         batch, shared = self.batches.next(n * len(self.moves))
         self.batches.restore(order)
         kept = variables.clone()
-        with forked():
-            self._together(steps)(batch, shared)
-        with torch.no_grad():
-            variables.assign(kept)
+        try:
+            with forked():
+                self._together(steps)(batch, shared)
+        finally:
+            with torch.no_grad():
+                variables.assign(kept)
         return self._together(steps)
 
     def _updates(self, left: int) -> int:

@@ -31,6 +31,8 @@ class LoopOptions(TypedDict, total=False):
     valid_every: steps between validations; None chooses.
     patience: stop after so many validations without a better value.
     compile: True, False, or "auto": when the run is long enough to earn it.
+    compile_budget: part of the eager time ahead that "auto" may spend on compiling in vain; more
+        only where an estimate says that it is saved.
     repeats: most updates per call of the compiled step; None chooses.
     seed: of everything that is random in the run.
     progress: show a progress bar (plain lines in a pipe).
@@ -48,6 +50,7 @@ class LoopOptions(TypedDict, total=False):
     valid_every: int | None
     patience: int | None
     compile: bool | str
+    compile_budget: float
     repeats: int | None
     seed: int
     progress: bool | Progress
@@ -69,6 +72,7 @@ class TrainingOptions(LoopOptions, total=False):
 DEFAULTS: dict[str, Any] = {
     "schedule": "constant",
     "compile": "auto",
+    "compile_budget": 0.1,
     "seed": 0,
     "progress": True,
     "callbacks": (),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..graph import (
+    Budget,
     Captured,
     Launched,
     Noise,
@@ -172,19 +173,31 @@ class CompiledStep(Step):
     but kernels, `repeats` updates are a loop of C around one; on CUDA their launches are captured
     and replayed; elsewhere every update is a call from Python.
 
+    Args:
+        budget: what the first shape may cost; by default as much as it takes.
+
     Attributes:
         repeats: updates in one call: 1 once it is known that they are not replayed.
         seconds: spent on tracing, compiling and the proof so far.
 
     Raises:
         TraceFailure: the pair cannot be traced, compiled, or proved equal to the eager step.
+        OutOfBudget: it would cost more than the budget.
         ValueError: the batch's shape has changed more than eight times.
     """
 
     compiled = True
 
-    def __init__(self, update: Update, variables: Variables, lr: Tensor, repeats: int = 1):
+    def __init__(
+        self,
+        update: Update,
+        variables: Variables,
+        lr: Tensor,
+        repeats: int = 1,
+        budget: Budget | None = None,
+    ):
         self.update, self.variables, self.lr, self.repeats = update, variables, lr, repeats
+        self.budget = budget or Budget()
         self._ready: dict[Any, Callable] = {}
         self._own: list[Tensor] | None = None
 
@@ -214,10 +227,12 @@ class CompiledStep(Step):
         rows = [batch if alone else row(batch, i) for i in range(n)]
         # the eager step comes first: its memory is free again when the compiled one takes its own
         proof = Proof(self.update, self.variables, self.lr, rows)
-        try:
-            run = self._proved(rows[0], proof, apart=False)
-        except Disproved:
-            run = self._proved(rows[0], proof, apart=True)
+        with self.budget.kept():
+            try:
+                run = self._proved(rows[0], proof, apart=False)
+            except Disproved:
+                run = self._proved(rows[0], proof, apart=True)
+        self.budget = Budget()
         self._ready[key] = run
         self.seconds += time.perf_counter() - start
         return run
@@ -251,8 +266,10 @@ class CompiledStep(Step):
             return self.update(self.variables.like(inputs[:n]), inputs[n], args)
 
         inputs = [*flat, self.lr, *(b for b in batch if torch.is_tensor(b))]
+        start = time.perf_counter()
         graph = traced(function, inputs)
         self.nodes = len(graph.graph.nodes)
+        self.budget.lower(time.perf_counter() - start, self.nodes)
         noise = None
         noisy = None if on_cuda(self.lr) else hoisted(graph)  # a captured graph draws its own
         if noisy is not None:
