@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -186,17 +187,18 @@ class PixelCNN(BinaryAutoregressive):
         """
         _, height, width = self.shape
         x = next(self.parameters()).new_zeros(n, 1, height, width)
-        above = [x[:, :, 0:0], *(x.new_zeros(n, m.channels, 0, width) for m in self.layers)]
+        layers: list[Any] = list(self.layers)
+        above = [x[:, :, 0:0], *(x.new_zeros(n, m.channels, 0, width) for m in layers)]
         for r in range(height):
             above[0] = x[:, :, :r]  # rows that are known at each level of the vertical stack
-            left = [x[:, :, r], *(x.new_zeros(n, m.channels, width) for m in self.layers)]
+            left = [x[:, :, r], *(x.new_zeros(n, m.channels, width) for m in layers)]
             given = []  # what the vertical stack tells the horizontal one about this row
-            for i, layer in enumerate(self.layers):
+            for i, layer in enumerate(layers):
                 rows = layer.next_row(above[i])  # (n, 2 channels, 1, W)
                 above[i + 1] = torch.cat([above[i + 1], gate(rows)], 2)[:, :, -layer.seen :]
                 given.append(layer.down(rows)[:, :, 0])
             for c in range(width):
-                for i, layer in enumerate(self.layers):
+                for i, layer in enumerate(layers):
                     left[i + 1][..., c] = layer.next_pixel(left[i], given[i], c)
                 h = left[-1][..., c]
                 for layer in self.out:
@@ -244,7 +246,8 @@ class GatedLayer(nn.Module):
         end = column if self.first else column + 1
         known = left[..., max(0, end - self.seen) : end]
         weight = self.left.weight[:, :, 0, self.seen - known.shape[2] : self.seen]
-        h = known.flatten(1) @ weight.flatten(1).T + self.left.bias + given[..., column]
+        fresh = nn.functional.linear(known.flatten(1), weight.flatten(1), self.left.bias)
+        h = fresh + given[..., column]
         h = at_one_pixel(self.out, gate(h))
         return h if self.first else left[..., column] + h
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ RESERVED = ("chain", "draw", "sample")  # axes that mean something to ArviZ
 class Variable:
     """An array, the names of its axes, and labels along some of them."""
 
-    array: Tensor | np.ndarray
+    array: Any  # a tensor, or a NumPy array
     dims: tuple[str, ...]
     labels: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -195,8 +196,9 @@ def _divergences_per_dim(weights: LogWeights) -> dict[str, Tensor]:
 
 def is_same(a: object, b: object) -> bool:
     """Tell whether two things are one tensor, or two views of all of it."""
-    both = isinstance(a, Tensor) and isinstance(b, Tensor)
-    return both and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
 def _counted(term: Term) -> Term:

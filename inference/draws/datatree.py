@@ -216,7 +216,7 @@ def datasets(block: Tree, coords: Names, dims: Names, start: int = 0) -> dict[st
     for group, variables in block.items():
         if not variables:
             continue
-        names: dict[str, list[str]] = {}
+        names: dict[Any, Any] = {}
         labels: dict[str, Any] = {}
         for name, v in variables.items():
             own = [d for d in v.dims if d in ("chain", "draw", "step")]

@@ -185,7 +185,8 @@ def estimator_of(given: Any, default: Callable[[], Estimator]) -> Estimator:
 
 
 def _descendants(kind: type) -> list[type]:
-    return [c for k in kind.__subclasses__() for c in (k, *_descendants(k))]
+    children: list[type] = kind.__subclasses__()
+    return [c for k in children for c in (k, *_descendants(k))]
 
 
 def score_function(weights: LogWeights, signal: Callable[[Term], Tensor]) -> Tensor | float:

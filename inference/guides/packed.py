@@ -25,7 +25,10 @@ from ..training.run import Run
 from ..weights import log_weights, no_validation
 
 AFFINE = Affine(log_scale_bound=3.0)
-UNIVARIATES = {"iaf": AFFINE, "spline": Composed(RationalQuadratic(bins=8, bound=4.0), AFFINE)}
+UNIVARIATES: dict[str, Any] = {
+    "iaf": AFFINE,
+    "spline": Composed(RationalQuadratic(bins=8, bound=4.0), AFFINE),
+}
 
 
 def layers(

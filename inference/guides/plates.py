@@ -123,7 +123,8 @@ class PlateGuide(AutoGuide):
             self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
         self._blocks = self._packed()
         self.raws = nn.ParameterDict()
-        self.flows, self.encoders = nn.ModuleDict(), nn.ModuleDict()
+        self.flows: Any = nn.ModuleDict()
+        self.encoders = nn.ModuleDict()
         for i, block in enumerate(self._blocks):
             raw, context = self._start(block), 0
             if self.data_plate in block.plates:

@@ -166,14 +166,16 @@ def _row(name: str, run: Run, args: tuple, draws: int, seed: int) -> GuideRow:
     if because := missing_density(two):
         note = f"{because}: log p(x, z) = {float(log_w[0]):.2f}"
         return GuideRow(name, draws, run.seconds, note)
-    evidence, khat = measures.evidence(log_w), float(measures.khat(log_w))
+    evidence = measures.evidence(log_w)
+    khat: float | None = float(measures.khat(log_w))
     if same := missing_spread(two):
         evidence, khat = Estimate.none(same), None
     note = evidence.because
     if khat is not None and not note and khat > 0.5:
         note = "k-hat above 0.5: the evidence's error is larger than stated"
     elbo, size = measures.elbo(log_w), float(measures.ess(log_w))
-    return GuideRow(name, draws, run.seconds, note, *elbo, *evidence, khat, size)
+    values = elbo.value, elbo.se, evidence.value, evidence.se, khat, size
+    return GuideRow(name, draws, run.seconds, note, *values)
 
 
 def _named(model: Callable, guides: Any) -> dict[str, Any]:

@@ -139,7 +139,8 @@ def _marginals(c: Any, usable: bool) -> Figure:
     label = "corrected" if usable else "weighted, not to be relied on"
     for axes, i in zip(grid, chosen):
         a, b = u[:, i].numpy(), c.u[:, 0, i].numpy()
-        edges = np.linspace(*np.quantile(np.concatenate([a, b]), [0.0005, 0.9995]), 60)
+        low, high = np.quantile(np.concatenate([a, b]), [0.0005, 0.9995])
+        edges = np.linspace(low, high, 60).tolist()
         axes.hist(a, edges, density=True, color=GUIDE, alpha=0.5, label="guide")
         axes.hist(b, edges, weights=w, density=True, histtype="step", color=TRUTH, label=label)
         axes.set(title=c.source.names[i], yticks=[])

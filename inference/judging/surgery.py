@@ -54,7 +54,8 @@ def operate(chunk: Chunk, rows: int) -> Surgery | None:
     log_prior, log_q = weights.shared_sum(priors), weights.log_q()
     log_aggregate = _log_aggregate(chunk, rows)
     parts = (log_q - log_prior, log_q - log_aggregate, log_aggregate - log_prior)
-    return Surgery(*(Estimate.of(p.double().flatten()) for p in parts), weights.plates[0].size)
+    mean = [Estimate.of(p.double().flatten()) for p in parts]
+    return Surgery(mean[0], mean[1], mean[2], weights.plates[0].size)
 
 
 def _log_aggregate(chunk: Chunk, rows: int) -> Tensor:

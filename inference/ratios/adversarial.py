@@ -216,9 +216,10 @@ def fit_adversarial(
             "divergence": critic_divergence(v, x_real, still, objective),
         }
 
+    names, adam = tuple(players.parts), Adam(options["lr"], (betas[0], betas[1]))
     update = GameUpdate(
-        losses, tuple(players.parts), tuple(players.parts), Adam(options["lr"], tuple(betas)),
-        schedule_of(options["schedule"], steps), average, options["clip"],
+        losses, names, names, adam, schedule_of(options["schedule"], steps), average,
+        options["clip"],
     )  # fmt: skip
     run = AdversarialRun(
         critic=own, objective=objective, pair_=pair, example=(n,), device=where, seed=seed,
@@ -231,6 +232,7 @@ def fit_adversarial(
     run.go_on_from(options["resume"], steps)
 
     def validate() -> tuple[Tensor, dict[str, float]]:
+        assert held_out is not None
         distance = energy_distance(held_out, run.sample(len(held_out), best=False))
         return -distance, {"valid_energy_distance": float(distance)}
 
@@ -240,7 +242,7 @@ def fit_adversarial(
     ).go()  # fmt: skip
     players.write_back(run.final, run.variables.buffers)
     run.write_back()
-    run.generator = (modules_of(pair.model) or [run.sample])[0]
+    run.generator = next(iter(modules_of(pair.model)), run.sample)
     return run
 
 

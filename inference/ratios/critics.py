@@ -53,11 +53,11 @@ class Critic(nn.Module):
         nn.init.zeros_(self.linear.bias)
         layers: list[nn.Module] = []
         for a, b in zip([data_dim, *hidden], hidden):
-            layers += [nn.Linear(a, b), nn.SiLU()]
-            nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
+            layers += [linear := nn.Linear(a, b), nn.SiLU()]
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         if layers:
-            layers.append(nn.Linear(hidden[-1], 1, bias=False))
-            nn.init.zeros_(layers[-1].weight)
+            layers.append(last := nn.Linear(hidden[-1], 1, bias=False))
+            nn.init.zeros_(last.weight)
         self.network = nn.Sequential(*layers)
 
     def standardised(self, x: Tensor) -> Tensor:

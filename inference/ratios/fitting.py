@@ -135,12 +135,13 @@ def density_ratio(
     kept = [ratio.final]
     if critic is None and steps:  # what the start says, beside the trained critic
         kept.insert(0, named(AVERAGE, params))
-    outside = [  # (N, critics), each point by the critic that has not seen its fold
+    outside: list[Any] = [  # (N, critics), each point by the critic that has not seen its fold
         torch.stack([everywhere(tensors, s)[s.fold, s.all] for tensors in kept], -1) for s in sides
     ]
-    ratio.weights = logistic_weights(*outside)
+    ratio.weights = logistic_weights(outside[0], outside[1])
     without = torch.stack([
-        logistic_weights(*(o[s.fold != k] for o, s in zip(outside, sides))) for k in range(folds)
+        logistic_weights(outside[0][sides[0].fold != k], outside[1][sides[1].fold != k])
+        for k in range(folds)
     ])  # fmt: skip
     (ratio.log_p, ratio.fold_p), (ratio.log_q, ratio.fold_q) = (
         ((ell.to(w) * w[:, :-1]).sum(-1) + w[:, -1], s.fold)
@@ -187,7 +188,7 @@ class _Pairs(Batches):
         super().__init__(tuple(s.x for s in sides), None, seed)
         fewest = min(s.train.shape[1] for s in sides)
         self.sides, self.whole = sides, False
-        self.batch_size = batch_size or min(512, fewest)
+        self.batch_size: int = batch_size or min(512, fewest)
         if self.batch_size > fewest:
             raise ValueError(
                 f"batch_size: expected 1 to {fewest}, the training points of the smaller sample, "

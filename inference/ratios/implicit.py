@@ -237,7 +237,7 @@ def fit_implicit(
 
     names = tuple(players.parts)
     update = GameUpdate(
-        losses, names, names, Adam(options["lr"], tuple(betas)),
+        losses, names, names, Adam(options["lr"], (betas[0], betas[1])),
         schedule_of(options["schedule"], steps), clip=options["clip"],
     )  # fmt: skip
     run = ImplicitRun(
@@ -253,6 +253,7 @@ def fit_implicit(
     def validate() -> tuple[Tensor, dict[str, float]]:
         v = run.variables
         with torch.no_grad(), no_validation():
+            assert held_out is not None
             found = losses(v.params, {k: b.clone() for k, b in v.buffers.items()}, held_out)
         return found["elbo"], {f"valid_{k}": float(found[k]) for k in ("elbo", "kl")}
 

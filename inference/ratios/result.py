@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -38,13 +38,15 @@ class CrossFitted(nn.Module):
 
     def __init__(self, critics: Sequence[Sequence[nn.Module]], weights: Tensor):
         super().__init__()
-        self.folds = nn.ModuleList(nn.ModuleList(c) for c in critics)
+        self.folds: Any = nn.ModuleList(nn.ModuleList(c) for c in critics)
         self.register_buffer("weights", weights)
+
+    weights: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """log p(x)/q(x), nats."""
         w = self.weights.to(x)
-        ell = [sum(a * c(x) for a, c in zip(w, critics)) for critics in self.folds]
+        ell = [torch.stack([c(x) for c in critics], -1) @ w[:-1] for critics in self.folds]
         return torch.stack(ell).mean(0) + w[-1]
 
 
@@ -95,7 +97,7 @@ class DensityRatio(Training):
         sides = [(of_p, 1.0, self.log_p, self.seen_p, self.fold_p)]
         if of_q is not None:
             sides.append((of_q, -1.0, self.log_q, self.seen_q, self.fold_q))
-        value, variance, seen, folds = 0.0, 0.0, 0.0, 0.0
+        value, variance, seen, folds = torch.zeros(4, dtype=torch.float64).unbind()
         for function, sign, unseen_ell, seen_ell, fold in sides:
             values = sign * function(unseen_ell).double()
             value = value + values.mean()
@@ -104,8 +106,9 @@ class DensityRatio(Training):
                 seen = seen + (sign * function(seen_ell).double()).mean()
                 means = [values[fold == k].mean() for k in range(int(fold.max()) + 1)]
                 folds = folds + torch.stack(means)
-        if torch.is_tensor(folds):
-            variance = max(variance, folds.var() / len(folds)) + ((seen - value) / 2) ** 2
+        if folds.dim():
+            between = folds.var() / len(folds)
+            variance = torch.maximum(variance, between) + ((seen - value) / 2) ** 2
         return Estimate(float(value), float(variance) ** 0.5)
 
     @property
@@ -124,8 +127,10 @@ class DensityRatio(Training):
 
         Source: Goodfellow et al. 2014 (arXiv:1406.2661), theorem 1.
         """
-        js = self.js_divergence
-        return Estimate(2 * js.value - 2 * LOG_2, 2 * js.se)
+        js, se = self.js_divergence
+        return (
+            self.js_divergence if js is None or se is None else Estimate(2 * (js - LOG_2), 2 * se)
+        )
 
     def calibration(self, bins: int = 10) -> Reliability:
         """Reliability of D(x) = sigmoid(ℓ(x)) in bins of equal numbers of held-out points."""

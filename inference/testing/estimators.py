@@ -41,7 +41,7 @@ from ..pairs.pair import Pair
 from ..randomness import forked
 from .toys import GlobalLocal, LinearGaussian, Nested, Switch, SwitchedGaussian, Toy
 
-PAIRS: dict[str, type[Toy]] = {
+PAIRS: dict[str, Callable[..., Toy]] = {
     "linear-Gaussian": LinearGaussian,
     "global and local": GlobalLocal,
     "nested plates, masked and scaled": Nested,

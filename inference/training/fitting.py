@@ -104,7 +104,11 @@ def fit(
     if not ours:
         foreign = ForeignStep(update, run.variables, optimiser, run.optimiser_state)
         run.eager_because = f"{optimiser!r} is not an optimiser of inference.optim"
-    held = held_out and partial(held_out_values, run, run.variables, held_out, batches)
+    held = (
+        None
+        if held_out is None
+        else partial(held_out_values, run, run.variables, held_out, batches)
+    )
     loop = Loop(run, [update], batches, options, held, foreign, run.unit, ADVICE)
     if foreign is not None and options["compile"] is not False:
         loop.bar.note(f"eager steps: {run.eager_because}")

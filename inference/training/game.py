@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -155,13 +155,16 @@ class Players:
     """
 
     def __init__(self, **parts: nn.Module | Pair):
-        self.parts = parts
+        self.parts: dict[str, Any] = parts
         self.params: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         for name, part in parts.items():
-            of_pair = isinstance(part, Pair)
-            self.params |= named(name, part.params if of_pair else dict(part.named_parameters()))
-            self.buffers |= named(name, part.buffers if of_pair else dict(part.named_buffers()))
+            if isinstance(part, Pair):
+                params, buffers = part.params, part.buffers
+            else:
+                params, buffers = dict(part.named_parameters()), dict(part.named_buffers())
+            self.params |= named(name, params)
+            self.buffers |= named(name, buffers)
 
     def function(self, name: str, params: Tensors, buffers: Tensors) -> Callable:
         """A module as a function, its tensors taken from these."""

@@ -173,7 +173,11 @@ def fit_many(
         vary=vary, device=where, seed=run.seed, settings=run.settings,
     )  # fmt: skip
     runs.go_on_from(options["resume"], options["steps"])
-    held = held_out and partial(held_out_values, run, runs.variables, held_out, batches, vary)
+    held = (
+        None
+        if held_out is None
+        else partial(held_out_values, run, runs.variables, held_out, batches, vary)
+    )
     Loop(runs, [update], batches, options, held, unit=run.unit, advice=ADVICE).go()
     run.variables.count.fill_(runs.steps)
     return runs

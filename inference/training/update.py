@@ -126,6 +126,7 @@ class Update:
 
     def gradients(self, variables: Variables, batch: tuple) -> tuple[Tensor, list[Tensor]]:
         """The loss, () or (R,) for R fits at once, and its clipped gradient per parameter."""
+        loss: Any
         rows = rows_of(batch)
         if self.chunk is None or self.chunk >= rows:
             loss, grads = self._gradients(variables, batch)
@@ -197,8 +198,8 @@ def schedule_of(schedule: Any, steps: int) -> Callable[[Tensor], Tensor] | None:
         return None
     if schedule == "linear":
         return lambda count: (1 - count / steps).clamp(min=0.0)
-    if one_of("schedule", schedule, ("constant", "linear", "cosine")) == "cosine":
-        return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
+    one_of("schedule", schedule, ("constant", "linear", "cosine"))
+    return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
 
 
 @contextlib.contextmanager

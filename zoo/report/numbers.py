@@ -29,7 +29,7 @@ class Metric:
 
     key: str
     label: str
-    value: float
+    value: float | None
     unit: str = ""
     se: float | None = None
     note: str = ""
@@ -40,6 +40,8 @@ class Metric:
     @property
     def number(self) -> str:
         """The value to two digits of its standard error, with it."""
+        if self.value is None:
+            return "no estimate"
         if not math.isfinite(self.value):
             return str(self.value)
         if self.se is not None and self.se < ROUNDING * max(1.0, abs(self.value)):
@@ -182,9 +184,9 @@ def _errors(s: Subject) -> list[Metric]:
         Metric(
             "variance_explained",
             "variance explained",
-            100 * (1 - mean / float(spread)),
+            None if mean is None else 100 * (1 - mean / float(spread)),
             "%",
-            100 * se / float(spread),
+            None if se is None else 100 * se / float(spread),
             "1 − squared error / variance",
         ),
     ]

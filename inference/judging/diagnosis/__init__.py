@@ -216,8 +216,8 @@ def diagnose(
         evidence |= {"pointwise": pointwise, "worst": places}
     found.append(checks.predictive(best_tree))
     if not because:
-        finding, evidence["pit"] = checks.loo_pit(tree, seed)
-        found += [finding, checks.sensitivity(best_tree)]
+        uniform, evidence["pit"] = checks.loo_pit(tree, seed)
+        found += [uniform, checks.sensitivity(best_tree)]
     if (fitted := sources[best].run) is not None:
         found.append(checks.convergence(fitted.losses, fitted.unit))
     findings = [f for f in found if f is not None]

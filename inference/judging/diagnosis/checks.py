@@ -188,8 +188,8 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding | None, xr.Dataset | None]
         with warnings.catch_warnings():  # what it warns of is in the finding
             warnings.simplefilter("ignore", UserWarning)
             loo = loo_approximate_posterior(tree, s.log_p, s.log_q, pointwise=True, var_name=name)
-    except ValueError as why:  # too few different draws for a tail
-        return Finding.of("leave-one-out", f"not computed: {why}."), None
+    except ValueError as refusal:  # too few different draws for a tail
+        return Finding.of("leave-one-out", f"not computed: {refusal}."), None
     why = "" if loo.n_data_points > 1 else "one observation left out leaves none to compare it with"
     if not (math.isfinite(loo.elpd) and math.isfinite(loo.se)):
         why = why or "the densities of some observations are infinite or undefined"

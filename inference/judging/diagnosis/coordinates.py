@@ -105,8 +105,10 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
         u = layout.flat(to_lines(chunk.weights)).double()
         return u, *log_densities(chunk, u)
 
-    drawn = map(torch.cat, zip(*sample(chain, draws, draw, seed=seed)))
-    return Blocks(*drawn, densities, origin is not None, values, layout.names, layout.sizes)
+    u, log_p, log_q = map(torch.cat, zip(*sample(chain, draws, draw, seed=seed)))
+    return Blocks(
+        u, log_p, log_q, densities, origin is not None, values, layout.names, layout.sizes
+    )
 
 
 class Layout:
