@@ -8,11 +8,11 @@ import platform
 
 import torch
 
-from . import bayes, compare, em, flows, memory, vae
+from . import bayes, compare, em, flows, memory, start, vae
 from .timing import measure, report
 
 ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS, **em.ROWS}
-NAMES = [*ROWS, "memory"]
+NAMES = [*ROWS, "memory", "start"]
 
 
 def main() -> None:
@@ -35,6 +35,9 @@ def main() -> None:
     for name in options.rows or NAMES:
         if name == "memory":
             print(memory.report(), flush=True)
+            continue
+        if name == "start":
+            print(start.report(), flush=True)
             continue
         row = ROWS[name]()
         measure(row, options.rounds)

@@ -12,18 +12,8 @@ from inference import elbo
 from inference.training.loop import LOOP
 
 from . import numpyro_peers, ours
+from .pairs import S, Y, schools
 from .timing import Row
-
-Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-S = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-
-
-def schools(y, s):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("J", 8):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu + tau * z, s), obs=y)
 
 
 def schools_row(autoguide):

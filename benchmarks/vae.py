@@ -12,12 +12,8 @@ from zoo.hierarchical import HierarchicalVAE
 from zoo.vae import VAE
 
 from . import numpyro_peers, ours
+from .pairs import images
 from .timing import Row
-
-
-def images(batch):
-    generator = torch.Generator().manual_seed(0)
-    return torch.bernoulli(torch.full((batch, 784), 0.13), generator=generator)
 
 
 class HandWritten(nn.Module):
