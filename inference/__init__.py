@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .judging.comparison import compare as compare
     from .judging.diagnosis import diagnose as diagnose
     from .judging.evaluation import evaluate as evaluate
+    from .networks.recurrence import scan as scan
     from .pairs.inspection import check as check
     from .training.fitting import fit as fit
     from .training.many import fit_many as fit_many
@@ -37,6 +38,7 @@ _HOMES = {
     "log_weights": "weights",
     "make_guide": "guides",
     "optim": "",
+    "scan": "networks.recurrence",
     "to_datatree": "draws.datatree",
     "write_datatree": "draws.datatree",
 }

@@ -84,6 +84,39 @@ def test_the_gradient_of_a_chain_is_the_forward_algorithms():
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-11, atol=1e-11)
 
 
+def state_space(y):
+    """A local level seen with noise: z_t = 0.9 z_(t-1) + N(0, q), y_t = z_t + N(0, 0.5)."""
+    q = pyro.sample("q", dist.LogNormal(torch.zeros((), dtype=y.dtype), 1.0))
+    zero, one = y.new_zeros(1), y.new_ones(1, 1)
+    moved = dist.Normal(zero, q[..., None, None]).to_event(1)
+    seen = dist.Normal(zero, 0.5 + zero).to_event(1)
+    start = dist.Normal(zero, 2.0 + zero).to_event(1)
+    pyro.sample("y", dist.GaussianHMM(start, 0.9 * one, moved, one, seen, duration=len(y)), obs=y)
+
+
+def kalman(y, q):
+    """log p(y | q) by the textbook filter."""
+    mean, variance, total = 0.0, 4.0, 0.0
+    for value in y[:, 0].tolist():
+        mean, variance = 0.9 * mean, 0.81 * variance + q**2
+        spread = variance + 0.25
+        total -= 0.5 * (math.log(2 * math.pi * spread) + (value - mean) ** 2 / spread)
+        mean += variance / spread * (value - mean)
+        variance *= 0.25 / spread
+    return total
+
+
+def test_a_linear_state_space_has_the_kalman_filters_likelihood():
+    y = torch.sin(torch.arange(30, dtype=torch.float64))[:, None]
+
+    def guide(y):
+        return pyro.sample("q", dist.LogNormal(y.new_tensor(0.1), 0.5))
+
+    weights = log_weights(state_space, guide, y, particles=3)
+    truth = [kalman(y, float(q)) for q in weights.guide["q"].value]
+    assert weights.model["y"].log_prob.tolist() == pytest.approx(truth, rel=1e-10)
+
+
 def line(x):
     """A model whose trace is short."""
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
