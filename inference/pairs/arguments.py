@@ -133,7 +133,7 @@ def not_finite(a: Tensor) -> tuple[int, tuple[int, ...]] | None:
 
 def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | None:
     """Return a function's signature and why it cannot take the arguments; None where it can."""
-    signature = _signature(function.forward if isinstance(function, nn.Module) else function)
+    signature = signature_of(function)
     try:
         if signature is not None:  # else the call itself will tell
             signature.bind(*args, **kwargs)
@@ -142,17 +142,17 @@ def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | N
     return None
 
 
-def _signature(function: Callable) -> inspect.Signature | None:
-    """Return a function's signature; None where it is built in, or has none."""
+def signature_of(function: Callable) -> inspect.Signature | None:
+    """Return the signature of a function or a module; None where it is built in, or has none."""
     try:
-        return inspect.signature(function)
+        return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):
         return None
 
 
 def takes(name: str, *functions: Callable) -> bool:
     """Return whether all functions have an argument of that name; `size` is the rows of all."""
-    signatures = [_signature(f) for f in functions]
+    signatures = [signature_of(f) for f in functions]
     return all(s is not None and name in s.parameters for s in signatures)
 
 

@@ -134,7 +134,7 @@ def misspelt_site():
     return model, guide, (normal_data(), normal_data())
 
 
-@broken("error", "nu", "does not have", "'mu', 'sigma'", "is_auxiliary")
+@broken("error", "nu", "does not have", "'mu', 'sigma'", "remove it", "a density in the model")
 def site_of_an_older_model():
     def guide(x):
         gaussian_site("mu")
@@ -920,7 +920,7 @@ def guide_with_fewer_arguments():
 
 
 @broken("error", "mu", "guide stops after reaching site 'mu'", "AttributeError", "scael",
-        "broken_pairs.py", "mend the line")  # fmt: skip
+        "fix       mend broken_pairs.py:")  # fmt: skip
 def typing_mistake():
     def guide(x):
         mu = gaussian_site("mu")

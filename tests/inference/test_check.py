@@ -1,6 +1,8 @@
 import copy
 import random
+import re
 
+import broken_guides  # noqa: F401  # it extends the table of broken pairs
 import broken_pairs
 import numpy as np
 import pyro
@@ -27,6 +29,7 @@ from pyro.infer.autoguide import (
     AutoStructured,
 )
 from pyro.infer.autoguide.initialization import init_to_median
+from right_pairs import RIGHT
 from torch import nn
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform, constraints
 
@@ -34,6 +37,7 @@ from inference import elbo, fit, log_weights
 from inference.pairs.inspection import Finding, Findings, check, findings_of, refuse_errors
 from zoo.cards import CARDS
 
+PARTICLES = "does not broadcast over particles", "made one by one"  # of a right pair too
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
@@ -47,7 +51,7 @@ def found_in(name):
 
 
 def test_there_are_enough_broken_pairs():
-    assert len(BROKEN) >= 25
+    assert len(BROKEN) >= 120
     for issue in ("2288", "3286", "3213"):
         assert any(issue in (b.make.__doc__ or "") for b in BROKEN.values()) or (
             issue in broken_pairs.autoguide_list.__doc__
@@ -68,6 +72,8 @@ def test_a_broken_pair_is_found_out(name):
         assert finding.what and finding.found and finding.fix
         assert finding.expected or finding.level == "note"
     assert bool(found.errors) == (expected.level == "error"), found
+    for finding in found:  # advice to mend a line names it
+        assert bool(re.search(r"\bmend ", finding.fix)) <= bool(re.search(r"\w:\d", finding.fix))
 
 
 @pytest.mark.parametrize("name", [n for n, b in BROKEN.items() if b.level == "error"])
@@ -88,6 +94,20 @@ def test_the_right_one_of_a_broken_pair_passes():
 
 
 # ---------------------------------------------------------------- pairs that are right
+
+
+def test_there_are_enough_right_pairs():
+    assert len(RIGHT) >= 40
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_pair_raises_no_alarm(name):
+    model, guide, args = RIGHT[name]()
+    found = check(model, guide, *args)
+    alarms = [f for f in found if f.level != "note" and not any(p in f.what for p in PARTICLES)]
+    assert not alarms, found
+    notes = "summed out|guide leaves out|reparameterisation|closed-form"
+    assert all(re.search(notes, f.what) for f in found.notes), found
 
 
 @pytest.mark.parametrize("name", [n for n, c in CARDS.items() if hasattr(c.load(), "guide")])

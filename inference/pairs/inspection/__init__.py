@@ -14,9 +14,11 @@ import torch
 
 from ..arguments import halves, misfit, rows_of, takes
 from ..pair import Pair
-from . import parameters, sites
+from . import calls, parameters, perturbation, rows, sites
+from .auxiliary import auxiliaries
+from .failures import explain, first_line, mixtures
 from .findings import Finding, Findings, finding
-from .runs import Recording, Trial, afresh, explain, first_line, mixtures, untouched
+from .runs import Recording, Trial, afresh, untouched
 
 __all__ = ["Finding", "Findings", "check", "findings_of", "refuse_errors"]
 
@@ -32,6 +34,10 @@ def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
     do not match, devices and dtypes, scales under mini-batches (the bias of a mini-batch's bound is
     measured), parameters that get no gradient or are not registered, log densities that are not
     finite, discrete and sequential sites, and whether a closed-form mean-field KL applies.
+
+    The pair is also run at other parameters, draws, rows and subsamples, and twice under one seed,
+    which finds what reading shapes cannot: rows that do not follow a subsample, ranges that are
+    left, gradients that are cut, noise whose density is not counted, calls that change parameters.
 
     Args:
         model, guide: any Pyro pair.
@@ -94,7 +100,7 @@ def findings_of(
     told = {"size": size} if size is not None and takes("size", model, guide) else {}
     trial = Trial(model, guide, args, {**(kwargs or {}), **told}, **use)
     trial.batched = size is not None and size > rows_of(args)
-    looks = [_at_first_sight, _site_by_site, _by_log_weights]
+    looks = [_at_first_sight, _site_by_site, _by_log_weights, _by_perturbation]
     if trial.batched or not trial.errors_only:
         looks.append(parameters.biases)
     found: list[Finding] = []
@@ -116,6 +122,7 @@ def _at_first_sight(trial: Trial) -> Iterable[Finding]:
             told = {"half": half, "signature": why[0], "why": why[1]}
             yield finding("arguments", given=", ".join(given), **told)
     yield from sites.data(trial.args, trial.kwargs)
+    yield from sites.argument_order(trial)
     yield from parameters.cached(trial.own)
 
 
@@ -124,11 +131,13 @@ def _site_by_site(trial: Trial) -> Iterable[Finding]:
     q = Recording(trial, "guide")
     p = Recording(trial, "model", replay=q.trace if q.error is None else None)
     known = trial.tensors()
-    for r in (q, p):
-        if r.error is not None and not (r is q and str(p.error) == str(q.error)):
-            yield explain(r.error, r.half, r.last, known)
+    observed = list(sites.observes(q, p))
     ended = p.error is None and q.error is None
-    differ = [*(sites.names(p, q) if ended else ()), *sites.latents(p, q)]
+    differ = [*observed, *(sites.names(p, q) if ended else ()), *sites.latents(p, q)]
+    follows = any(f.level == "error" for f in differ)  # what stops the model follows from those
+    for r in (q,) if p.error is None or follows else (q, p):
+        if r.error is not None and not (r is q and str(p.error) == str(q.error)):
+            yield explain(r.error, r.half, r.last, known, r.lines.get(r.last or ""))
     yield from differ
     wrong = {f.site for f in differ if f.level == "error"}
     yield from (f for f in sites.each(q, known) if f.site not in wrong)
@@ -145,9 +154,13 @@ def _by_log_weights(trial: Trial) -> Iterable[Finding]:
         yield from sites.fixed_seeds(*(Recording(trial, "guide", seed=i) for i in (0, 1)))
     try:
         pair = Pair(trial.model, trial.guide, trial.args, trial.kwargs)
+        called = list(calls.second(pair, trial))
         weights, grads, strangers = parameters.gradients(pair, trial, 1)
     except Exception as error:
         yield explain(error, "pair", None, trial.tensors())
+        return
+    if called:
+        yield from called
         return
     yield from mixtures(trial.tensors({**pair.params, **pair.buffers}))
     yield from parameters.unregistered(strangers, trial)
@@ -167,3 +180,15 @@ def _by_log_weights(trial: Trial) -> Iterable[Finding]:
     except Exception as error:
         level = "error" if together else None
         yield finding("particles", level=level, raised=first_line(error))
+
+
+def _by_perturbation(trial: Trial) -> Iterable[Finding]:
+    """Run the pair at other parameters, draws and rows, and again."""
+    here, whole = perturbation.Perturbed(trial), not trial.errors_only
+    yield from auxiliaries(here)
+    yield from rows.again(here)
+    if whole or trial.batched:
+        yield from rows.coupled(here)
+    if whole:
+        yield from perturbation.ranges(here)
+        yield from perturbation.differences(here)

@@ -66,17 +66,16 @@ forgotten error | the guide forgets a latent of the model | a pyro.sample({site!
   guide, or obs= in the model | the guide has {drawn}; Pyro would draw it from its prior without a
   word | {hint}add the site to the guide (or condition the model on it).
 unknown error | the guide draws a site that the model does not have | one of {latents} |
-  pyro.sample({site!r}, ...) | {hint}mark it infer={{'is_auxiliary': True}} if it makes latents
-  (Deltas).
+  pyro.sample({site!r}, ...) | {hint}
 idle error | the guide draws an auxiliary site that makes no latent | latents computed from it:
-  Deltas, with the log density of what comes out | every latent is drawn by itself, and log
-  q({site}) counts beside theirs: no bound on log p(x) | remove the site, or give it a density in
-  the model, pyro.sample with its name.
+  Deltas, with the log density of what comes out | no latent is computed from it ({line}), and log
+  q({site}) counts beside theirs: no bound on log p(x) | remove the site, or give it a density r
+  given the latents in the model, pyro.sample({site!r}, ...) after them (auxiliary variables,
+  arXiv:1602.05473).
 draws-data error | the guide draws what the model observes | latents only | pyro.sample({site!r},
   ...) in the guide | remove the site from the guide: data belong to the model.
 observes error | the guide observes data | latents only | pyro.sample({site!r}, ..., obs=...) in the
-  guide, which divides the weight by its density | remove the site from the guide: the likelihood
-  belongs to the model.
+  guide at {line}: its density divides the weight | {hint}
 nothing-observed warning | the model observes nothing | a site with obs=data, or a pyro.factor |
   latents {latents} only | pass obs=; as it is, the guide is fitted to the prior.
 loop note | plate {plate!r} of the {half} is a Python loop | with pyro.plate(...): and batched
@@ -104,6 +103,77 @@ event-dims error | model and guide count its event dimensions differently | even
   {q.family} of shape {q.shape} (the guide) | {hint}
 shapes error | model and guide give it different shapes | {p.shape} (the model) | {q.shape} (the
   guide) | make the guide's parameters of the model's shape.
+two-subsamples error | model and guide each draw a mini-batch of their own | one plate, so that both
+  take the same rows | {p} (the model) and {q} (the guide), each with its own random rows | give the
+  plate one name in both: Pyro then runs the model at the guide's rows.
+masks error | model and guide mask it differently | one mask for log p and log q | {p} elements
+  count in the model, {q} in the guide ({line}) | put the same poutine.mask around the site in the
+  guide: log q of what the model does not count has no limit.
+tied warning | parameter {name!r} is given a start at two places of the {half} | one place for each
+  parameter | {lines}: both are the same tensor, the second start is never used | give them two
+  names, unless they are to be one and the same.
+order error | model and guide take their arguments in another order | model{model} | guide{guide}:
+  both are called with the same arguments, by position | write the guide's arguments in the model's
+  order.
+as-number error | the {half} turns a tensor of several values into one number | tensors all the way:
+  summed-out sites, plates and particles make several values of one | {raised} | {mend} Write loc[k]
+  or torch.where(k == 1, a, b) in place of int(k), k.item() or `if k`; for a table with more than
+  one dimension, pyro.ops.indexing.Vindex(table)[..., k].
+torch-distribution error | the {half} stops {reached} | a distribution of pyro.distributions |
+  {raised} | {mend} Use pyro.distributions (import pyro.distributions as dist), whose classes have
+  to_event, expand and mask, and call the class: dist.Normal(loc, scale).
+anew error | the pair builds a {kind} anew at each call | modules that are made once, before the fit
+  | new parameters at the second call{at}: what was learned is thrown away | make it once, outside
+  of model and guide (an attribute of the pair, or a variable that they use), and register it there
+  with pyro.module("net", net).
+new-names error | the pair makes new parameters at each call | the same names at each call | {new}
+  at the second one | take what changes (a counter, a time, a random number) out of the name.
+replaced error | the pair throws parameter {name!r} away at each call | parameters that are kept |
+  another tensor in its place after a call | remove pyro.clear_param_store() and assignments to the
+  parameter store from model and guide.
+changed error | the pair changes parameter {name!r} itself at each call | parameters that only the
+  optimiser changes | other values after a call than before it{at} | remove .data, .fill_(),
+  .copy_() and other changes in place from model and guide: a start is given once, pyro.param(name,
+  start), and a range by constraint=.
+stateful warning | the {half} does not do the same under one seed | the same draws and densities
+  from the same arguments and seed | site {site!r} {how} at the next call ({line}) | look for
+  counters, iterators, clocks, and generators that are not torch's; pass what changes as an argument
+  (for annealing, elbo.Beta), and draw with torch or pyro.sample.
+private error | the {half} draws a mini-batch of its own | with pyro.plate(name, {full},
+  subsample_size={batch}) as i: | {batch} of the {full} rows of {of}, others at each call, counted
+  once each ({line}): the likelihood weighs {by:.3g} times too little | replace randperm and the
+  like by that plate, in model and guide, and take x[i] of the data: it scales by N/B.
+stuck error | the {half} does not follow the rows of plate {plate!r} | what belongs to the rows that
+  the plate drew | {what} has the same {size} rows whichever of {full} are drawn ({line}) | index
+  with the plate's own rows: with pyro.plate({plate!r}, ...) as i: take loc[i] or x[i], not
+  [:{size}].
+coupled warning | the rows of a batch are coupled in the {half} | a density of each row that depends
+  on its own data | other data in the second half of the rows change those of the first ({line}) |
+  {hint}.
+may-leave warning | {key} of {family} may leave its range | {mine}, whatever the parameters are |
+  {span} at other values of {of} ({line}) | give the parameter a constraint, pyro.param(name, start,
+  constraint=...), or pass it through softplus, exp or sigmoid: {key} must stay in {mine}.
+strays warning | the guide may draw values that the model cannot have | {p.family}, over {mine} |
+  {span} at other draws and parameters ({line}) | if its support depends on other sites, draw a
+  fraction of it, pyro.sample("fraction", dist.Uniform(0, 1)), in model and guide and compute the
+  site from it (pyro.deterministic), or use support as in the model's distribution: biject_to(that
+  support) in the guide; else {advice}.
+partly-cut warning | part of the gradient is cut off | a gradient of all that the densities depend
+  on | {name}: slope {true:.4g} of this site's log density in the {half} by differences, {ours:.4g}
+  by autograd | look for detach(), .data, torch.no_grad(), .item() or torch.tensor(...) on a part of
+  the way from {name} to the site{line}.
+jacobian error | the density of a computed latent lacks its Jacobian | log_density = minus the log
+  Jacobian determinant of latent z by noise u ({of}), {expected:.3f} nats | {found:.3f} nats
+  ({line}) | dist.Delta(z, log_density=-transform.log_abs_det_jacobian(u, z)); or draw the latent
+  itself, from TransformedDistribution(base, transform), LogNormal and the like, which count it.
+not-one-to-one note | latents are computed from auxiliary noise of another size | one to one: as
+  many numbers of noise as of latents | {dims} of latents from {wide} of {of} ({line}): they have no
+  density, and an ELBO is none | train it against a critic (fit_implicit), or make it one to one (a
+  flow), or give the noise a density r given the latents in the model, pyro.sample with its name
+  (auxiliary variables, arXiv:1602.05473).
+plate-sizes error | model and guide give a plate different sizes | the same rows in both | {p} in
+  the model, {q} in the guide: {raised} | give it the same size and subsample_size in both, and take
+  the rows that it drew: with pyro.plate(...) as i: loc[i].
 plate-names warning | model and guide call its plates differently | {p} (the model) | {q} (the
   guide) | use one name: weights are only taken apart along plates that both halves name.
 scales error | model and guide scale it differently | one scale for log p and log q, {p:g} as in the
@@ -138,10 +208,9 @@ dtypes error | the {half} mixes floating-point types | one dtype throughout | {d
   x.float(), or module.double(); numpy makes float64 where torch makes float32.
 wrong-call error | the {half} is called with the wrong arguments | model and guide take the same
   arguments | {raised} | give both one signature.
-stops-at-shapes error | the {half} stops {reached} | shapes that fit each other | {raised} | look at
-  the line named; networks act on the last axis, and batch dimensions come first.
-stops error | the {half} stops {reached} | the {half} runs to its end | {raised} | mend the line
-  named.
+stops-at-shapes error | the {half} stops {reached} | shapes that fit each other | {raised} | {mend}
+  Networks act on the last axis, and batch dimensions come first.
+stops error | the {half} stops {reached} | the {half} runs to its end | {raised} | {mend}
 unreachable error | the guide draws values that the model cannot have | {p.family}, over {mine} |
   {found} | use {advice}.
 other-kind error | the guide draws from another kind of set than the model | {p.family}, over {mine}
@@ -181,9 +250,7 @@ two-parameters error | two parameters are called {name!r} | one name for each pa
 cached error | attribute {name!r} is computed from a parameter only once | computed in model or
   guide, at each step | a tensor in a graph ({node}), made when {owner} was, which later steps would
   not update | keep the parameter in __init__ and compute {key!r} where it is used.
-all-at-once note | the pair only takes all data at once | | half of the rows: {raised} | fit it with
-  batch_size=None.
-rows note | parameters with a row for each datum of {batch} | parameters for all data, or an
+rows error | parameters with a row for each datum of a mini-batch | parameters for all data, or an
   amortised guide | parameter {name!r} has shape {shape} on {n} rows, and follows their number | fit
   on all data (batch_size=None), or compute them from the data: make_guide(..., amortized=True).
 biased error | the bound of a mini-batch is biased | the mean bound of two halves of the data,

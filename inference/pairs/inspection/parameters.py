@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...results.finding import listed
-from ...weights import LogWeights, log_weights
+from ...weights import LogWeights
 from ..arguments import rows_of, take_rows, takes
 from ..pair import Pair
+from .calls import draw
 from .findings import Finding, finding
-from .runs import Recording, Trial, afresh, first_line
+from .runs import Recording, Trial, afresh
 
 ROWS = 64  # of the data are enough to see a wrong scale
 DRAWS = 16  # of the latents for a first look; eight times as many for a second one
@@ -29,7 +30,7 @@ def gradients(
     The gradient is that of the sum of all log densities: what it reaches, any bound can.
     """
     leaves = {k: v.detach().clone().requires_grad_() for k, v in pair.params.items()}
-    weights = _draw(pair, leaves, trial.args, particles=particles, **trial.kwargs)
+    weights = draw(pair, leaves, trial.args, particles=particles, **trial.kwargs)
     loss = sum((t.log_prob.sum() for _, t in weights.terms()), start=torch.zeros(()))
     known = {id(t) for t in (*leaves.values(), *trial.args, *trial.kwargs.values())}
     strangers = [t for t in _leaves(loss) if id(t) not in known]
@@ -89,6 +90,12 @@ def collisions(model: Recording, guide: Recording) -> Iterable[Finding]:
                 yield finding("two-modules", name=name.split("$$$")[0])
         elif len(shapes) > 1:
             yield finding("two-parameters", name=name, shapes=" and ".join(map(str, shapes)))
+        else:
+            for r in (guide, model):
+                places = list(dict.fromkeys(r.asked.get(name, ())))
+                if len(places) > 1 and all(places):
+                    two = next((pair for pair in zip(*places[:2]) if pair[0] != pair[1]), places[0])
+                    yield finding("tied", name=name, half=r.half, lines=" and ".join(two))
 
 
 def cached(modules: Iterable[nn.Module]) -> Iterable[Finding]:
@@ -119,9 +126,8 @@ def biases(trial: Trial) -> Iterable[Finding]:
         pair = Pair(trial.model, trial.guide, whole, told)
         for name, p in pair.params.items():
             if of_half.get(name, p).shape != p.shape:
-                level, batch = ("error", "a mini-batch") if trial.batched else ("note", "the data")
-                more = {"name": name, "shape": tuple(p.shape), "n": n, "batch": batch}
-                yield finding("rows", level=level, **more)
+                if trial.batched:
+                    yield finding("rows", name=name, shape=tuple(p.shape), n=n)
                 return
         plates = {} if sized else _size_to_tell(pair, (whole, half), trial.kwargs)
         if plates is None:
@@ -129,9 +135,7 @@ def biases(trial: Trial) -> Iterable[Finding]:
         measured = _compared(pair, whole, {**told, "full_sizes": plates}, DRAWS)
         if abs(measured["z"]) > FIRST:
             measured = _compared(pair, whole, {**told, "full_sizes": plates}, 8 * DRAWS)
-    except Exception as error:  # the pair only takes the rows that it was made for
-        if not trial.batched:
-            yield finding("all-at-once", raised=first_line(error))
+    except Exception:  # the pair only takes the rows that it was made for
         return
     if abs(measured["z"]) > SECOND:  # not where it is not a number: a density is infinite
         parts = (m for root in trial.modules for m in root.modules() if m.training)
@@ -153,7 +157,7 @@ def _size_to_tell(pair: Pair, parts: tuple[tuple, tuple], kwargs: dict) -> dict[
     """
     for part in parts:
         with torch.no_grad():
-            weights = _draw(pair, pair.params, part, **kwargs)
+            weights = draw(pair, pair.params, part, **kwargs)
         plates = [p for _, t in weights.terms() if t.observed for p in t.plates]
         if any(p.scale != 1 for p in plates):
             return None
@@ -169,9 +173,9 @@ def _compared(pair: Pair, whole: tuple, told: dict, draws: int) -> dict[str, flo
     def elbo(rows: slice) -> tuple[float, float]:
         part = take_rows(whole, rows)
         try:
-            weights = _draw(pair, pair.params, part, particles=draws, **told)
+            weights = draw(pair, pair.params, part, particles=draws, **told)
         except Exception:  # it does not broadcast over particles, which is found elsewhere
-            weights = _draw(pair, pair.params, part, particles=draws, vectorized=False, **told)
+            weights = draw(pair, pair.params, part, particles=draws, vectorized=False, **told)
         bounds = weights.elbo().double()
         return float(bounds.mean()), float(bounds.std() / math.sqrt(draws))
 
@@ -180,12 +184,6 @@ def _compared(pair: Pair, whole: tuple, told: dict, draws: int) -> dict[str, flo
     halves, halves_se = (first[0] + second[0]) / 2, math.hypot(first[1], second[1]) / 2
     z = (halves - full) / math.hypot(full_se, halves_se, 1e-4 * abs(full))  # rounding counts too
     return dict(n=n, full=full, full_se=full_se, halves=halves, halves_se=halves_se, z=z)
-
-
-def _draw(pair: Pair, params: Mapping[str, Tensor], args: tuple, **options: Any) -> LogWeights:
-    """Return log weights of the pair, its buffers left as they are."""
-    with pair.bind(params, {k: b.clone() for k, b in pair.buffers.items()}):
-        return log_weights(pair.model, pair.guide, *args, nesting=pair.nesting, **options)
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:

@@ -8,14 +8,11 @@ closure, an attribute of a plain object).
 from __future__ import annotations
 
 import random
-import re
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,25 +24,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ...randomness import forked
-from ...results.finding import listed
 from ...weights import no_validation
-from ...weights.sites import latents_only, log_prob, sample_sites
+from ...weights.sites import At, latents_only, log_prob, sample_sites
 from ..pair import modules_of, referred
-from .findings import Finding, finding
-
-_OURS = str(Path(__file__).resolve().parents[2])
-_CAUSES = {  # finding -> what torch and Pyro say then
-    "misfit": r"Shape mismatch inside plate\('(?P<plate>.+)'\) at site (?P<site>\S+) "
-    r"dim (?P<dim>-?\d+), (?P<size>\d+) vs (?P<got>\d+)",
-    "twice": r"Multiple (?:sample|observe) sites named '(?P<site>.+)'",
-    "both-kinds": r"(?P<site>\S+) is already in the trace as a (?P<kind>\w+)",
-    "devices": r"(?i)same device|expected device|device type",
-    "dtypes": r"(?i)same dtype|expected scalar type|dtype .* but (?:got|expected|found)",
-    "wrong-call": r"positional argument",
-    "stops-at-shapes": r"(?i)shapes cannot be multiplied|must match the size of tensor|expand|"
-    r"broadcast|size mismatch|invalid for input of size|Sizes of tensors",
-    "stops": r"",
-}
+from .lines import asked_here, line_here
 
 
 @dataclass
@@ -93,9 +75,9 @@ class Trial:
             parameters = {}
             for module in self.own:
                 parameters |= {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            for name, module in self.references.items():
-                if isinstance(module, nn.Module):
-                    parameters |= {f"{name}.{n}": p for n, p in module.named_parameters()}
+            for name, used in self.references.items():
+                if isinstance(used, nn.Module):
+                    parameters |= {f"{name}.{n}": p for n, p in used.named_parameters()}
         out = {f"argument {i}": a for i, a in enumerate(self.args) if torch.is_tensor(a)}
         return out | {f"parameter {n}": p.detach() for n, p in parameters.items()}
 
@@ -190,27 +172,47 @@ class Recording(Messenger):
         half: "model" or "guide".
         sites: name -> Site, in the order reached; `latents` and `observed` (with `pyro.factor`)
             are those that are drawn and those that are not.
+        lines: name -> the user's line of a sample site.
         starts: parameter name -> the tensors it was given to start from.
+        asked: parameter name -> the users' lines at which it was given one, innermost first.
+        reached: name -> distribution of a sample site, be it that its draw failed.
         given: plate -> the indices of a mini-batch that the code gave, or None.
         last: the sample site that was reached last.
         error: what stopped the run, or None.
         trace: Pyro's trace, for replaying.
     """
 
-    def __init__(self, trial: Trial, half: str, replay: Any = None, seed: int = 0):
-        """Run a half once, at the values of the trace `replay` where it has them."""
+    def __init__(
+        self,
+        trial: Trial,
+        half: str,
+        replay: Any = None,
+        seed: int = 0,
+        held: Mapping[str, Tensor] | None = None,
+        args: tuple | None = None,
+    ):
+        """Run a half once.
+
+        Args:
+            replay: a trace, at whose values it is run where it has them.
+            held: site -> value of a latent, in place of a draw.
+            args: in place of the trial's.
+        """
         super().__init__()
         self.half = half
+        self.lines: dict[str, str] = {}
+        self.asked: dict[str, list[tuple[str, ...]]] = {}
+        self.reached: dict[str, Any] = {}
         self.starts: dict[str, list[Any]] = {}
         self.given: dict[str, Any] = {}
         self.last: str | None = None
         self.error: Exception | None = None
         function = trial.model if half == "model" else latents_only(trial.guide)
-        torch.manual_seed(seed)
-        at = nullcontext() if replay is None else poutine.replay(trace=replay)
+        pyro.set_rng_seed(seed)
+        at = At(held or {}) if replay is None else poutine.replay(trace=replay)
         with poutine.trace() as tracer, at, self:
             try:
-                function(*trial.args, **trial.kwargs)
+                function(*(trial.args if args is None else args), **trial.kwargs)
             except Exception as error:  # whatever the user's code does becomes a finding
                 self.error = error
         self.trace: Any = tracer.trace
@@ -221,10 +223,14 @@ class Recording(Messenger):
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "param":
             self.starts.setdefault(msg["name"], []).extend(msg["args"][1:2])
+            if msg["args"][1:2]:
+                self.asked.setdefault(msg["name"], []).append(asked_here())
         elif type(msg["fn"]).__name__ == "_Subsample":
             self.given[msg["name"]] = msg["value"]
         elif msg["type"] == "sample":
             self.last = msg["name"]
+            self.reached[msg["name"]] = msg["fn"]
+            self.lines.setdefault(msg["name"], line_here() or "")
 
 
 def base(fn: Any, *, through_transforms: bool = True) -> Any:
@@ -232,54 +238,3 @@ def base(fn: Any, *, through_transforms: bool = True) -> Any:
     while hasattr(fn, "base_dist") and (through_transforms or not hasattr(fn, "transforms")):
         fn = fn.base_dist
     return fn
-
-
-def explain(
-    error: Exception, half: str, last: str | None, tensors: Mapping[str, Tensor]
-) -> Finding:
-    """Make a finding of the exception that stopped `half` ("model", "guide") after site `last`.
-
-    `tensors` are the arguments and parameters, named, for mixtures of devices and dtypes.
-    """
-    text = str(error).partition("\nTrace Shapes")[0].strip() or type(error).__name__
-    lines = [  # of the user's own code, the innermost last
-        f"{Path(f.filename).name}:{f.lineno}" + (f" ({f.line})" if f.line else "")
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith(_OURS) and not re.search("/torch/|/pyro/|<", f.filename)
-    ]
-    at = f" at {lines[-1]}" if lines else ""
-    reached = f"after reaching site {last!r}" if last else "before its first site"
-    found = ((name, re.search(cause, text)) for name, cause in _CAUSES.items())
-    name, match = next((name, match) for name, match in found if match)
-    raised = f"{type(error).__name__}{at}: {text}"
-    values = {"site": last, "half": half, "at": at, "raised": raised, "reached": reached}
-    values |= {**_by_kind(tensors), **match.groupdict()}
-    return finding(name, values.pop("site"), **values)
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's kind and the first line of what it says, if it says anything."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:160].removesuffix(": ")
-
-
-def mixtures(tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
-    """Find more than one device, or more than one floating-point type."""
-    if len({t.device for t in tensors.values()}) > 1:
-        yield finding("devices", half="pair", raised="at the start", **_by_kind(tensors))
-    sized = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dim()}
-    if len({t.dtype for t in sized.values()}) > 1:
-        more = {"half": "pair", "raised": "at the start", **_by_kind(sized)}
-        yield finding("dtypes", level="warning", **more)
-
-
-def _by_kind(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the names of tensors in words, by device and by floating-point type."""
-    out = {}
-    for key, kind in (("devices", "device"), ("dtypes", "dtype")):
-        named: dict[str, list[str]] = {}
-        for name, t in tensors.items():
-            if kind == "device" or t.is_floating_point():
-                named.setdefault(str(getattr(t, kind)).removeprefix("torch."), []).append(name)
-        groups = sorted(named.items(), key=lambda group: -len(group[1]))
-        out[key] = "; ".join(f"{of}: {listed(names, 3)}" for of, names in groups)
-    return out

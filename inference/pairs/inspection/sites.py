@@ -9,11 +9,31 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..arguments import not_finite
+from ..arguments import not_finite, signature_of
 from ..options import nearest
+from .failures import explain
 from .findings import Finding, finding
-from .runs import Recording, Site, explain
+from .runs import Recording, Site, Trial
 from .supports import compare, invalid_parameters, out_of_support, range_text
+
+_COMPUTED = (
+    "if the Deltas are computed from it one to one, mark it infer={'is_auxiliary': True} and give "
+    "them log_density = -transform.log_abs_det_jacobian(u, z); else remove it."
+)
+_NOT_COMPUTED = (
+    "remove it, or give it a density in the model, pyro.sample({name!r}, ...) after the latents "
+    "(auxiliary variables, arXiv:1602.05473): log q alone makes no bound."
+)
+
+
+def observes(guide: Recording, model: Recording) -> Iterable[Finding]:
+    """Find sites that the guide observes."""
+    for name, site in guide.observed.items():
+        if site.family != "Unit":
+            hint = "remove the site from the guide: the likelihood belongs to the model."
+            if name not in model.observed and (name in model.latents or name == model.last):
+                hint = f"drop obs= there: {name!r} is a latent, and the guide draws it."
+            yield finding("observes", name, line=guide.lines.get(name, ""), hint=hint)
 
 
 def names(model: Recording, guide: Recording) -> Iterable[Finding]:
@@ -21,6 +41,7 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
     drawn = {n: s for n, s in guide.sites.items() if not s.auxiliary}
     unknown = [n for n, s in drawn.items() if n not in model.sites and not s.is_observed]
     forgotten = [n for n in model.latents if n not in guide.sites]
+    makes = any(s.point for n, s in drawn.items() if n in model.latents)
     for name in forgotten:
         if model.latents[name].finite:
             yield finding("left-out", name, family=model.latents[name].family)
@@ -30,18 +51,15 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
         yield finding("forgotten", name, drawn=_quoted(drawn), hint=hint)
     for name in unknown:
         near = nearest(name, forgotten, bare=True)
-        hint = f"call it {near!r}, or " if near else "remove it, or "
+        hint = f"call it {near!r}, or " if near else ""
+        hint += _COMPUTED if makes else _NOT_COMPUTED.format(name=name)
         yield finding("unknown", name, latents=_quoted(model.latents), hint=hint)
-    makes = any(s.point for n, s in drawn.items() if n in model.latents)
     for name, site in guide.sites.items():
         counted = site.mask is not False and getattr(site.fn, "_mask", None) is not False
-        if site.is_observed:
-            if site.family != "Unit":
-                yield finding("observes", name)
-        elif name in model.observed:
+        if name in model.observed and not site.is_observed:
             yield finding("draws-data", name)
         elif site.auxiliary and name not in model.sites and not (makes or site.point) and counted:
-            yield finding("idle", name)
+            yield finding("idle", name, line=guide.lines.get(name, ""))
     if model.latents and not model.observed:
         yield finding("nothing-observed", latents=_quoted(model.latents))
 
@@ -50,12 +68,15 @@ def latents(model: Recording, guide: Recording) -> Iterable[Finding]:
     """Compare plates, shapes, scale and support of each latent that both halves have."""
     for name, p in model.latents.items():
         if (q := guide.latents.get(name)) is not None:
-            shapes = list(_different_shapes(name, p, q))
+            own_rows = None in {r.given.get(f, "") for r in (model, guide) for f in r.given}
+            shapes = list(_different_shapes(name, p, q, own_rows))
             yield from shapes or compare(p, q)
             yield from _different_scales(name, p, q)
+            if not (q.point or shapes):
+                yield from _different_masks(name, p, q, guide.lines.get(name, ""))
 
 
-def _different_shapes(name: str, p: Site, q: Site) -> Iterable[Finding]:
+def _different_shapes(name: str, p: Site, q: Site, own_rows: bool) -> Iterable[Finding]:
     if sorted(p.plates.values()) != sorted(q.plates.values()):
         yield finding("plates", name, p=_plates_text(p), q=_plates_text(q))
     elif p.fn.event_dim != q.fn.event_dim:
@@ -66,7 +87,12 @@ def _different_shapes(name: str, p: Site, q: Site) -> Iterable[Finding]:
     elif p.shape != q.shape:
         yield finding("shapes", name, p=p, q=q)
     elif set(p.plates) != set(q.plates):
-        yield finding("plate-names", name, p=_quoted(p.plates), q=_quoted(q.plates))
+        drawn = [[f.name for f in s.cond_indep_stack if f.full_size not in (None, f.size)]
+                 for s in (p, q)]  # fmt: skip
+        kind = (
+            "two-subsamples" if own_rows and all(drawn) and drawn[0] != drawn[1] else "plate-names"
+        )
+        yield finding(kind, name, p=_quoted(p.plates), q=_quoted(q.plates))
 
 
 def _different_scales(name: str, p: Site, q: Site) -> Iterable[Finding]:
@@ -82,6 +108,18 @@ def _different_scales(name: str, p: Site, q: Site) -> Iterable[Finding]:
             )
             hint = f"tell both the same size ({size})."
     yield finding("scales", name, p=float(a.flatten()[0]), q=float(b.flatten()[0]), hint=hint)
+
+
+def _different_masks(name: str, p: Site, q: Site, line: str) -> Iterable[Finding]:
+    shape = torch.broadcast_shapes(p.fn.batch_shape, q.fn.batch_shape)
+    counted = []
+    for s in (p, q):
+        mask = torch.ones(shape, dtype=torch.bool)
+        for m in (s.mask, getattr(s.fn, "_mask", None)):
+            mask = mask & (torch.as_tensor(m).cpu() if m is not None else True)
+        counted.append(mask)
+    if not torch.equal(*counted):
+        yield finding("masks", name, p=int(counted[0].sum()), q=int(counted[1].sum()), line=line)
 
 
 def each(recording: Recording, tensors: Mapping[str, Tensor]) -> Iterable[Finding]:
@@ -139,6 +177,14 @@ def data(args: tuple, kwargs: dict) -> Iterable[Finding]:
             yield finding("nan", name=name, bad=wrong[0], all=a.numel(), first=wrong[1])
         if torch.is_tensor(a) and a.requires_grad:
             yield finding("asks-gradient", name=name)
+
+
+def argument_order(trial: Trial) -> Iterable[Finding]:
+    """Find a guide that takes the model's arguments in another order."""
+    halves = [signature_of(f) for f in (trial.model, trial.guide)]
+    names = [list(h.parameters)[: len(trial.args)] for h in halves if h is not None]
+    if len(names) == 2 and names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
+        yield finding("order", model=str(halves[0]), guide=str(halves[1]))
 
 
 def draws(guide: Recording) -> Iterable[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from inspect import getattr_static
 from typing import Any
 
 import pyro
@@ -127,24 +128,62 @@ def out_of_support(site: Site) -> Iterable[Finding]:
 
 def invalid_parameters(site: Site) -> Iterable[Finding]:
     """Find a distribution with a parameter out of range, as a negative scale: the first one."""
-    fn = base(site.fn)
-    for name, constraint in getattr(fn, "arg_constraints", {}).items():
-        value = fn.__dict__.get(name)
-        if constraints.is_dependent(constraint) or not torch.is_tensor(value) or value.is_meta:
+    for name, value, constraint in arguments_of(site.fn):
+        if constraints.is_dependent(constraint):
             continue
         bad, nans = ~constraint.check(value), int((~torch.isfinite(value)).sum())
         if bad.any():
-            told = {"name": name, "family": site.family, **described(constraint)}
+            told: dict[str, Any] = {"name": name, "family": site.family, **described(constraint)}
             told |= {"bad": int(bad.sum()), "all": bad.numel()}
             if nans:
                 told["span"] = f"{nans} of them NaN or infinite"
                 told["hint"] = "find where the NaN comes from: the data, a log of 0, 0 / 0."
             else:
                 told["span"] = range_text(value)
-                use = "torch.nn.functional.softplus or exp, or use"
-                told["hint"] = f"pass it through {use} {told['advice']}."
+                link = "torch.nn.functional.softplus or exp"
+                if told["mine"] == "the unit interval":
+                    link = "torch.sigmoid, or give logits="
+                told["hint"] = f"pass it through {link}, or use {told['advice']}."
             yield finding("out-of-range", site.name, **told)
             return
+
+
+def arguments_of(fn: Any) -> list[tuple[str, Tensor, Any]]:
+    """List name, value and constraint of the tensors that a distribution is made of."""
+    out, fn = [], base(fn)
+    for name, constraint in getattr(fn, "arg_constraints", {}).items():
+        value = vars(fn).get(name)
+        if value is None and isinstance(getattr_static(type(fn), name, None), property):
+            value = getattr(fn, name)  # Beta's are; a lazy one would be computed
+        if torch.is_tensor(value) and not value.is_meta:
+            out.append((name, value, constraint))
+    return out
+
+
+def is_interval(constraint: Any) -> bool:
+    """Tell whether a set is an interval of the real numbers, element by element."""
+    return _bounds(constraint) is not None
+
+
+def beyond(value: Tensor, constraint: Any) -> bool:
+    """Tell whether a finite value lies beyond the ends of an interval, more than rounding does."""
+    try:
+        bounds = None if constraints.is_dependent(constraint) else _bounds(constraint)
+        if bounds is None:
+            return False
+        low, high = (torch.as_tensor(b).to(value) for b in bounds)
+        far = (value < low - 1e-4 * (1 + low.abs())) | (value > high + 1e-4 * (1 + high.abs()))
+    except _UNKNOWN:
+        return False
+    return bool((far & torch.isfinite(value)).any())
+
+
+def varies(value: Any, size: int) -> bool:
+    """Tell whether a tensor is not constant along some dimension of that size."""
+    if not torch.is_tensor(value):
+        return False
+    dims = (d for d, n in enumerate(value.shape) if n == size and size > 1)
+    return any(bool((value != value.narrow(d, 0, 1)).any()) for d in dims)
 
 
 def range_text(value: Tensor) -> str:
