@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sequences import log_prob_in_time
+
 Axes = list[str | None]  # the plate that an axis belongs to, if any
 
 
@@ -100,8 +102,17 @@ class Term:
         return by_plate(value, event, self.plates, particles, nesting)
 
     def pointwise(self, particles: int, nesting: int) -> tuple[Tensor, Axes]:
-        """`log_prob` as (K, *plates), and the plate's name for each axis after K."""
-        return by_plate(self.log_prob, 0, self.plates, particles, nesting)
+        """`log_prob` as (K, *plates), and the plate's name for each axis after K.
+
+        With one more axis for the times of a hidden Markov model, each given those before it.
+        """
+        in_time = log_prob_in_time(self.fn, self.value) if self.mask is None else None
+        if in_time is None or self.parts:
+            return by_plate(self.log_prob, 0, self.plates, particles, nesting)
+        tensor, axes = by_plate(in_time, 1, self.plates, particles, nesting)
+        if self.fn.event_dim > 1:
+            axes[-1] = f"{self.name}_dim_0"  # as in the other groups
+        return tensor, axes
 
     def sum_to(self, plates: Iterable[Plate]) -> Tensor:
         """`user_scale * log_prob`, summed (with N/B) over all plates but these: (K, *plates)."""

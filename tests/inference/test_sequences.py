@@ -7,11 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import inference.training.loop
-from inference import fit, log_weights
+from inference import fit, log_weights, to_datatree
 from inference.graph import Budget, OutOfBudget
 
 INITIAL = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -115,6 +116,35 @@ def test_a_linear_state_space_has_the_kalman_filters_likelihood():
     weights = log_weights(state_space, guide, y, particles=3)
     truth = [kalman(y, float(q)) for q in weights.guide["q"].value]
     assert weights.model["y"].log_prob.tolist() == pytest.approx(truth, rel=1e-10)
+
+
+def switching(x):
+    """A hidden Markov model as one distribution of the whole sequence."""
+    mean = pyro.sample("mean", dist.Normal(MEANS, 0.1).to_event(1))
+    seen = dist.Normal(mean.unsqueeze(-2), 1.0)
+    hmm = dist.DiscreteHMM(torch.zeros(3).to(x), TRANSITION.log(), seen, duration=len(x))
+    pyro.sample("x", hmm, obs=x)
+
+
+@pytest.mark.parametrize("model", [switching, state_space])
+def test_the_tree_has_the_likelihood_of_each_time(model):
+    x = torch.sin(torch.arange(12, dtype=torch.float64))
+    x = x if model is switching else x[:, None]
+    guide = AutoNormal(model, init_scale=0.3)
+    tree = to_datatree(
+        model, guide, x, draws=5, groups=["log_likelihood", "sample_stats", "posterior"]
+    )
+    per_time = next(iter(tree.log_likelihood.data_vars.values()))
+    assert per_time.dims[2:] == (("x_dim",) if model is switching else ("y_dim_0",))
+    latents = {k: torch.tensor(v.values[0]) for k, v in tree.posterior.data_vars.items()}
+    for i in range(5):
+        short = poutine.condition(model, {k: v[i] for k, v in latents.items()})
+        whole = [
+            float(poutine.trace(short).get_trace(x[:t]).log_prob_sum(lambda n, s: n in ("x", "y")))
+            for t in range(1, 13)
+        ]
+        found = per_time.values[0, i].cumsum()
+        assert found == pytest.approx(whole, rel=1e-6)
 
 
 def line(x):
