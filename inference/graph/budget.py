@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 LOWERING = 10.0  # seconds that inductor takes for one of tracing, measured: from 6 to 12
 REPAID = 5.0  # times the budget: what may be spent where the estimate says that it is saved
+MANY = 5_000  # operations, of which most are one loop's
 
 
 class OutOfBudget(BaseException):
@@ -35,7 +36,7 @@ class Budget:
     def __init__(self, ahead: float = math.inf, share: float = math.inf):
         self.ahead, self.seconds = ahead, share * ahead
         self.begin, self.limit = time.perf_counter(), self.seconds
-        self._patches = ExitStack()
+        self.operations, self._patches = 0, ExitStack()
 
     @property
     def spent(self) -> float:
@@ -44,22 +45,29 @@ class Budget:
 
     def check(self, doing: str) -> None:
         """Raise `OutOfBudget` where the time is over."""
+        self.operations += 1
         if self.spent > self.limit:
             raise OutOfBudget(
-                f"{doing} took more than {self.limit:.2g} s and was given up: about "
-                f"{self.ahead:.2g} s of eager steps were ahead. compile_budget=... allows more, "
-                "compile=True any time; a loop over time steps in Python is long to trace (use "
-                "inference.scan, or a distribution of the whole sequence such as DiscreteHMM)"
+                f"{doing} took more than {self.limit:.2g} s{self._advice(self.operations)}"
             )
+
+    def _advice(self, operations: int) -> str:
+        loop = (
+            "; a loop over times in Python is long to compile: write inference.scan, or one "
+            "distribution of the sequence (DiscreteHMM, GaussianHMM)"
+        )
+        return (
+            f", and about {self.ahead:.2g} s of eager steps were ahead (compile_budget=... allows "
+            f"more, compile=True any time{loop if operations > MANY else ''})"
+        )
 
     def lower(self, seconds: float, operations: int) -> None:
         """Allow the lowering of a graph that took so long to trace, or raise `OutOfBudget`."""
         estimate = LOWERING * seconds
         if self.spent + estimate > REPAID * self.seconds:
             raise OutOfBudget(
-                f"compiling {operations:,} operations would take about {estimate:.2g} s, and about "
-                f"{self.ahead:.2g} s of eager steps were ahead. compile_budget=... allows more, "
-                "compile=True any time"
+                f"compiling {operations:,} operations would take about {estimate:.2g} s"
+                f"{self._advice(operations)}"
             )
         self.limit = REPAID * self.seconds
         if self.limit < math.inf:
