@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .pairs.inspection import check as check
     from .training.fitting import fit as fit
     from .training.many import fit_many as fit_many
+    from .training.saved import load_run as load_run
     from .weights import log_weights as log_weights
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "fit": "training.fitting",
     "fit_guides": "guides",
     "fit_many": "training.many",
+    "load_run": "training.saved",
     "log_weights": "weights",
     "make_guide": "guides",
     "optim": "",

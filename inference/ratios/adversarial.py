@@ -193,7 +193,7 @@ def fit_adversarial(
     x = samples(getattr(data, "train", data), "data").to(where)
     held_out = None if valid is None else samples(valid, "valid").to(x)[:HELD_OUT]
     drawn = batch_transform(data)
-    batches = Batches((x,), options["batch_size"] or min(BATCH, len(x)), seed)
+    batches = Batches((x,), options["batch_size"] or min(BATCH, len(x)), seed, held_out)
     n, dim = len(batches.example()[0]), x.shape[1]
     weight = penalty * (1.0 if wasserstein else float(x.var(0).mean()))
 

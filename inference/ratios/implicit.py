@@ -125,6 +125,7 @@ class ImplicitRun(PlayedPair):
     """
 
     player: ClassVar[str] = "pair"
+    further: ClassVar[tuple[str, ...]] = ("settle_from",)
     contrast: Contrast
     settle_from: int | None = None
 
@@ -201,7 +202,7 @@ def fit_implicit(
     if (rows := len(args[0])) < 2:
         raise ValueError(f"data: expected at least 2 rows, got {rows}.")
     drawn = batch_transform(data)
-    batches = Batches(args, options["batch_size"] or min(BATCH, rows), seed)
+    batches = Batches(args, options["batch_size"] or min(BATCH, rows), seed, held_out)
     pair = own_pair(where, model, guide, batches.example(), {})
     some = drawn(batches.example(min(rows, 4_096)))
     with pair.bind(pair.params, pair.buffers):
@@ -248,7 +249,6 @@ def fit_implicit(
         },
     )  # fmt: skip
     run.go_on_from(resume, steps + settle)
-    run.settle_from = resume and resume.settle_from
 
     def validate() -> tuple[Tensor, dict[str, float]]:
         v = run.variables
@@ -258,11 +258,16 @@ def fit_implicit(
         return found["elbo"], {f"valid_{k}": float(found[k]) for k in ("elbo", "kl")}
 
     reported: dict[str, Any] = {"unit": "nats per datum", "advice": ADVICE}
-    if run.steps < steps:
+    settling = run.settle_from is not None and steps <= resume.settings["steps"]
+    if not settling and run.steps < steps and not run.held:
         run.settle_from = None
         held = None if options["valid"] is None else validate
         Loop(run, update.moves(critic_steps), batches, options, held, **reported).go()
-    if settle and (run.stopped is None or run.stopped.startswith("no better")):
+    if (
+        settle
+        and not run.held
+        and (settling or run.stopped is None or run.stopped.startswith("no better"))
+    ):
         if run.settle_from is None:  # the pair stays as it is kept; all else begins anew
             run.settle_from = run.steps
             for name, p in (run.best_params or {}).items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,12 +28,17 @@ class Batches:
 
     Batches run on over the end of an epoch, so that all have one shape.
 
+    Args:
+        args: the pair's arguments; `held_out`: those that validation looks at.
+        batch_size: rows, None for all; `seed`: of the order.
+
     Raises:
         ValueError: the batch is larger than the data, or the data holds NaN.
     """
 
-    def __init__(self, args: tuple, batch_size: int | None, seed: int):
+    def __init__(self, args: tuple, batch_size: int | None, seed: int, held_out: Any = None):
         self.args = args
+        self.held_out = held_out if isinstance(held_out, tuple) else (held_out,)
         tensors = [a for a in args if torch.is_tensor(a)]
         check_values(args)
         self.size = len(tensors[0]) if tensors and tensors[0].dim() else None
@@ -61,11 +68,8 @@ class Batches:
         if self.whole:
             return self.args, True
         assert self.batch_size is not None and self.size is not None
-        need = self.batch_size * repeats
-        while len(self._queue) < need:
-            order = torch.randperm(self.size, generator=self._order)  # one order on all devices
-            self._queue = torch.cat([self._queue, order.to(self._where)])
-        index, self._queue = self._queue[:need], self._queue[need:]
+        index = self.upcoming(repeats)
+        self._queue = self._queue[len(index) :]
         shape = (repeats, self.batch_size) if repeats > 1 else (self.batch_size,)
 
         def take(a: Any) -> Any:
@@ -75,27 +79,69 @@ class Batches:
 
         return tuple(take(a) for a in self.args), False
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the state of the order, from which `restore` goes on."""
+    def upcoming(self, repeats: int = 1) -> Tensor:
+        """The rows of the next batches, (repeats B,); the order stays as it is."""
+        assert self.size is not None and self.batch_size is not None
+        if self.whole:
+            return torch.arange(self.size)
+        need = self.batch_size * repeats
+        while len(self._queue) < need:
+            order = torch.randperm(self.size, generator=self._order)  # one order on all devices
+            self._queue = torch.cat([self._queue, order.to(self._where)])
+        return self._queue[:need]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the data, and of what is held out."""
+        return {"data": fingerprint(self.args), "valid": fingerprint(self.held_out)}
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the order, from which `restore` goes on, and of what it is."""
         return {
             "order": self._order.get_state().clone(),
             "queue": self._queue.cpu().clone(),
-            "rows": torch.tensor(self.size or 0),
+            "rows": self.size or 0,
+            "batch_size": self.batch_size,
+            "data": self.fingerprints,
         }
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken.
 
         Raises:
-            ValueError: it was taken from data of another number of rows.
+            ValueError: it was taken from other data, or in batches of another size.
         """
-        if (rows := int(state["rows"])) != (self.size or 0):
+        anew = "or begin anew: fit(run.model, run.guide, data)."
+        if state["rows"] != (self.size or 0):
             raise ValueError(
-                f"resume: the run was fitted to {rows:,} rows, the data has {self.size or 0:,}. "
-                "Give the same data, or begin anew: fit(run.model, run.guide, data)."
+                f"resume: the run was fitted to {state['rows']:,} rows, the data has "
+                f"{self.size or 0:,}. Give the same data, {anew}"
+            )
+        for name, values in state["data"].items():
+            if values != self.fingerprints[name]:
+                raise ValueError(
+                    f"resume: {name}: expected the values that the run was fitted with "
+                    f"(fingerprint {values:.8}), got others ({self.fingerprints[name]:.8}). "
+                    f"Give the same data, {anew}"
+                )
+        if state["batch_size"] != self.batch_size:
+            raise ValueError(
+                f"batch_size: the run goes on with batches of {state['batch_size']}, got "
+                f"{self.batch_size}. Leave batch_size= out, {anew}"
             )
         self._order.set_state(state["order"])
         self._queue = state["queue"].to(self._where)
+
+
+def fingerprint(args: Iterable[Any]) -> str:
+    """The hash of the tensors among some arguments: types, shapes and values."""
+    digest = hashlib.sha256()
+    for a in args:
+        if torch.is_tensor(a):
+            digest.update(f"{a.dtype}{tuple(a.shape)}".encode())
+            values = a.detach().cpu().contiguous().reshape(-1)
+            digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def chunk_rows(batches: Batches, particles: int, chunk: int | None) -> int | None:

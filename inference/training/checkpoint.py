@@ -1,191 +1,240 @@
-"""A run <-> a folder of safetensors and JSON. Nothing is ever pickled.
+"""The file of a run's state: safetensors with a checksum, the last two kept. Nothing is pickled.
 
-A folder holds `config.json` (how the run was made and where it stands), `history.csv`, `losses.csv`
-and `state.safetensors` (parameters, buffers, optimiser state, random state, order of the batches).
+`state.safetensors` holds tensors and, as JSON in its header, everything else; `sha256` in the
+header is the hash of the whole file with zeros in its place. The state before stands beside it. A
+state appears whole: whatever is killed while it writes leaves the two that were there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
-from .. import optim
-from ..optim import SGD, Optimiser
-from .run import Run
-from .state import History, Training, refuse_others
-from .update import Variables
+from .. import elbo, optim
+from .folders import STATE, read_whole, sweep, write_whole
 
-FORMAT = 2
-TENSORS = ("best_params", "batches", "random_state", "optimiser_state")
-APART = ("device", "settings", "variables", "history", "losses")  # by lines of their own
-PLAIN = [f.name for f in dataclasses.fields(Training) if f.name not in (*TENSORS, *APART)]
+FORMAT = 3
+BEFORE = "state-before.safetensors"
+BLANK = "0" * 64
+log = logging.getLogger("inference")
 
 
-@contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder that appears at `path` complete, or not at all.
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], fields: Mapping[str, Any]) -> None:
+    """Write a state into a folder and keep the one before."""
+    text = {"format": str(FORMAT), "sha256": BLANK, "fields": json.dumps(fields)}
+    data = save(dict(tensors), text)
+    data = data.replace(BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+    sweep(folder)
+    write_whole(folder / STATE, data, folder / BEFORE)
 
-    Yields a temporary sibling to write into; it takes its name when the block ends well and is
-    removed when it does not.
+
+def read(folder: Path, check: Callable[[dict, Fields], Any]) -> Any:
+    """`check(tensors, fields)` of the newest state that is whole, of a folder's two.
 
     Raises:
-        FileExistsError: there is something at `path` already.
-        PermissionError: its parent cannot be written.
+        FileNotFoundError: there is no state.
+        ValueError: none is whole; file, field, what was expected and what came.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(
-            f"{path} exists already; a run never overwrites another. Name a new one."
-        )
+    problems: list[Exception] = []
+    for path in (folder / STATE, folder / BEFORE):
+        try:
+            found = check(*_opened(path))
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(error)
+            continue
+        if problems:
+            log.warning("%s Taken instead: the state before, %s.", problems[0], path)
+        return found
+    raise next((e for e in problems if isinstance(e, ValueError)), problems[0])
+
+
+def _opened(path: Path) -> tuple[dict[str, torch.Tensor], Fields]:
+    """The tensors and fields of a file whose checksum is right."""
+    data = read_whole(path)
+    wrong: Any = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        inside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise PermissionError(
-            f"{path.parent} cannot be written ({error.strerror}). Choose another folder."
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])["__metadata__"]
+        if header["format"] != str(FORMAT):
+            wrong = f"format {header['format']!r:.20}; this version reads {FORMAT}"
+        else:
+            digest = header["sha256"].encode()
+            if len(digest) != len(BLANK) or data[:end].count(digest) != 1:
+                raise ValueError("no checksum")
+            blank = data[:end].replace(digest, BLANK.encode()) + data[end:]
+            if hashlib.sha256(blank).hexdigest().encode() != digest:
+                raise ValueError("another checksum")
+            tensors, fields = load(data), json.loads(header["fields"])
+            if not isinstance(fields, dict):
+                raise TypeError("fields are no object")
+    except Exception as error:  # of whatever kind safetensors and json have for damaged bytes
+        name = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path} is damaged: expected a state with its checksum, got {name!r:.80}. Restore the "
+            "file, or fit again."
         ) from error
-    try:
-        os.chmod(inside, 0o755)
-        yield inside
-        if path.exists():
-            raise FileExistsError(
-                f"{path} was made by somebody else meanwhile; nothing was written."
-            )
-        os.rename(inside, path)
-    except BaseException:
-        shutil.rmtree(inside, ignore_errors=True)
-        raise
+    if wrong:
+        raise ValueError(f"{path}: expected format {FORMAT}, got {wrong}. Fit again.")
+    return tensors, Fields(path, fields)
 
 
-def save(run: Run, folder: str | Path, **config: Any) -> Path:
-    """Write a run into an existing folder, or into a new one, whole.
+class Fields:
+    """The fields of a file, each checked as it is taken.
 
     Args:
-        run: what `fit` returned.
-        folder: where; if it does not exist it appears complete or not at all.
-        config: anything JSON can hold, added to `config.json` (how to build the pair again).
-
-    Raises:
-        FileExistsError: the folder holds a run already.
+        path: of the file; `values`: its content.
     """
-    folder = Path(folder)
-    if (folder / "state.safetensors").exists():
-        raise FileExistsError(f"{folder} holds a run already. Name a new folder.")
-    tensors: dict[str, torch.Tensor] = {}
-    shape = _packed({**vars(run.variables), **{k: getattr(run, k) for k in TENSORS}}, tensors, "")
-    optimiser = run.settings.get("optimiser")
-    known = {k: v for k, v in run.settings.items() if isinstance(v, str | int | float | bool)}
-    if isinstance(optimiser, Optimiser):
-        known["optimiser"] = [type(optimiser).__name__, dataclasses.asdict(optimiser)]
-    meta = {
-        "format": FORMAT,
-        "steps": run.steps,
-        "unit": run.unit,
-        "estimator": repr(run.estimator),
-        "optimiser": repr(optimiser),
-        "run": known,
-        "state": shape,
-        **{k: getattr(run, k) for k in PLAIN},
-        **config,
-    }
-    with nullcontext(folder) if folder.exists() else whole_folder(folder) as inside:
-        save_file(tensors, inside / "state.safetensors")
-        (inside / "config.json").write_text(json.dumps(meta, indent=2) + "\n")
-        (inside / "history.csv").write_text(run.history.to_csv())
-        (inside / "losses.csv").write_text("loss\n" + "".join(f"{x!r}\n" for x in run.losses))
-    return folder
+
+    def __init__(self, path: Path, values: Any):
+        self.path, self.values = path, values
+        if not isinstance(values, dict):
+            raise self.wrong("the file", "an object", values)
+
+    def take(self, name: str, expected: str, good: Callable[[Any], Any]) -> Any:
+        """The value of a field for which `good` holds.
+
+        Raises:
+            ValueError: file, field, what was expected and what came.
+        """
+        if name not in self.values:
+            raise ValueError(
+                f"{self.path}: field {name!r}: expected {expected}, found none. Restore the file, "
+                "or fit again."
+            )
+        value = self.values[name]
+        try:
+            right = good(value)
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError):
+            right = False
+        if not right:
+            raise self.wrong(f"field {name!r}", expected, value)
+        return value
+
+    def text(self, name: str, optional: bool = False) -> Any:
+        """A string, or None where that is allowed."""
+        words = "text or null" if optional else "text"
+        return self.take(name, words, lambda v: isinstance(v, str) or (optional and v is None))
+
+    def whole(self, name: str, least: int = 0) -> int:
+        """A whole number."""
+        return self.take(name, f"a whole number >= {least}", lambda v: whole(v, least))
+
+    def number(self, name: str) -> float:
+        """A number that is not negative."""
+        return self.take(name, "a number >= 0", lambda v: number(v) and v >= 0)
+
+    def wrong(self, name: str, expected: str, got: Any) -> ValueError:
+        """The error that says so."""
+        text = repr(got)
+        text = text if len(text) < 60 else text[:57] + "..."
+        return ValueError(
+            f"{self.path}: {name}: expected {expected}, got {text}. Restore the file, or fit again."
+        )
 
 
-def _packed(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+def whole(value: Any, least: int = 0) -> bool:
+    """True for an integer of at least so much, that 64 bits hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def number(value: Any) -> bool:
+    """True for a number that a float can hold."""
+    return isinstance(value, float) or whole(value, -(2**63))
+
+
+# ---- nested values and options as JSON
+
+
+def packed(value: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
     """Nested dictionaries and lists as JSON, their tensors put aside under names."""
     if torch.is_tensor(value):
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
-        items = [[k, _packed(v, tensors, f"{name}/{k}".strip("/"))] for k, v in value.items()]
+        items = [[k, packed(v, tensors, f"{name}/{k}".strip("/"))] for k, v in value.items()]
         return {"dict": items}
-    if isinstance(value, (list, tuple)):
-        return {"list": [_packed(v, tensors, f"{name}/{i}") for i, v in enumerate(value)]}
+    if isinstance(value, list | tuple):
+        return {"list": [packed(v, tensors, f"{name}/{i}") for i, v in enumerate(value)]}
     return {"value": value}
 
 
-def _unpacked(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
-    """Restore what `_packed` took apart."""
-    if "tensor" in packed:
-        return tensors[packed["tensor"]]
-    if "dict" in packed:
-        return {k: _unpacked(v, tensors) for k, v in packed["dict"]}
-    return packed["value"] if "value" in packed else [_unpacked(v, tensors) for v in packed["list"]]
-
-
-def config(folder: str | Path) -> dict[str, Any]:
-    """Read the `config.json` of a run folder.
+def unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Restore what `packed` took apart.
 
     Raises:
-        FileNotFoundError: there is no run in this folder.
-        ValueError: the file is damaged, or of a later version.
+        KeyError, TypeError, ValueError: it did not.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no run here (looked for {path}).")
-    try:
-        meta = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}. Fit again, or restore the file.") from error
-    if meta.get("format", FORMAT) != FORMAT:  # what was trained without a loop has none
-        raise ValueError(
-            f"{path} has format {meta['format']}, this version reads {FORMAT}. Fit again, or "
-            "use the version of the library that wrote it."
-        )
-    return meta
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {k: unpacked(v, tensors) for k, v in content}
+    if kind == "list":
+        return [unpacked(v, tensors) for v in content]
+    if kind != "value" or isinstance(content, dict | list):
+        raise ValueError(f"no kind of value: {kind!r}")
+    return content
 
 
-def load(folder: str | Path, start: Callable[[], Run]) -> Run:
-    """Read a run back: its parameters, history and everything needed to go on.
+class GivenAgain:
+    """An option that no file can hold: it is to be given again where a run goes on.
 
     Args:
-        folder: written by `save`.
-        start: makes an unfitted run of the same pair (`inference.training.run.new_run`).
+        shown: what it was.
+    """
+
+    def __init__(self, shown: str):
+        self.shown = shown
+
+
+def option_as_json(value: Any) -> Any:
+    """An option of a trainer as JSON: numbers, text, estimators and optimisers of ours."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return {"list": [option_as_json(v) for v in value]}
+    if isinstance(value, optim.Optimiser) and _ours(optim, type(value)):
+        own: dict[str, Any] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"optim": [type(value).__name__, {k: option_as_json(v) for k, v in own.items()}]}
+    if isinstance(value, elbo.Estimator) and _ours(elbo, type(value)):
+        names = inspect.signature(type(value)).parameters
+        if all(hasattr(value, n) for n in names):
+            own = {n: option_as_json(getattr(value, n)) for n in names}
+            return {"elbo": [type(value).__name__, own]}
+    return {"again": repr(value)[:80]}
+
+
+def option_from_json(value: Any) -> Any:
+    """Read back what `option_as_json` wrote.
 
     Raises:
-        FileNotFoundError: a file of the run is missing.
-        ValueError: the parameters in the folder are not those of the pair (names, shapes).
+        ValueError, TypeError, KeyError: it did not.
     """
-    folder = Path(folder)
-    meta = config(folder)
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: the run has no parameters (looked for {path}).")
-    try:
-        stored = load_file(path)
-    except Exception as error:
-        raise ValueError(f"{path} is damaged: {error}. Fit again, or restore the file.") from error
-    run = start()
-    state = _unpacked(meta["state"], stored)
-    empty = Variables.start(run.pair_, SGD())
-    saved = Variables(**{name: state[name] for name in vars(empty)})
-    refuse_others(dataclasses.replace(saved, optim=empty.optim), empty, str(folder))
-    run.variables = saved.like([t.to(run.device) for t in saved.flat()])
-    for key, value in [*((k, state[k]) for k in TENSORS), *((k, meta[k]) for k in PLAIN)]:
-        setattr(run, key, value)
-    run.best_params = run.best_params and {k: t.to(run.device) for k, t in run.best_params.items()}
-    run.settings = {**meta["run"], "elbo": run.estimator}
-    if "optimiser" in meta["run"]:
-        name, options = meta["run"]["optimiser"]
-        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-        run.settings["optimiser"] = getattr(optim, name)(**listed)
-    run.unit = meta["unit"]
-    run.history = History.from_csv((folder / "history.csv").read_text())
-    run.losses = [float(x) for x in (folder / "losses.csv").read_text().split()[1:]]
-    run.write_back()
-    return run
+    if not isinstance(value, dict):
+        if isinstance(value, list):
+            raise ValueError("a bare list")
+        return value
+    ((kind, content),) = value.items()
+    if kind == "again":
+        return GivenAgain(str(content))
+    if kind == "list":
+        return tuple(option_from_json(v) for v in content)
+    room, base = {"optim": (optim, optim.Optimiser), "elbo": (elbo, elbo.Estimator)}[kind]
+    name, own = content
+    made = getattr(room, name)
+    if not (inspect.isclass(made) and issubclass(made, base)):
+        raise ValueError(f"{name} is no {base.__name__}")
+    return made(**{k: option_from_json(v) for k, v in own.items()})
+
+
+def _ours(room: Any, kind: type) -> bool:
+    return getattr(room, kind.__name__, None) is kind

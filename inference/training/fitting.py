@@ -86,7 +86,7 @@ def fit(
             validate(*transform(args))  # as a step will see them
     if hasattr(data, "train") and options["batch_size"] is None:
         options["batch_size"] = min(BATCH, len(args[0]))
-    batches = Batches(args, options["batch_size"], options["seed"])
+    batches = Batches(args, options["batch_size"], options["seed"], held_out)
     rows = chunk_rows(batches, estimator.particles, chunk)
     run, update = begun(
         model, guide, batches.example(rows), batches.size, estimator, optimiser, check, options,
@@ -94,7 +94,7 @@ def fit(
     )  # fmt: skip
     run.settings |= {"chunk": chunk, "autocast": autocast, "tf32": tf32}
     ours, resume = isinstance(optimiser, Optimiser), options["resume"]
-    if resume is not None and ours != (resume.optimiser_state is None):
+    if resume is not None and resume.kind == run.kind and ours != (resume.optimiser_state is None):
         raise ValueError(
             f"resume: {optimiser!r} cannot go on from the state of the run's optimiser. "
             "Leave optimiser= out, or begin anew: fit(run.model, run.guide, data)."

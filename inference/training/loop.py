@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +16,11 @@ from torch import Tensor
 from ..graph import Budget, OutOfBudget, TraceFailure
 from ..randomness import forked
 from .batches import Batches
-from .options import LoopOptions, complete
+from .callbacks import tell
+from .checkpoint import log
+from .keeping import Keeper, LastGood, signals
+from .loss_sources import source_of_loss
+from .options import LASTING, LoopOptions, complete
 from .progress import Progress
 from .state import Training, random_state, set_random_state
 from .steps import CompiledStep, EagerStep, ForeignStep, Round, Step
@@ -27,6 +29,7 @@ WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmark
 LOOP = 64  # updates in one call, at most, where the step is replayed
 TIMED = 5  # eager steps that are timed to decide
 ROOM = 2**20  # numbers in the batches of one call
+ALIKE = 2.0**-12  # of the losses of one pair: float32 to half its digits
 
 
 @dataclass
@@ -34,7 +37,8 @@ class Loop:
     """Make steps until the last one, a stop or an interrupt, and keep the record in `run`.
 
     Random numbers follow from torch's generators, which the caller has forked; those of a run that
-    goes on are put back first. Ctrl-C ends the loop between two steps; a second one raises.
+    goes on are put back first. Ctrl-C ends the loop between two steps; a second one raises. Where a
+    loss is not finite, the run goes back to its last good state, and ends.
 
     Args:
         run: what is trained: `variables` change in place, and `history` grows.
@@ -46,7 +50,8 @@ class Loop:
         unit, advice: of the loss, and what to do when it is no longer finite.
 
     Raises:
-        ValueError: a loss is no longer finite.
+        ValueError: a loss is not finite before there is a good state, or the run that goes on is of
+            other data, batches of another size, or another pair.
     """
 
     run: Training
@@ -78,47 +83,53 @@ class Loop:
     def go(self) -> None:
         """Make the steps."""
         run, steps, options = self.run, self.steps, self.options
+        if run.held:
+            return
         if run.batches is not None:
             self.batches.restore(run.batches)
+        self._refuse_another_pair()
         if run.random_state is not None:
             set_random_state(run.random_state, run.device)
         first = done = logged = run.steps
         due, every = self._next_look(done), max(1, min(100, steps // 50))
         ahead = max(1, len(self.moves))
-        eager = step = self._eager()
+        eager = self._step = step = self._eager()
         repeats = 1
         chosen = self.foreign is not None or options["compile"] is False
-        begin = warm = time.perf_counter()
-        spent, compiled_before, run.stopped = run.seconds, run.compile_seconds, None
-        pending: list[tuple[int, Tensor]] = []
-
-        def pause() -> None:
-            """Write down what a resume needs."""
-            run.batches = self.batches.state()
-            run.random_state = random_state(run.device)
-            if self.foreign is not None:
-                run.optimiser_state = self.foreign.state()
-            run.seconds = spent + time.perf_counter() - begin
-            run.compiled = step.compiled
-            run.compile_seconds = compiled_before + step.seconds
-
-        with self.bar, interrupts() as pressed:
+        at_once = options["compile"] is True or run.compiled  # as the run that goes on had chosen
+        self._begin = warm = time.perf_counter()
+        self._before, run.stopped = (run.seconds, run.compile_seconds), None
+        self._pending: list[tuple[int, Tensor]] = []
+        run.batches, run.random_state = self.batches.state(), random_state(run.device)
+        keeper, good = Keeper(options["folder"], options["save_every"]), LastGood(run)
+        with self.bar, signals(keeper.folder is not None) as come:
+            tell("start", options, run)
             try:
-                while done < steps and not pressed:
+                while done < steps and not come:
+                    if done == first:
+                        logged -= self._reopen()
                     if done == first + 1:  # the first step pays for what is loaded and allocated
                         warm = time.perf_counter()
-                    if not chosen and (options["compile"] is True or done == first + 1 + TIMED):
-                        each = (time.perf_counter() - warm) / TIMED
-                        step, repeats = self._choose(each, eager)
-                        chosen = True
+                    if not chosen and (at_once or done == first + 1 + TIMED):
+                        each = math.inf if at_once else (time.perf_counter() - warm) / TIMED
+                        self._step = step = self._choose(each, eager)
+                        repeats, chosen = step.repeats, True
                     if (n := min(repeats, due - done)) != step.repeats:
                         step.repeats = n
                     batch, shared = self.batches.next(n * ahead)
-                    pending.append((n, step(batch, shared)))
+                    self._pending.append((n, step(batch, shared)))
                     done += n
-                    if done < due and done // every == logged // every:
+                    row_due = done >= due or done // every != logged // every
+                    if not row_due and not keeper.due():
                         continue
-                    row = self._row(done, pending, spent + time.perf_counter() - begin)
+                    if lost := self._lost():
+                        break
+                    if not row_due:
+                        self._close(done)
+                        self._save(keeper)
+                        self._reopen()
+                        continue
+                    row = self._row(done)
                     look = done == due and self.valid_every is not None
                     if look:
                         row |= self._validate(done)
@@ -126,27 +137,135 @@ class Loop:
                         due = self._next_look(done)
                     run.history.add(row)
                     logged = done
-                    pause()
+                    self._pause()
+                    good.update(run)
                     self.bar.update(done, row[self._shown], row.get("valid_elbo"))
                     if options["callbacks"]:
-                        with forked():
-                            asked = [c(run) for c in options["callbacks"]]  # every one is called
+                        asked = tell("interval", options, run)
+                        asked |= look and tell("validation", options, run)
                         step.refresh()
-                        if any(asked):
+                        if asked:
                             run.stopped = "a callback asked for it"
                             break
+                    if keeper.due():
+                        self._save(keeper)
                     if look and run.since_best >= (options["patience"] or math.inf):
                         run.stopped = f"no better validation in {run.since_best} rounds"
                         break
             except KeyboardInterrupt:
-                if pressed:  # the second: whoever presses twice wants out
+                if come:  # the second: whoever presses twice wants out
                     raise
-                pressed.append(1)
-        if pressed and run.stopped is None:
-            run.stopped = "interrupted" if done < steps else None
-        if pending:
-            run.history.add(self._row(done, pending, spent + time.perf_counter() - begin))
-        pause()
+                come.append(signal.SIGINT)
+            if lost := self._lost():
+                self._go_back(good, lost)
+            elif done > first:
+                self._close(done)
+            if come and run.stopped is None and done < steps:
+                names = [signal.Signals(n).name for n in come if n != signal.SIGINT]
+                run.stopped = f"ended by {names[0]}" if names else "interrupted"
+            tell("end", options, run)
+            if run.steps:
+                self._save(keeper, last=True)
+
+    def _pause(self) -> None:
+        """Write down what a resume needs."""
+        run = self.run
+        run.batches = self.batches.state()
+        run.random_state = random_state(run.device)
+        if self.foreign is not None:
+            run.optimiser_state = self.foreign.state()
+        run.seconds = self._seconds()
+        run.compiled = self._step.compiled
+        run.compile_seconds = self._before[1] + self._step.seconds
+
+    def _seconds(self) -> float:
+        return self._before[0] + time.perf_counter() - self._begin
+
+    def _save(self, keeper: Keeper, last: bool = False) -> None:
+        """Write the state as it stands after `_pause`, and a probe of the pair with it."""
+        if keeper.folder is not None or last:
+            self.run.probe = self._probe()
+        keeper.write(self.run, last)
+        if keeper.folder is not None:
+            tell("saved", self.options, self.run)
+
+    def _close(self, done: int) -> None:
+        """Let the record end here: the steps since the last row become a row, until `_reopen`."""
+        run = self.run
+        run.logged = (len(run.history), len(run.losses))
+        run.unlogged = None
+        if self._pending:
+            run.unlogged = self._values().clone()
+            run.history.add(self._row(done))
+        self._pause()
+
+    def _reopen(self) -> int:
+        """Take back the row of `_close`, as if there had been none; how many steps were in it."""
+        run = self.run
+        if run.unlogged is None:
+            return 0
+        rows, losses = run.logged
+        del run.history.rows[rows:], run.losses[losses:]
+        self._pending, run.unlogged = [(len(run.unlogged), run.unlogged)], None
+        return self._pending[0][0]
+
+    def _probe(self) -> dict[str, Any]:
+        """The values of one eager update from here, of the first rows: another pair has others."""
+        run, update = self.run, self.moves[-1]
+        own = {k: v for k, v in run.settings.items() if k not in (*LASTING, "optimiser")}
+        where = (run.device.type, torch.backends.cpu.get_cpu_capability(), torch.__version__)
+        with forked(run.seed):
+            values = update(run.variables.clone(), self.rate, self.batches.example())
+        return {"of": repr((own, *where)), "values": values.double().flatten().tolist()}
+
+    def _refuse_another_pair(self) -> None:
+        """Raise ValueError where the pair computes other values than the one that was fitted."""
+        before, self.run.probe = self.run.probe, None
+        if before is None:
+            return
+        now = self._probe()
+        pairs = list(zip(before["values"], now["values"]))
+        alike = all(math.isclose(a, b, rel_tol=ALIKE, abs_tol=ALIKE) or a != a for a, b in pairs)
+        if before["of"] == now["of"] and not alike:
+            raise ValueError(
+                "resume: on the same rows, noise and parameters the pair that was fitted has a "
+                f"loss of {pairs[0][0]:.6g}, this one {pairs[0][1]:.6g}. Give the pair that was "
+                "fitted, or begin anew: fit(run.model, run.guide, data)."
+            )
+
+    def _lost(self) -> tuple[int, str] | None:
+        """Steps before the first value since the last row that is not finite, and its column."""
+        if not self._pending:
+            return None
+        values = self._values()
+        if self.options["not_finite"] == "skip":  # a loss of NaN says that the step changed nothing
+            return None
+        bad = ~values.isfinite()
+        bad = bad.all(1, keepdim=True) if values.dim() == 2 and self.run.kind == "Runs" else bad
+        if not bool(bad.any()):
+            return None
+        step, column = bad.nonzero()[0].tolist()
+        return step, self.moves[-1].columns[column]
+
+    def _go_back(self, good: LastGood, lost: tuple[int, str]) -> None:
+        """Return to the last good state, and say where the loss came from that was not finite.
+
+        Raises:
+            ValueError: there is no good state: no step was made before it.
+        """
+        run, made = self.run, self.run.steps
+        at = made - sum(n for n, _ in self._pending) + lost[0] + 1
+        self._pending = []
+        good.restore(run)
+        if run.batches is not None:
+            self.batches.restore(run.batches)
+        source = source_of_loss(run, self.moves[-1], self.batches, self.rate, at - run.steps)
+        name = lost[1].replace("_", " ")
+        said = f"{name} no longer finite at step {at}{source}"
+        if not run.steps:
+            raise ValueError(f"{said}. {self.advice}")
+        run.stopped = f"{said}; kept: the state of step {run.steps}"
+        log.warning("%s. %s", run.stopped, self.advice)
 
     def _next_look(self, done: int) -> int:
         """The next step after which there is something to do: validation, or the end."""
@@ -158,19 +277,15 @@ class Loop:
     def _shown(self) -> str:
         return self.moves[-1].columns[self.moves[-1].shown]
 
-    def _row(
-        self, done: int, pending: list[tuple[int, Tensor]], seconds: float
-    ) -> dict[str, float]:
-        """A row of the history: means since the last one; `pending` is emptied."""
-        values = torch.cat([v.reshape(n, -1) for n, v in pending])  # (n, columns), or (n, fits)
-        pending.clear()
+    def _values(self) -> Tensor:
+        """The values of the steps since the last row: (n, columns), or (n, fits)."""
+        return torch.cat([v.reshape(n, -1) for n, v in self._pending])
+
+    def _row(self, done: int) -> dict[str, float]:
+        """A row of the history: means since the last one."""
+        values, self._pending = self._values(), []
         means = self.run.log(values, self.moves[-1].columns, self.moves[-1].shown)
-        lost = [c for c, v in means.items() if not math.isfinite(v)]
-        if lost:
-            raise ValueError(
-                f"{lost[0].replace('_', ' ')}: no longer finite before step {done}. {self.advice}"
-            )
-        return {"step": float(done), **means, "seconds": seconds}
+        return {"step": float(done), **means, "seconds": self._seconds()}
 
     def _validate(self, done: int) -> dict[str, float]:
         """Look at held-out data; nothing is changed, not even the random state."""
@@ -197,12 +312,12 @@ class Loop:
         moves = [steps[id(u)] for u in self.moves]
         return moves[0] if len(moves) == 1 else Round(moves)
 
-    def _choose(self, each: float, eager: Step) -> tuple[Step, int]:
+    def _choose(self, each: float, eager: Step) -> Step:
         """The step to use, given an eager one's seconds: the one rule for compiling."""
         run, left = self.run, self.steps - self.run.steps
-        auto = self.options["compile"] == "auto"
+        auto = self.options["compile"] == "auto" and math.isfinite(each)
         if auto and each * left < WORTH_COMPILING:
-            return eager, 1
+            return eager
         self.bar.note("compiling the step")
         share = self.options["compile_budget"]
         try:
@@ -210,11 +325,12 @@ class Loop:
         except (TraceFailure, OutOfBudget) as failure:
             run.eager_because = str(failure)
             self.bar.note(f"eager steps: {failure}")
-            return eager, 1
+            return eager
         run.eager_because, run.not_replayed = None, step.not_replayed
         why = f"; not replayed: {run.not_replayed}" if run.not_replayed else ""
         self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations){why}")
-        return step, step.repeats
+        run.repeats = step.repeats
+        return step
 
     def _compiled(self, left: int, budget: Budget) -> Step:
         """The compiled step of as many updates as suit the pair, tried and proved."""
@@ -240,33 +356,10 @@ class Loop:
             return 1
         if (repeats := self.options["repeats"]) is not None:
             return repeats
+        if self.run.compiled:  # the noise of a call is that of the run that goes on
+            return self.run.repeats
         most = min(LOOP, max(1, left // 50), self.valid_every or LOOP)
         if not self.batches.whole:
             size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
             most = max(1, min(most, ROOM // size))
         return most
-
-
-@contextmanager
-def interrupts() -> Iterator[list]:
-    """Yield a list that the first Ctrl-C inside the block fills; the second one raises.
-
-    Outside the main thread, and where Ctrl-C is ignored, nothing is changed.
-    """
-    pressed: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if main else None
-    if before in (None, signal.SIG_IGN):
-        yield pressed
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -153,7 +153,7 @@ def fit_many(
     r = lengths.pop()
     if stacked and options["batch_size"] is not None:
         raise ValueError("batch_size: every fit takes all of its own data when data is stacked.")
-    batches = Batches(args, options["batch_size"], options["seed"])
+    batches = Batches(args, options["batch_size"], options["seed"], held_out)
     example = tuple(a[0] if v == 0 else a for a, v in zip(batches.example(), vary))
     size = None if options["batch_size"] is None else batches.size
     run, update = begun(

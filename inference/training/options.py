@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast, get_args, get_type_hints
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from ..pairs.options import check_options, nearest
 from ..randomness import forked
+from .checkpoint import GivenAgain
+from .folders import claimed
 from .progress import Progress
+from .saved import TRAINERS, read_run
 
 Trainer = TypeVar("Trainer", bound=Callable)
 
@@ -38,8 +42,13 @@ class LoopOptions(TypedDict, total=False):
     progress: show a progress bar (plain lines in a pipe).
     callbacks: called with the run after each validation or log interval; one that returns True
         stops the run. What they draw does not change the run.
-    resume: go on from this run, which stays as it is, exactly as if it had never stopped. Its
-        options hold where none is given here.
+    resume: go on from this run, or from the folder of one, which stays as it is, exactly as if it
+        had never stopped. Its options hold where none is given here.
+    folder: a new folder for the run's state, or that of `resume`. It is written as the run goes,
+        at the end, and before SIGTERM or SIGHUP end the process; the last two are kept.
+    save_every: seconds between two states; more where writing takes more than 2 % of them.
+    not_finite: "stop" returns the run as it was before a loss that is not finite, and says where
+        that came from; "skip" leaves out every step whose loss or gradient is not, and counts them.
     """
 
     steps: int
@@ -56,6 +65,9 @@ class LoopOptions(TypedDict, total=False):
     progress: bool | Progress
     callbacks: Sequence[Callable[[Any], Any]]
     resume: Any
+    folder: str | Path | None
+    save_every: float
+    not_finite: str
 
 
 class TrainingOptions(LoopOptions, total=False):
@@ -77,8 +89,13 @@ DEFAULTS: dict[str, Any] = {
     "progress": True,
     "callbacks": (),
     "device": "auto",
+    "save_every": 60.0,
+    "not_finite": "stop",
 }  # of the others: None
-LASTING = ("steps", "lr", "batch_size", "schedule", "clip", "valid_every", "patience", "seed")
+LASTING = (
+    "steps", "lr", "batch_size", "schedule", "clip", "valid_every", "patience", "seed",
+    "not_finite",
+)  # fmt: skip
 
 
 def lasting(options: LoopOptions) -> dict[str, Any]:
@@ -119,6 +136,8 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
                     f"{nearest(name, signature.parameters)}"
                 )
             given = {k: v for k, v in given.items() if v is not None}
+            if isinstance(given.get("resume"), str | Path):
+                given["resume"] = read_run(given["resume"])
             before = getattr(given.get("resume"), "settings", {})
             if "resume" in given and not hasattr(given["resume"], "settings"):
                 raise TypeError(
@@ -126,10 +145,20 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
                     f"{type(given['resume']).__name__}."
                 )
             options = {p.name: given.pop(p.name, before.get(p.name, p.default)) for p in own}
+            for name, value in options.items():
+                if isinstance(value, GivenAgain):
+                    raise ValueError(
+                        f"{name}: the run had {value.shown}, which no file can hold. Give {name}= "
+                        "again."
+                    )
             options = check_options({"steps": least_steps}, **options)
-            with forked(options["seed"]):
-                return function(*args, **given, **options)
+            place = getattr(options["resume"], "path", None)
+            with claimed(options["folder"], place) as options["folder"], forked(options["seed"]):
+                run = function(*args, **given, **options)
+            run.held = False
+            return run
 
+        TRAINERS[inspect.signature(function).return_annotation] = trained
         trained.__signature__ = signature  # type: ignore[attr-defined]
         trained.__doc__ = _help(function.__doc__ or "", shared)
         return cast(Trainer, trained)

@@ -9,12 +9,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import checkpoint
+from .folders import whole_folder
 from .update import Variables
 
 
@@ -74,9 +77,18 @@ class Training:
         best, best_step: the best held-out score and its step, None without validation.
         best_params: the tensors kept from that step.
         since_best: validations since then.
+        skipped: steps that changed nothing, for their loss or gradient was not finite.
         batches, random_state, optimiser_state: of the order of the batches, of torch's random
             numbers, and of an optimiser of torch or Pyro.
+        repeats: updates in one call of the compiled step.
+        unlogged: values of the steps since the last row that an interval ended, and `logged` the
+            lengths of history and losses there: a run that goes on takes back what came since.
+        probe: the values of one update from here on the first rows, and of what; another pair has
+            others.
+        held: read back to be looked at: a trainer makes no step.
     """
+
+    further: ClassVar[tuple[str, ...]] = ()  # further fields of a subclass that its state needs
 
     device: torch.device
     seed: int
@@ -94,9 +106,20 @@ class Training:
     best_step: int | None = None
     best_params: dict[str, Tensor] | None = None
     since_best: int = 0
-    batches: dict[str, Tensor] | None = None
+    skipped: int = 0
+    batches: dict[str, Any] | None = None
     random_state: dict[str, Tensor] | None = None
     optimiser_state: dict[str, Any] | None = None
+    repeats: int = 1
+    unlogged: Tensor | None = None
+    logged: tuple[int, int] = (0, 0)
+    probe: dict[str, Any] | None = None
+    held: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The name of the class, which says by what trainer it was made."""
+        return type(self).__name__
 
     @property
     def steps(self) -> int:
@@ -142,30 +165,80 @@ class Training:
         """
         if other is None:
             return
-        if not isinstance(other, type(self)):
+        if other.kind != self.kind:
             raise TypeError(
-                f"resume: expected a {type(self).__name__} that the same trainer returned, got "
-                f"{type(other).__name__}."
+                f"resume: expected a {self.kind} that the same trainer returned, got {other.kind}."
             )
-        if steps <= other.steps:
+        if steps <= other.steps and not other.held:
             raise ValueError(
                 f"steps: the run has made {other.steps:,} of them; ask for more in all, as in "
                 f"steps={2 * other.steps}."
             )
+        if self.seed != other.seed:
+            raise ValueError(
+                f"seed: the run's random numbers go on from seed {other.seed}, got {self.seed}. "
+                "Leave seed= out, or begin anew: fit(run.model, run.guide, data)."
+            )
         refuse_others(other.variables, self.variables, "resume: the run")
         self.variables.assign(other.variables)
         self.history = History([dict(row) for row in other.history.rows])
-        for f in dataclasses.fields(Training):
-            if f.name not in ("device", "settings", "variables", "history"):
-                setattr(self, f.name, copy.deepcopy(getattr(other, f.name)))
+        for name in (*COPIED, *self.further):
+            setattr(self, name, copy.deepcopy(getattr(other, name, None)))
+        self.held = other.held
+        if self.best_params is not None:
+            self.best_params = {k: t.to(self.device) for k, t in self.best_params.items()}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run's state, whole, into a folder without one, or a new one.
+
+        `inference.load_run(folder, model, guide, data)` reads it back, and `resume=folder` goes on
+        from it.
+
+        Raises:
+            FileExistsError: the folder holds a run already.
+        """
+        folder = Path(folder)
+        if (folder / checkpoint.STATE).exists():
+            raise FileExistsError(f"{folder} holds a run already. Name a new folder.")
+        if folder.is_dir():
+            self.write(folder)
+        else:
+            with whole_folder(folder) as inside:
+                self.write(inside)
+        return folder
+
+    def write(self, folder: Path) -> None:
+        """Write the state into a folder, in place of the one before, which is kept beside it."""
+        tensors: dict[str, Tensor] = {}
+        losses = torch.as_tensor(np.array(self.losses), dtype=torch.float64)
+        nested = {k: getattr(self, k) for k in NESTED} | {"losses": losses}
+        checkpoint.write(folder, tensors, {
+            "kind": self.kind,
+            "state": checkpoint.packed({**vars(self.variables), **nested}, tensors),
+            "settings": {k: checkpoint.option_as_json(v) for k, v in self.settings.items()},
+            "history": self.history.rows,
+            "further": {k: getattr(self, k) for k in self.further},
+            **{k: getattr(self, k) for k in PLAIN},
+        })  # fmt: skip
+
+
+NESTED = (
+    "best",
+    "best_params",
+    "batches",
+    "random_state",
+    "optimiser_state",
+    "unlogged",
+)  # fields that hold tensors; all others but these are plain
+_APART = ("device", "settings", "variables", "history", "held")
+COPIED = tuple(f.name for f in dataclasses.fields(Training) if f.name not in _APART)
+PLAIN = tuple(n for n in COPIED if n not in (*NESTED, "losses"))
 
 
 def refuse_others(found: Variables, expected: Variables, who: str) -> None:
-    """Raise ValueError unless two sets of variables have the same names and shapes."""
+    """Raise ValueError unless two sets of variables have the same names, shapes and types."""
     for kind in ("params", "buffers"):
-        got, want = (
-            {k: tuple(t.shape) for k, t in getattr(v, kind).items()} for v in (found, expected)
-        )
+        got, want = ({k: _like(t) for k, t in getattr(v, kind).items()} for v in (found, expected))
         wrong = sorted(k for k in {*got, *want} if got.get(k) != want.get(k))
         if wrong:
             raise ValueError(
@@ -173,13 +246,20 @@ def refuse_others(found: Variables, expected: Variables, who: str) -> None:
                 f"the pair, first {wrong[0]!r}: expected {want.get(wrong[0], 'none')}, found "
                 f"{got.get(wrong[0], 'none')}. Give the pair that was fitted, with its options."
             )
-    slots, wanted = ({k: len(s) for k, s in v.optim.items()} for v in (found, expected))
+    slots, wanted = (
+        {k: list(map(_like, s)) for k, s in v.optim.items()} for v in (found, expected)
+    )
     if slots != wanted:
         raise ValueError(
             f"{who}: the state of its optimiser ({', '.join(sorted(slots))}) is of no use to "
             f"the one given ({', '.join(sorted(wanted))}). Leave optimiser= out, or begin "
             "anew from its parameters: fit(run.model, run.guide, data, optimiser=...)."
         )
+
+
+def _like(t: Tensor) -> str:
+    """Shape and type of a tensor, in words."""
+    return f"{tuple(t.shape)}" + ("" if t.dtype == torch.float32 else f" {t.dtype}")
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

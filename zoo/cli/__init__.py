@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .fit import Interrupted, Models, go_on
+from .fit import Done, Ended, Models, go_on
 from .options import explained
 
 ORDER = (
@@ -66,14 +67,14 @@ Folder = Annotated[str, typer.Argument(metavar="RUN", help="the folder of a run"
 
 @app.command()
 def report(run: Folder) -> None:
-    """Judge a run again and write its figures and page anew."""
-    from ..report import write
+    """Judge a run, now or again, and write its figures and page anew."""
     from .output import tell
-    from .runs import judge, read
+    from .runs import present, read, require_writable
 
-    plan, data, fitted = read(run)
-    again = judge(plan, data, fitted)
-    tell(again.metrics, write(again, run))
+    folder = Path(run)
+    plan, data, fitted = read(folder)
+    require_writable(folder)
+    tell(present(plan, data, fitted, folder).metrics, folder / "report.html")
 
 
 @app.command()
@@ -165,8 +166,10 @@ def run(argv: Sequence[str]) -> int:
         if code == 130:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except Interrupted:
-        return 130
+    except Done as done:
+        return done.args[0]
+    except Ended as signal:
+        return _fail_with("ended by a signal; nothing was written.", 128 + signal.args[0])
     except KeyboardInterrupt:
         return _fail_with("interrupted; nothing was written.", 130)
     except Exception as error:
@@ -181,5 +184,7 @@ def _is_users(error: Exception) -> bool:
 
 
 def _fail_with(text: str, code: int) -> int:
-    print(f"zoo: {' '.join(text.split())}", file=sys.stderr)
+    from .output import visible
+
+    print(visible(f"zoo: {' '.join(text.split())}"), file=sys.stderr)
     return code

@@ -1,21 +1,19 @@
-"""A card's model for a data set: made, checked against it, and read back."""
+"""A card's model for a data set: made, and checked against it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from inference.pairs.options import device_of
 from inference.randomness import forked
-from inference.training import checkpoint
-from inference.training.batches import Batches
-from inference.training.run import Run, new_run
 from zoo.cards import Card
 from zoo.data import DataSet
 
-from .options import estimator, takes
+from .options import takes
 
 
 def build(card: Card, options: Mapping[str, Any], data: DataSet, seed: int) -> Any:
@@ -54,15 +52,34 @@ def arguments_of(model: Any, data: DataSet, split: str) -> tuple[Tensor, ...]:
     return (x, y) if "y" in takes(model.model) else (x,)
 
 
-def restored(folder: Any, model: Any, data: DataSet, settings: Mapping[str, Any], seed: int) -> Run:
-    """Read back the run in a folder, ready to be judged or to go on."""
-    args = arguments_of(model, data, "train")
-    device = device_of(settings.get("device", "auto"))
-    batches = Batches(tuple(a.to(device) for a in args), settings["batch_size"], seed)
-    return checkpoint.load(
-        folder,
-        lambda: new_run(
-            model.model, model.guide, batches.example(), batches.size,
-            estimator(settings.get("elbo", "trace")), device, seed,
-        ),
-    )  # fmt: skip
+def build_like(plan: Any, data: DataSet, params: Mapping[str, Tensor] | None) -> Any:
+    """Build the model of a plan that was read from a file.
+
+    Args:
+        plan: of the run; `params`: the tensors that the model is to have, of which it may have as
+            many numbers. Where it would be larger, it is not built.
+
+    Raises:
+        ValueError: the options make no model, or a larger one.
+    """
+    try:
+        if params is not None:
+            with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):
+                numbers = sum(
+                    p.numel() for p in build(plan.card, plan.options, data, 0).parameters()
+                )
+                if numbers > 2 * sum(p.numel() for p in params.values()) + 1_000:
+                    raise ValueError(f"they make a model of {numbers:,} parameters")
+        return build(plan.card, plan.options, data, plan.seed)
+    except (
+        ArithmeticError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"config.json: field 'options': expected those of the {plan.card.name} that was "
+            f"fitted, got others: {error}. Restore the file, or fit again."
+        ) from error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import shlex
-import sys
-from collections.abc import Collection, Mapping
+import signal
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +17,12 @@ import typer
 
 from zoo.cards import CARDS, TRAINERS, Card, card
 
-from .options import Argument, arguments, command, explained, option
+from .options import FILLED, Argument, arguments, command, explained, option
 
 if TYPE_CHECKING:
     from zoo.data import DataSet
 
-FILLED = ("data_dim", "data", "image_shape", "seed", "validate_args")  # not options of a model
+    from .plan import Plan
 
 
 def what(
@@ -41,6 +44,7 @@ def how(
     out: str | None = None,
     particles: int = 500,
     test_rows: int = 1_000,
+    save_every: float = 60.0,
 ) -> None:
     """Declare the options that every run has.
 
@@ -50,11 +54,16 @@ def how(
         out: the folder to write, which must not exist; by default the next runs/MODEL-DATA-NNN.
         particles: draws for each test datum, for log p(x) and k-hat.
         test_rows: how many test data are judged.
+        save_every: seconds between two states on disk.
     """
 
 
-class Interrupted(Exception):
-    """Ctrl-C ended a fit early; what was reached has been written."""
+class Done(Exception):
+    """A fit that did not end as planned, and what was reached is kept: the exit status."""
+
+
+class Ended(BaseException):
+    """SIGTERM or SIGHUP came: its number."""
 
 
 class Models(typer.core.TyperGroup):
@@ -84,6 +93,9 @@ def go_on(
     resume: Annotated[str | None, explained("go on from this run folder", metavar="RUN")] = None,
     steps: Annotated[int | None, explained("with --resume: updates in all", "as before")] = None,
     out: Annotated[str | None, explained("with --resume: the new folder", "runs/...")] = None,
+    save_every: Annotated[
+        float, explained("with --resume: seconds between two states on disk", "60")
+    ] = 60.0,
 ) -> None:
     """Fit a model and write a run folder, with a page that shows it.
 
@@ -95,26 +107,35 @@ def go_on(
         return
     if resume is None:
         raise ValueError("fit: name a model (zoo list shows them), or --resume RUN.")
-    from .runs import read
+    from .build import build, build_like
+    from .plan import Plan
+    from .runs import STEPPED, read, state_in
     from .train import Task
 
-    plan, data, fitted = read(resume)
-    if fitted.run is None:
-        raise ValueError(
-            f"{resume}: a run trained by {plan.trainer} cannot go on. Fit it again: {plan.command}"
-        )
-    total = fitted.steps if steps is None else steps
-    if total <= fitted.done:
-        raise ValueError(
-            f"--steps: {resume} has done {fitted.done:,}; ask for more in all, as in "
-            f"--steps {2 * fitted.done}."
-        )
+    folder = Path(resume)
+    plan = Plan.read(folder)
+    saved = state_in(folder)
+    if plan.trainer not in STEPPED and saved is not None:
+        read(folder)
+        raise ValueError(f"{folder}: a run trained by {plan.trainer} is at its end.")
+    data = plan.load()
+    if saved is not None:
+        total = plan.settings["steps"] if steps is None else steps
+        if total <= saved.steps and (steps is not None or saved.steps >= total):
+            raise ValueError(
+                f"--steps: {folder} has done {saved.steps:,}; ask for more in all, as in "
+                f"--steps {2 * saved.steps}."
+            )
+        model = build_like(plan, data, saved.variables.params)
+    else:
+        total = plan.settings.get("steps") if steps is None else steps
+        model = build(plan.card, plan.options, data, plan.seed)
+    typed = ["zoo", "fit", "--resume", str(resume)] + ["--steps", str(total)] * (total is not None)
+    settings = {**plan.settings, "steps": total} if total is not None else plan.settings
     plan = dataclasses.replace(
-        plan, settings={**plan.settings, "steps": total}, resumed=str(resume),
-        command=shlex.join(["zoo", "fit", "--resume", str(resume), "--steps", str(total)]),
-    )  # fmt: skip
-    task = Task(plan.card, fitted.model, data, plan.seed, fitted.run)
-    _train(plan, task, out)
+        plan, settings=settings, resumed=str(folder.resolve()), command=shlex.join(typed)
+    )
+    _train(plan, Task(plan.card, model, data, plan.seed, saved, save_every=save_every), out)
 
 
 def fit_command(entry: Card) -> Any:
@@ -176,7 +197,7 @@ def _cases(entry: Card, name: str) -> dict[str, Any]:
 def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
     """Fit a card's model with the options given on the command line; the run's folder."""
     from .build import build, validate
-    from .runs import Plan
+    from .plan import Plan
     from .train import Task
 
     trainer = given.get("trainer", entry.trainers[0])
@@ -223,7 +244,9 @@ def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
         plan = dataclasses.replace(plan, settings={**plan.settings, "batch_size": fitting})
     model = build(entry, plan.options, data, plan.seed)
     validate(model, data)
-    return _train(plan, Task(entry, model, data, plan.seed), given.get("out"))
+    every = given.get("save_every", 60.0)
+    task = Task(entry, model, data, plan.seed, save_every=every)
+    return _train(plan.pinned(data), task, given.get("out"))
 
 
 def typed(entry: Card, given: Mapping[str, Any]) -> str:
@@ -253,41 +276,96 @@ def _pixels(entry: Card, options: Mapping[str, Any], data: DataSet) -> str:
     return entry.pixels if data.image_shape and inside and binary else "none"
 
 
-def _train(plan: Any, task: Any, out: str | None) -> Path:
-    """Train, judge, write, and say where."""
-    from .output import tell
-    from .runs import place, save
-    from .train import TRAINERS as functions
+def _train(plan: Plan, task: Any, out: str | None) -> Path:
+    """Reserve a folder, train into it, then judge, and say where.
 
-    target = place(plan, out)
+    Raises:
+        Done: a signal ended it, or judging failed; the folder holds what was trained.
+    """
+    from inference.training.folders import STATE
+
+    from .output import say, tell
+    from .runs import STEPPED, present, reserved, store, train
+
     data = task.data
-    print(
-        f"{plan.card.name} on {data.name}: {len(data.train):,} training, {len(data.valid):,} "
-        f"validation and {len(data.test):,} test rows of {data.data_dim} values"
-        + (f", pixels {data.pixels}" if data.image_shape else ""),
-        flush=True,
-    )
-    fitted = functions[plan.trainer](task, **plan.settings)
-    interrupted = fitted.stopped == "interrupted"
-    if interrupted:
-        print(
-            f"interrupted at step {fitted.done:,} of {fitted.steps:,}; writing what was reached "
-            "(Ctrl-C again to drop it)",
-            file=sys.stderr,
+    with ended_by_signals(), reserved(plan, out) as folder:
+        say(
+            f"{plan.card.name} on {data.name}: {len(data.train):,} training, {len(data.valid):,} "
+            f"validation and {len(data.test):,} test rows of {data.data_dim} values"
+            + (f", pixels {data.pixels}" if data.image_shape else "")
         )
-    else:
-        print("judging and drawing", file=sys.stderr)
-    folder, metrics = save(plan, data, fitted, target)
-    tell(metrics, folder / "report.html")
-    for note in fitted.notes:
-        print(note, file=sys.stderr)
-    if interrupted:
-        more = f"Go on with: zoo fit --resume {shlex.quote(str(folder))}"
-        if fitted.run is None:  # a game's optimisers and critic are not part of its folder
-            more = "A fit against a critic cannot go on from here; to train longer, fit again."
-        print(more, file=sys.stderr)
-        raise Interrupted
+        where = shlex.quote(str(folder))
+        more = f"Go on with: zoo fit --resume {where}"
+        try:
+            fitted = train(plan, dataclasses.replace(task, folder=folder))
+            if plan.trainer not in STEPPED:
+                store(folder, fitted)
+        except (Ended, KeyboardInterrupt, Exception) as error:
+            if not (folder / STATE).exists():
+                raise
+            return _left(f"ended while training: {_named(error)}. {more}", error)
+        if interrupted := fitted.stopped == "interrupted":
+            say(
+                f"interrupted at step {fitted.done:,} of {fitted.steps:,}; what was reached is in "
+                f"{folder}; judging it (Ctrl-C again to leave that out)", error=True,
+            )  # fmt: skip
+        else:
+            say("judging and drawing", error=True)
+        try:
+            report = present(plan, data, fitted, folder)
+        except (Ended, KeyboardInterrupt, Exception) as error:
+            return _left(
+                f"the run is trained and in {folder}, but not judged: {_named(error)}. Do it again "
+                f"with: zoo report {where}", error,
+            )  # fmt: skip
+        tell(report.metrics, folder / "report.html")
+        for note in report.notes:
+            say(note, error=True)
+        if interrupted:
+            say(more, error=True)
+            raise Done(130)
     return folder
+
+
+def _left(text: str, error: BaseException) -> Any:
+    """Say why a run was left as it is, and end with the status for it."""
+    from .output import say
+
+    if os.environ.get("ZOO_TRACEBACK") and isinstance(error, Exception):
+        raise error
+    say(f"zoo: {' '.join(text.split())}", error=True)
+    status = 128 + error.args[0] if isinstance(error, Ended) else 1
+    raise Done(130 if isinstance(error, KeyboardInterrupt) else status)
+
+
+def _named(error: BaseException) -> str:
+    """An error in words."""
+    if isinstance(error, Ended):
+        return signal.Signals(error.args[0]).name
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Raise `Ended` where SIGTERM or SIGHUP comes inside the block; a step is finished first."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Ended(number)
+
+    from inference.training.keeping import ENDING
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _model(entry: Card) -> list[Argument]:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Union
 import typer
 from rich.markup import escape
 
+FILLED = ("data_dim", "data", "image_shape", "seed", "validate_args")  # not options of a model
+
 
 @dataclass(frozen=True)
 class Argument:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +13,7 @@ from torch import Tensor
 from inference import fit
 from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
-from inference.training.run import Run
-from inference.training.state import History
+from inference.training.state import History, Training
 from zoo.cards import Card
 from zoo.data import DataSet
 
@@ -36,7 +35,7 @@ class Fitted:
         metrics: numbers that only the trainer knows.
         notes: sentences that a reader must not miss.
         compiled: whether the compiled step was used; None where there is no step.
-        run: the fit of a pair, which can go on.
+        run: what was trained in steps, which can go on.
     """
 
     model: Any
@@ -49,18 +48,34 @@ class Fitted:
     metrics: list[Metric] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     compiled: bool | None = None
-    run: Run | None = None
+    run: Any = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """The inputs of a trainer."""
+    """The inputs of a trainer.
+
+    Attributes:
+        resume: a state to go on from, or (`held`) to be read back as it is.
+        folder: where the state is written, at least every so many seconds.
+    """
 
     card: Card
     model: Any
     data: DataSet
     seed: int = 0
-    resume: Run | None = None
+    resume: Training | None = None
+    folder: Path | None = None
+    save_every: float = 60.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of every trainer that makes steps."""
+        held = self.resume is not None and self.resume.held
+        return {
+            "seed": self.seed, "resume": self.resume, "folder": self.folder,
+            "save_every": self.save_every, "progress": not held,
+        }  # fmt: skip
 
 
 def by_elbo(
@@ -75,6 +90,7 @@ def by_elbo(
     patience: int | None = None,
     compile: str = "auto",
     device: str = "auto",
+    not_finite: str = "stop",
 ) -> Fitted:
     """Fit by stochastic gradients of the ELBO.
 
@@ -89,8 +105,8 @@ def by_elbo(
         patience: stop after so many validations without a better value.
         compile: the step: yes, no, or auto, where the run is long enough to earn it.
         device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
+        not_finite: a loss that is not: stop, at the last good state, or skip such steps.
     """
-    begin = time.perf_counter()
     if task.resume is None and hasattr(task.model, "components"):
         x = task.data.train
         means = kmeans_plus_plus(x, task.model.components, restarts=1, seed=task.seed)[0]
@@ -98,22 +114,25 @@ def by_elbo(
     run = fit(
         task.model, task.data, elbo=estimator(elbo), steps=steps, batch_size=batch_size, lr=lr,
         schedule=lr_schedule, clip=clip, patience=patience, compile=_compile(compile),
-        device=device, seed=task.seed, resume=task.resume,
+        device=device, not_finite=not_finite, **task.options,
     )  # fmt: skip
-    done = run.steps
+    return _of_run(run, run.pair, run.unit, steps)
+
+
+def _of_run(run: Any, model: Any, unit: str, steps: int) -> Fitted:
+    """A trainer's result from a run.
+
+    Raises:
+        KeyboardInterrupt: it has made no step.
+    """
     if not run.steps:
         raise KeyboardInterrupt
-    return dataclasses.replace(
-        of_run(run), seconds=time.perf_counter() - begin, done=done, steps=steps, notes=_eager(run)
-    )
-
-
-def of_run(run: Run) -> Fitted:
-    """Turn a run into a trainer's result."""
-    done = run.steps
+    notes = [] if run.eager_because is None else [f"Eager steps: {run.eager_because}."]
+    if run.skipped:
+        notes.append(f"{run.skipped:,} steps were left out: loss or gradient was not finite.")
     return Fitted(
-        run.pair, run.history, run.unit, run.seconds, done, done, run.stopped,
-        compiled=run.compiled, run=run,
+        model, run.history, unit, run.seconds, run.steps, max(steps, run.steps), run.stopped,
+        notes=notes, compiled=run.compiled, run=run,
     )  # fmt: skip
 
 
@@ -217,16 +236,10 @@ def by_critic(
     run = fit_adversarial(
         task.model, task.data, objective=objective, steps=steps, batch_size=batch_size, lr=lr,
         critic_steps=critic_steps, penalty=penalty, schedule=lr_schedule,
-        compile=_compile(compile), device=device, seed=task.seed,
+        compile=_compile(compile), device=device, **task.options,
     )  # fmt: skip
-    if not run.steps:
-        raise KeyboardInterrupt
-    done = run.steps
     unit = "units of x" if objective == "wasserstein" else "nats"
-    return Fitted(
-        run.generator, run.history, unit, run.seconds, done, steps, run.stopped,
-        notes=_eager(run), compiled=run.compiled,
-    )  # fmt: skip
+    return _of_run(run, run.generator, unit, steps)
 
 
 def by_implicit(
@@ -251,26 +264,9 @@ def by_implicit(
     """
     run = fit_implicit(
         task.model, task.data, steps=steps, batch_size=batch_size, lr=lr,
-        critic_steps=critic_steps, compile=_compile(compile), device=device, seed=task.seed,
+        critic_steps=critic_steps, compile=_compile(compile), device=device, **task.options,
     )  # fmt: skip
-    if not run.steps:
-        raise KeyboardInterrupt
-    test = task.data.test.to(next(run.critic.parameters()).device)
-    values = []
-    for label, part in zip(("ELBO ≈", "reconstruction ≈", "KL z ≈"), run.evaluate(test)):
-        key = label.split()[0].lower()
-        note = f"by a critic, no bound; error of the draws alone, {len(test):,} test data"
-        values.append(Metric(key, label, part.value, "nats per datum", part.se, note))
-    done = run.steps
-    return Fitted(
-        run.pair, run.history, "nats per datum", run.seconds, done, max(steps, done), run.stopped,
-        values, _eager(run), run.compiled,
-    )  # fmt: skip
-
-
-def _eager(run: Any) -> list[str]:
-    """Return a note on the operation that stopped the compiled step, if one did."""
-    return [] if run.eager_because is None else [f"Eager steps: {run.eager_because}."]
+    return _of_run(run, run.pair, "nats per datum", steps)
 
 
 def _compile(word: str) -> bool | str:

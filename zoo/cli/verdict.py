@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference.training.checkpoint import whole_folder
+from inference.training.folders import whole_folder
 from zoo.cards import card
 
 from .build import arguments_of
 from .options import estimator
+from .output import say
 from .runs import fitted_pair, require_writable
 
 
@@ -17,23 +18,23 @@ def diagnose(folder: str, rows: int, out: str | None) -> None:
     """Print the verdict on a run and put it on its page; with `out`, into a new folder too."""
     from inference.judging.diagnosis import diagnose as examine
 
-    from ..report import include_diagnosis, parts
+    from ..report import include_diagnosis, require_page
 
     plan, data, run = fitted_pair(folder, rows)
     target = _new(out)
     require_writable(Path(folder))
-    parts(folder, "diagnosis")  # there is a page
+    require_page(Path(folder))
     args = tuple(a[:rows] for a in arguments_of(run.pair, data, "test"))
     found = examine(run, *args, image_shape=data.image_shape, seed=plan.seed)
-    print(found)
+    say(found)
     seen = min(rows, len(data.test))
     page = include_diagnosis(found, folder, f"On the first {seen:,} test rows.")
     if target is not None:
         with whole_folder(target) as inside:
             found.to_json(inside / "diagnosis.json")
             found.plot(inside)
-        print(target)
-    print(page)
+        say(target)
+    say(page)
 
 
 def compare(
@@ -49,7 +50,7 @@ def compare(
     """
     from inference.judging.comparison import compare as measure
 
-    from ..report import include_comparison, parts
+    from ..report import include_comparison, require_page
 
     if len(specs) < 2:
         raise ValueError(
@@ -64,12 +65,12 @@ def compare(
     folder = _run_of(subject, fitting)
     plan, data, run = fitted_pair(folder, rows)
     require_writable(folder)
-    parts(folder, "comparison")  # there is a page
+    require_page(Path(folder))
     args = tuple(a[:rows] for a in arguments_of(run.pair, data, "test"))
     found = measure(run, args, estimators, draws=draws, seed=plan.seed)
-    print(found)
+    say(found)
     seen = min(rows, len(data.test))
-    print(include_comparison(found, folder, f"On the first {seen:,} test rows, {draws:,} draws."))
+    say(include_comparison(found, folder, f"On the first {seen:,} test rows, {draws:,} draws."))
 
 
 def _run_of(subject: str, fitting: Sequence[str]) -> Path:

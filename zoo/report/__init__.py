@@ -11,7 +11,7 @@ from .draw import Picture
 from .gallery import PICTURES, pictures
 from .images import image_grid
 from .numbers import Metric, as_json, metrics
-from .page import Report, html, parts, write
+from .page import Report, require_page, write
 from .subject import Subject
 
 __all__ = [
@@ -21,12 +21,11 @@ __all__ = [
     "Report",
     "Subject",
     "as_json",
-    "html",
     "image_grid",
     "include_comparison",
     "include_diagnosis",
     "metrics",
-    "parts",
     "pictures",
+    "require_page",
     "write",
 ]

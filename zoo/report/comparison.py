@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .page import embedded, parts, template
+from inference.training.folders import write_whole
+
+from .page import make, put, require_page
 from .theme import DARK, LIGHT, saved, themed
 
 if TYPE_CHECKING:
     from inference.judging.comparison import Comparison
 
+CAPTION = "Against the particles K, per millisecond, and for each module of the pair."
+
 
 def include_comparison(found: Comparison, folder: str | Path, about: str = "") -> Path:
     """Put a comparison on the page of a fit, in place of one that stood there.
 
-    Writes `comparison.nc`, `comparison.csv` and `figures/comparison.png` beside the page too.
+    Writes `comparison.nc`, `.csv` and `figures/comparison-figure.png` beside the page too.
 
     Args:
         found: what `compare` returned.
@@ -29,18 +34,26 @@ def include_comparison(found: Comparison, folder: str | Path, about: str = "") -
         ValueError: the folder has no page, or a damaged one.
     """
     folder = Path(folder)
-    before, _, after = parts(folder, "comparison")
+    require_page(folder)
     images = []
     for theme in (LIGHT, DARK):
         with themed(theme):
             images.append(saved(found.plot()))
-    section = template("comparison").render(
-        found=found, about=about, table=found.table(), below=" ".join(found.footnotes()),
-        light=embedded(images[0]), dark=embedded(images[1]),
-    )  # fmt: skip
-    found.to_nc(folder / "comparison.nc")
-    found.to_csv(folder / "comparison.csv")
-    (folder / "figures" / "comparison.png").write_bytes(images[0])
-    page = folder / "report.html"
-    page.write_text(f"{before}\n{section}\n{after}", encoding="utf-8")
-    return page
+    table = found.table()
+    said = {
+        "about": about, "recommendation": found.recommendation, "because": found.because,
+        "head": list(table.head), "rows": [[str(c) for c in row] for row in table.rows],
+        "below": " ".join(found.footnotes()),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as elsewhere:
+        for write, name in ((found.to_nc, "comparison.nc"), (found.to_csv, "comparison.csv")):
+            write(Path(elsewhere) / name)
+            write_whole(folder / name, (Path(elsewhere) / name).read_bytes())
+    picture = {
+        "name": "figure",
+        "title": "Signal, noise and cost",
+        "wide": True,
+        "caption": CAPTION,
+    }
+    put(folder, "comparison", said, [picture], {"figure": (images[0], images[1])})
+    return make(folder)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .page import embedded, parts, template
+from inference.training.folders import write_whole
+
+from .page import make, put, require_page
 from .theme import DARK, LIGHT, Theme, saved, themed
 
 if TYPE_CHECKING:
@@ -27,16 +28,6 @@ CAPTIONS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Shown:
-    name: str
-    title: str
-    caption: str
-    light: str
-    dark: str
-    wide: bool
-
-
 def include_diagnosis(diagnosis: Diagnosis, folder: str | Path, about: str = "") -> Path:
     """Put a diagnosis on the page of a fit, in place of one that stood there.
 
@@ -54,22 +45,22 @@ def include_diagnosis(diagnosis: Diagnosis, folder: str | Path, about: str = "")
         ValueError: the folder has no page, or a damaged one.
     """
     folder = Path(folder)
-    before, _, after = parts(folder, "diagnosis")
+    require_page(folder)
     light, dark = _drawn(diagnosis, LIGHT), _drawn(diagnosis, DARK)
-    shown = [
-        _Shown(name, *CAPTIONS[name], embedded(image), embedded(dark[name][0]), wide)
-        for name, (image, wide) in light.items()
+    pictures = [
+        {"name": name, "title": CAPTIONS[name][0], "caption": CAPTIONS[name][1], "wide": wide}
+        for name, (_, wide) in light.items()
     ]
-    section = template("diagnosis").render(
-        diagnosis=diagnosis, about=about, level=LEVELS[diagnosis.verdict], pictures=shown,
-        marks=MARKS,
-    )  # fmt: skip
-    diagnosis.to_json(folder / "diagnosis.json")
-    for name, (image, _) in light.items():
-        (folder / "figures" / f"diagnosis-{name}.png").write_bytes(image)
-    page = folder / "report.html"
-    page.write_text(f"{before}\n{section}\n{after}", encoding="utf-8")
-    return page
+    said = {
+        "about": about, "level": LEVELS[diagnosis.verdict], "headline": diagnosis.headline,
+        "reasons": list(diagnosis.reasons),
+        "findings": [
+            {"mark": MARKS[f.good], "name": f.name, "what": f.what} for f in diagnosis.findings
+        ],
+    }  # fmt: skip
+    write_whole(folder / "diagnosis.json", diagnosis.to_json().encode())
+    put(folder, "diagnosis", said, pictures, {n: (light[n][0], dark[n][0]) for n in light})
+    return make(folder)
 
 
 def _drawn(diagnosis: Diagnosis, theme: Theme) -> dict[str, tuple[bytes, bool]]:

@@ -1,22 +1,31 @@
-"""The page of a fit: one HTML file that needs nothing else, and the figures beside it."""
+"""The page of a fit: one HTML file that needs nothing else, and the data it is made from.
+
+`page/` in a run folder holds, for each part of the page (`report`, `diagnosis`, `comparison`), what
+it says as JSON, and its figures in light and in dark. The page is made anew from these each time.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, UndefinedError
+
+from inference.training.checkpoint import Fields
+from inference.training.folders import read_whole, subfolder, write_whole
 
 from .draw import Picture
 from .numbers import Metric, as_json
 from .theme import DARK, LIGHT, png
 
-SECTIONS = ("diagnosis", "comparison")  # that are put on a page later, each between two comments
+SECTIONS = ("diagnosis", "comparison")  # that are put on a page later
+NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")  # of a figure
 
 
 @dataclass(frozen=True)
@@ -51,55 +60,99 @@ def write(report: Report, folder: str | Path) -> Path:
         The path of the page.
     """
     folder = Path(folder)
-    (folder / "figures").mkdir(exist_ok=True)
+    pictures = [
+        {"name": p.name, "title": p.title, "caption": p.caption, "wide": p.wide}
+        for p in report.pictures
+    ]
+    shown = [{**asdict(m), "value": None, "se": None, "number": m.number} for m in report.metrics]
+    said = {
+        "title": report.title, "subtitle": report.subtitle, "command": report.command,
+        "notes": list(report.notes), "metrics": shown, "headline": report.headline,
+        "facts": {h: {k: str(v) for k, v in f.items()} for h, f in report.facts.items()},
+    }  # fmt: skip
     drawn = {p.name: (png(p.drawing, LIGHT), png(p.drawing, DARK)) for p in report.pictures}
-    for name, (light, _) in drawn.items():
-        (folder / "figures" / f"{name}.png").write_bytes(light)
     numbers = json.dumps(as_json(list(report.metrics)), indent=2)
-    (folder / "metrics.json").write_text(numbers + "\n", encoding="utf-8")
-    page, text = folder / "report.html", html(report, drawn)
-    for section in SECTIONS:
-        with suppress(ValueError):  # the first page, or in place of a damaged one
-            start = f"<!-- {section} -->"
-            text = text.replace(start + "\n", start + parts(folder, section)[1], 1)
-    page.write_text(text, encoding="utf-8")
+    write_whole(folder / "metrics.json", f"{numbers}\n".encode())
+    put(folder, "report", said, pictures, drawn)
+    return make(folder)
+
+
+def put(
+    folder: Path, part: str, said: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]],
+    drawn: Mapping[str, tuple[bytes, bytes]],
+) -> None:  # fmt: skip
+    """Write what a part of the page is made from.
+
+    Args:
+        folder: of the run.
+        part: "report", or one of `SECTIONS`.
+        said: what its template takes; `pictures`: name, title, caption and width of each figure.
+        drawn: picture -> its PNG in light and in dark colours.
+    """
+    figures, data = subfolder(folder, "figures"), subfolder(folder, "page")
+    before = "" if part == "report" else f"{part}-"
+    for name, (light, dark) in drawn.items():
+        write_whole(figures / f"{before}{name}.png", light)
+        write_whole(data / f"{before}{name}-dark.png", dark)
+    text = json.dumps({**said, "pictures": list(pictures)}, indent=1)
+    write_whole(data / f"{part}.json", text.encode())
+
+
+def make(folder: Path) -> Path:
+    """Make the page from the data of its parts; its path.
+
+    Raises:
+        ValueError: the data are damaged; file, field, what was expected and what came.
+        FileNotFoundError: there are none.
+    """
+    sections = "".join(_part(folder, s) for s in SECTIONS if _has_part(folder, s))
+    page = folder / "report.html"
+    write_whole(page, _part(folder, "report", sections=sections).encode())
     return page
 
 
-def html(report: Report, drawn: Mapping[str, tuple[bytes, bytes]]) -> str:
-    """Return the page as text.
+def require_page(folder: Path) -> None:
+    """Raise ValueError unless the page of a folder can be made."""
+    if not _has_part(folder, "report"):
+        raise ValueError(f"{folder} has no page yet. Make it with `zoo report {folder}`.")
+    _part(folder, "report", sections="")
 
-    Args:
-        report: what it says.
-        drawn: picture -> its PNG in light and in dark colours.
-    """
-    images = {name: tuple(map(embedded, both)) for name, both in drawn.items()}
-    return template("page").render(
-        report=report, images=images, headline=list(report.metrics)[: report.headline]
-    )
+
+def _has_part(folder: Path, part: str) -> bool:
+    return (folder / "page" / f"{part}.json").exists()
+
+
+def _part(folder: Path, part: str, **more: Any) -> str:
+    """One part of the page, its data checked."""
+    data = subfolder(folder, "page")
+    path = data / f"{part}.json"
+    verb = {"diagnosis": "diagnose", "comparison": "compare"}.get(part, "report")
+    try:
+        said = Fields(path, json.loads(read_whole(path))).values
+        pictures = Fields(path, said).take("pictures", "figures by name", lambda v: isinstance(
+            v, list
+        ) and all(NAME.fullmatch(p["name"]) for p in v))  # fmt: skip
+        before = "" if part == "report" else f"{part}-"
+        images = {
+            p["name"]: (
+                embedded(read_whole(subfolder(folder, "figures") / f"{before}{p['name']}.png")),
+                embedded(read_whole(data / f"{before}{p['name']}-dark.png")),
+            )
+            for p in pictures
+        }
+        name = "page" if part == "report" else part
+        return template(name).render(said=said, pictures=pictures, images=images, **more)
+    except (UndefinedError, TypeError, AttributeError, RecursionError, UnicodeDecodeError,
+            json.JSONDecodeError) as error:  # fmt: skip
+        raise ValueError(
+            f"{path} is damaged: expected the data of a page, got {str(error)!r:.80}. Make "
+            f"it anew: zoo {verb} {folder}."
+        ) from error
 
 
 def embedded(image: bytes) -> str:
     """Return a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(image).decode()
-
-
-def parts(folder: str | Path, section: str) -> tuple[str, str, str]:
-    """Split the page in a folder: before one of `SECTIONS`, the section itself, and after it.
-
-    Raises:
-        ValueError: there is no page, or it has no place for the section.
-    """
-    start, end = f"<!-- {section} -->", f"<!-- /{section} -->"
-    page = Path(folder) / "report.html"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if start not in text or end not in text:
-        raise ValueError(
-            f"{page} is {'damaged' if text else 'missing'}. Make it with `zoo report {folder}`."
-        )
-    before, rest = text.split(start, 1)
-    inside, after = rest.split(end, 1)
-    return before + start, inside, end + after
 
 
 @cache

@@ -1,0 +1,101 @@
+"""A fit judged: its numbers, its pictures and the facts of its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from inference import evaluate
+from inference.randomness import forked
+from inference.ratios import density_ratio
+from inference.ratios.implicit import ImplicitRun
+from inference.training.run import Run
+from zoo.cards import TRAINERS
+from zoo.data import DataSet
+
+from ..report import Metric, Report, Subject, metrics, pictures
+from .build import arguments_of
+from .options import shown
+from .plan import Plan
+from .train import Fitted
+
+
+def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
+    """Return the report of a fit: its metrics, pictures and facts."""
+    subject = Subject(
+        fitted.model, data, fitted.history, fitted.unit, seed=plan.seed, bound=plan.card.bound,
+        kept=getattr(fitted.run, "best_step", None),
+    )  # fmt: skip
+    own_bound = subject.offers("elbo")
+    if isinstance(fitted.run, Run) and plan.card.bound and not own_bound:
+        args = tuple(a[: plan.test_rows] for a in arguments_of(fitted.model, data, "test"))
+        subject.evaluation = evaluate(
+            fitted.run, *args, particles=plan.particles, seed=plan.seed
+        )  # fmt: skip
+    if plan.trainer == "adversarial":
+        x = torch.cat([data.test, data.valid])[: plan.test_rows * 4].cpu()  # neither was trained on
+        subject.ratio = density_ratio(x, subject.call("sample", len(x)), seed=plan.seed)
+    shape = data.image_shape
+    kind = "×".join(map(str, shape[1:])) + " images" if shape else f"rows of {data.data_dim}"
+    notes = list(fitted.notes)
+    if fitted.stopped:
+        notes.insert(0, f"Stopped at step {fitted.done:,} of {fitted.steps:,}: {fitted.stopped}.")
+    own = [*fitted.metrics, *_by_critic(fitted, data, plan.seed)]
+    measured = [*metrics(subject), *own]
+    return Report(
+        title=f"{plan.card.name} on {data.name}",
+        subtitle=f"{plan.card.summary[0].upper()}{plan.card.summary[1:]} ({plan.card.paper}).",
+        command=plan.command,
+        metrics=measured if plan.card.bound else [*own, *metrics(subject, bound=False)],
+        pictures=pictures(subject),
+        facts={
+            "Model": _facts(plan.options),
+            "Data": {
+                "set": data.name, "kind": kind, "pixels": data.pixels,
+                "train / valid / test": " / ".join(
+                    f"{len(x):,}" for x in (data.train, data.valid, data.test)
+                ),
+            },
+            "Training": {
+                "by": _trained_by(plan), **_facts(plan.settings), "seed": plan.seed,
+                **_pace(fitted),
+            },
+        },
+        notes=notes,
+    )  # fmt: skip
+
+
+def _by_critic(fitted: Fitted, data: DataSet, seed: int) -> list[Metric]:
+    """The ELBO and its parts of a pair whose guide has no density, on the test data."""
+    if not isinstance(fitted.run, ImplicitRun):
+        return []
+    test = data.test.to(fitted.run.device)
+    note = f"by a critic, no bound; error of the draws alone, {len(test):,} test data"
+    with forked(seed):
+        parts = fitted.run.evaluate(test)
+    return [
+        Metric(name.split()[0].lower(), f"{name} ≈", part.value, "nats per datum", part.se, note)
+        for name, part in zip(("ELBO", "reconstruction", "KL z"), parts)
+    ]
+
+
+def _trained_by(plan: Plan) -> str:
+    if plan.trainer == "elbo" and not plan.card.bound:
+        return "stochastic gradients of its loss, which is no bound on log p(x)"
+    return TRAINERS[plan.trainer]
+
+
+def _facts(options: Mapping[str, Any]) -> dict[str, str]:
+    return {k.replace("_", " "): shown(v) for k, v in options.items() if v is not None}
+
+
+def _pace(fitted: Fitted) -> dict[str, str]:
+    pace = {"seconds": f"{fitted.seconds:.1f}"}
+    if fitted.done and fitted.seconds:
+        pace = {"steps done": f"{fitted.done:,}", **pace,
+                "steps per second": f"{fitted.done / fitted.seconds:,.0f}"}  # fmt: skip
+    if fitted.compiled is not None:
+        pace["step"] = "compiled" if fitted.compiled else "eager"
+    return pace
