@@ -60,7 +60,7 @@ class LastGood:
 
     OWN = (
         "batches", "random_state", "optimiser_state", "seconds", "best", "best_step",
-        "best_params", "since_best", "skipped",
+        "best_params", "since_best",
     )  # fmt: skip
 
     def __init__(self, run: Training):
@@ -73,8 +73,9 @@ class LastGood:
         self.when = time.monotonic()
 
     def update(self, run: Training) -> None:
-        """Take the present state, if the last one is old enough."""
-        if time.monotonic() - self.when > GOOD:
+        """Take the present state, if the last one is old enough and this one is finite."""
+        old = time.monotonic() - self.when > GOOD or not int(self.variables.count)
+        if old and all(bool(p.isfinite().all()) for p in run.variables.params.values()):
             self.variables.assign(run.variables)
             self._take(run)
 

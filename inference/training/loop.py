@@ -73,6 +73,12 @@ class Loop:
         self.rate = torch.tensor(float(options["lr"]), device=self.run.variables.count.device)
         bar = options["progress"]
         self.bar = bar if isinstance(bar, Progress) else Progress(self.steps, self.unit, bool(bar))
+        if options["not_finite"] == "skip" and (
+            self.foreign is not None or not getattr(self.moves[0], "skip", False)
+        ):
+            raise ValueError(
+                "not_finite: 'skip' is for fit with an optimiser of inference.optim; use 'stop'."
+            )
         if self.validate is None:
             if options["patience"] is not None:
                 raise ValueError("patience: there is no validation to wait for; give valid=...")

@@ -106,7 +106,7 @@ class Run(FittedPair):
         if self.best is not None:
             return self.best
         recent = self.losses[-max(1, len(self.losses) // 20) :]
-        return -float(np.mean(recent))
+        return -float(np.nanmean(recent))
 
     def __repr__(self) -> str:
         kind = "compiled" if self.compiled else "eager"

@@ -90,8 +90,7 @@ def _checked(tensors: dict[str, Tensor], fields: Fields) -> Saved:
     fields.take("seed", "a whole number", lambda v: whole(v, -(2**63)))
     for name in ("seconds", "compile_seconds"):
         fields.number(name)
-    for name in ("since_best", "skipped"):
-        fields.whole(name)
+    fields.whole("since_best")
     fields.whole("repeats", 1)
     for name in ("eager_because", "not_replayed", "stopped"):
         fields.text(name, optional=True)

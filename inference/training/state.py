@@ -77,7 +77,6 @@ class Training:
         best, best_step: the best held-out score and its step, None without validation.
         best_params: the tensors kept from that step.
         since_best: validations since then.
-        skipped: steps that changed nothing, for their loss or gradient was not finite.
         batches, random_state, optimiser_state: of the order of the batches, of torch's random
             numbers, and of an optimiser of torch or Pyro.
         repeats: updates in one call of the compiled step.
@@ -106,7 +105,6 @@ class Training:
     best_step: int | None = None
     best_params: dict[str, Tensor] | None = None
     since_best: int = 0
-    skipped: int = 0
     batches: dict[str, Any] | None = None
     random_state: dict[str, Tensor] | None = None
     optimiser_state: dict[str, Any] | None = None
@@ -122,6 +120,11 @@ class Training:
         return type(self).__name__
 
     @property
+    def skipped(self) -> int:
+        """Number of steps that changed nothing, for loss or gradient was not finite."""
+        return sum(x != x for x in self.losses) if self.kind != "Runs" else 0
+
+    @property
     def steps(self) -> int:
         """Number of steps made."""
         return int(self.variables.count)
@@ -129,7 +132,7 @@ class Training:
     def log(self, values: Tensor, columns: Sequence[str], shown: int) -> dict[str, float]:
         """Means of the values of some steps (n, columns), and their losses added to `losses`."""
         self.losses.extend(values[:, shown].tolist())
-        return dict(zip(columns, values.mean(0).tolist()))
+        return dict(zip(columns, values.nanmean(0).tolist()))
 
     def kept(self) -> dict[str, Tensor]:
         """The tensors that a validation judges, and of which the best are kept."""
@@ -180,6 +183,14 @@ class Training:
                 "Leave seed= out, or begin anew: fit(run.model, run.guide, data)."
             )
         refuse_others(other.variables, self.variables, "resume: the run")
+        kept = {k: _like(t) for k, t in self.kept().items()}
+        if other.best_params is not None and kept != {
+            k: _like(t) for k, t in other.best_params.items()
+        }:
+            raise ValueError(
+                "resume: the best parameters of the run do not fit the pair. Give the pair that "
+                "was fitted, with its options."
+            )
         self.variables.assign(other.variables)
         self.history = History([dict(row) for row in other.history.rows])
         for name in (*COPIED, *self.further):

@@ -91,6 +91,8 @@ class Update:
         vary: which batch arguments have a leading axis of fits; None means one single fit.
         schedule: step count (a float) -> factor of the learning rate, both tensors.
         chunk: most rows that go through the pair at once; None is all.
+        skip: leave everything as it is where the loss or what follows from it is not finite; the
+            loss is then NaN.
     """
 
     pair: Pair
@@ -104,6 +106,7 @@ class Update:
     vary: tuple[int | None, ...] | None = None
     schedule: Callable[[Tensor], Tensor] | None = None
     chunk: int | None = None
+    skip: bool = False
     columns: ClassVar[tuple[str, ...]] = ("loss",)  # what a call returns
     shown: ClassVar[int] = 0  # which of them is the loss
 
@@ -162,11 +165,18 @@ class Update:
 
     def __call__(self, variables: Variables, lr: Tensor, batch: tuple) -> Tensor:
         """Change `variables` in place and return the loss: (), or (R,) for R fits at once."""
+        before = [t.clone() for t in variables.flat()] if self.skip else []
         loss, grads = self.gradients(variables, batch)
         with torch.no_grad():
             if self.schedule is not None:
                 lr = lr * self.schedule(variables.count.to(lr.dtype))
             descend(self.optimiser, list(variables.params.values()), grads, variables.optim, lr)
+            if self.skip:
+                now = variables.flat()
+                good = torch.stack([t.isfinite().all() for t in (loss, *now)]).all()
+                for new, old in zip(now, before):
+                    new.copy_(torch.where(good, new, old))
+                loss = torch.where(good, loss, torch.full_like(loss, math.nan))
             variables.count.add_(1)
         return loss
 
