@@ -284,9 +284,14 @@ X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
         (lambda: quick(LocationScale(2), X, steps=0), "steps"),
         (lambda: quick(LocationScale(2), X, critic_steps=0), "critic_steps"),
         (lambda: quick(LocationScale(2), X, penalty=-1.0), "penalty"),
-        (lambda: quick(LocationScale(2), X, lr=1e30, objective="kl"), "no longer finite"),
     ],
 )
 def test_mistakes(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_loss_that_is_not_finite_returns_the_last_good_state():
+    run = quick(LocationScale(2), X, lr=1e30, objective="kl")
+    assert "no longer finite at step" in run.stopped and 0 < run.steps == len(run.losses) < 30
+    assert all(t.isfinite().all() for t in run.variables.flat())
