@@ -744,6 +744,24 @@ def flow_for_a_scale():
     return location_scale, guide, (normal_data(),)
 
 
+@broken("error", "mu", "noise that no site draws", "torch.randn", "broken_guides.py")
+def noise_of_torch_in_a_delta():
+    def guide(x):
+        noise = torch.randn(())
+        pyro.sample("mu", dist.Delta(param("m", 0.1) + param("s", 0.3, positive) * noise))
+        positive_site("sigma")
+
+    return location_scale, guide, (normal_data(),)
+
+
+@broken("warning", "x", "rows of a batch are coupled in the model", "BatchNorm1d", "LayerNorm")
+def batchnorm_in_the_decoder():
+    def make(self):
+        self.norm = nn.BatchNorm1d(D)
+
+    return vae(decode=lambda self, z: dist.Normal(self.norm(self.decoder(z)), 1.0), make=make)
+
+
 # ---------------------------------------------------------------- mixtures and sequences
 
 

@@ -174,6 +174,10 @@ not-one-to-one note | latents are computed from auxiliary noise of another size 
 plate-sizes error | model and guide give a plate different sizes | the same rows in both | {p} in
   the model, {q} in the guide: {raised} | give it the same size and subsample_size in both, and take
   the rows that it drew: with pyro.plate(...) as i: loc[i].
+unsampled error | a Delta of the guide is drawn from noise that no site draws | noise from
+  pyro.sample, whose density counts | another value under another seed ({line}): log q leaves its
+  density out | draw the latent itself, pyro.sample(name, dist.Normal(loc, scale)), in place of loc
+  + scale * torch.randn(...).
 plate-names warning | model and guide call its plates differently | {p} (the model) | {q} (the
   guide) | use one name: weights are only taken apart along plates that both halves name.
 scales error | model and guide scale it differently | one scale for log p and log q, {p:g} as in the

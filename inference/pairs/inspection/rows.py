@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..arguments import rows_of, take_rows
 from .findings import Finding, finding
@@ -24,7 +24,13 @@ def again(here: Perturbed) -> Iterable[Finding]:
     plates = {n: f for half in first for n, s in half.sites.items() if (f := _subsampled(s))}
     drawn = {n: s.value for n, s in first[0].latents.items() if not s.point}
     if not plates:
-        yield from _private(first, here.run(5, drawn), here)
+        other = here.run(5, drawn)
+        for name, s in first[0].latents.items():
+            t = other[0].sites.get(name)
+            if s.point and t is not None and t.shape == s.shape and not _close(s.value, t.value):
+                yield finding("unsampled", name, line=first[0].lines.get(name, ""))
+                return
+        yield from _private(first, other, here)
         return
     others = [
         here.run(seed, {n: v for n, v in drawn.items() if n not in plates}) for seed in (2, 3)
@@ -129,7 +135,8 @@ def coupled(here: Perturbed) -> Iterable[Finding]:
     held = {k: s.value for k, s in before[0].latents.items() if not s.point}
     for start in (0, n - h):
         rows = start + (torch.arange(n) - start) % h  # h rows stay, the others become copies
-        after = here.run(1, held, take_rows(args, rows))
+        others = {k: _taken(before[0].sites[k], rows) for k in held} if _norms(here) else held
+        after = here.run(1, others, take_rows(args, rows))
         if stopped(after):
             return
         for a, b in zip(before, after):
@@ -151,11 +158,23 @@ def _moves(before: Site, after: Site, n: int, start: int, h: int) -> bool:
     return not _close(x.narrow(dims[0], start, h), y.narrow(dims[0], start, h))
 
 
-def _hint(here: Perturbed) -> str:
-    batchnorm = nn.modules.batchnorm._BatchNorm
+def _taken(site: Site, rows: Tensor) -> Any:
+    """Return some rows of a latent's value, where it has as many."""
+    dims = [f.dim - site.fn.event_dim for f in site.cond_indep_stack if f.size == len(rows)]
+    value = site.value
+    has = dims and value.dim() >= -dims[0] and value.shape[dims[0]] == len(rows)
+    return value.index_select(dims[0], rows) if has else value
+
+
+def _norms(here: Perturbed) -> list[str]:
+    """List the kinds of batch normalisation that are not at rest."""
+    kinds = nn.modules.batchnorm._BatchNorm
     parts = (m for root in here.trial.modules for m in root.modules() if m.training)
-    norms = [type(m).__name__ for m in parts if isinstance(m, batchnorm)]
-    if norms:
+    return [type(m).__name__ for m in parts if isinstance(m, kinds)]
+
+
+def _hint(here: Perturbed) -> str:
+    if norms := _norms(here):
         return f"{norms[0]} couples the rows of a batch: use LayerNorm"
     return (
         "take means and scales of all data once, outside of model and guide: x - x.mean(0) is "
