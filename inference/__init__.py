@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .draws.datatree import write_datatree as write_datatree
     from .guides import fit_guides as fit_guides
     from .guides import make_guide as make_guide
+    from .guides import posterior as posterior
     from .judging.calibration import calibrate as calibrate
     from .judging.comparison import compare as compare
     from .judging.diagnosis import diagnose as diagnose
@@ -40,6 +41,7 @@ _HOMES = {
     "log_weights": "weights",
     "make_guide": "guides",
     "optim": "",
+    "posterior": "guides",
     "scan": "networks.recurrence",
     "to_datatree": "draws.datatree",
     "write_datatree": "draws.datatree",

@@ -1,5 +1,5 @@
 """Guides to choose from, for any model, and a table that compares their fits."""
 
+from .climbing import Posterior, posterior
 from .make import KINDS, make_guide
-from .packed import laplace
 from .table import GuideRow, GuideTable, fit_guides

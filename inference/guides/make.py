@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 from pyro import poutine
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -17,8 +18,12 @@ from pyro.infer.autoguide import (
 )
 
 from ..pairs.options import nearest
+from ..randomness import ALONE
 from ..weights.sites import is_discrete
-from .packed import FlowGuide, LaplaceGuide, MixtureGuide
+from .packed import FlowGuide, MixtureGuide
+from .paths import Normal, Paths
+from .placed import FAMILIES as PLACED
+from .placed import PlacedGuide
 from .plates import FAMILIES, PlateGuide
 
 KINDS: dict[str, Callable[..., AutoGuide]] = {
@@ -30,12 +35,20 @@ KINDS: dict[str, Callable[..., AutoGuide]] = {
     "iaf": functools.partial(FlowGuide, transform="iaf"),
     "spline": functools.partial(FlowGuide, transform="spline"),
     "flow": FlowGuide,
-    "laplace": LaplaceGuide,
+    "pathfinder": functools.partial(PlacedGuide, start="pathfinder"),
+    "laplace": functools.partial(PlacedGuide, start="laplace"),
     "delta": AutoDelta,
 }
 
 
-def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any) -> AutoGuide:
+def make_guide(
+    kind: str,
+    model: Any,
+    *args: Any,
+    amortized: bool = False,
+    start: str | Normal | Paths | None = None,
+    **options: Any,
+) -> AutoGuide:
     """A guide for the continuous latents of `model`. Discrete ones are left to exact enumeration.
 
     | kind | q over the unconstrained latents u | parameters |
@@ -47,15 +60,21 @@ def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any
     | mixture | `components` diagonal normals | 2 C D |
     | iaf, spline | autoregressive flow with affine or rational-quadratic layers | network |
     | flow | `transform`: a function of D that returns an invertible map | its own |
-    | laplace | the peak, then its curvature: call `laplace(run, data)` after the fit | D |
+    | pathfinder | one normal distribution, begun at the best on a way up the log joint | D²/2 |
+    | laplace | the same, begun at the peak, with the curvature there | D²/2 |
     | delta | a point, the peak in the latents' own space (AutoDelta) | D |
 
     All work under a plate of particles and can be compiled. None needs to know the data: parameters
-    are made when the guide is first called.
+    are made when the guide is first called, or at once where its arguments are given. A guide that
+    begins near the posterior ("pathfinder", "laplace", or `start`) needs all data then, and has its
+    parameters in whitened coordinates, where one learning rate (0.01, say) suits all of them.
 
     Args:
         kind: from the table.
         model: a Pyro model, or a pair, whose model is taken.
+        args: the model's arguments.
+        start: "pathfinder" or "laplace": begin there, for mean-field, low-rank, full-rank, iaf and
+            spline (`inference.guides.placed.PlacedGuide`).
         amortized: the latents of each datum get their distribution from a network that is shown
             the datum, instead of parameters of their own: for mini-batches and new data. For
             mean-field, low-rank, full-rank, structured, iaf and spline; latents of no datum keep
@@ -81,13 +100,23 @@ def make_guide(kind: str, model: Any, *, amortized: bool = False, **options: Any
                 f"guide: {kind!r} cannot be amortised; these can: {', '.join(FAMILIES)}."
             )
         make = functools.partial(PlateGuide, family=kind, amortized=True)
+    if start is not None:
+        if kind not in PLACED:
+            raise ValueError(f"start: {kind!r} has none; these have: {', '.join(PLACED)}.")
+        make = functools.partial(PlacedGuide, family=kind, start=start)
     accepted = [p for p in inspect.signature(make).parameters if p != "model"]
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise TypeError(
             f"guide: {kind!r} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}."
         )
-    return make(poutine.block(model_of(model), hide_fn=is_discrete), **options)
+    model = model_of(model)
+    placed = isinstance(make, functools.partial) and make.func is PlacedGuide  # hides them itself
+    guide = make(model if placed else poutine.block(model, hide_fn=is_discrete), **options)
+    if args:
+        with ALONE, pyro.get_param_store().scope({"params": {}, "constraints": {}}):
+            guide._setup_prototype(*args)
+    return guide
 
 
 def model_of(given: Any) -> Callable:

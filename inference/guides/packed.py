@@ -21,8 +21,6 @@ from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
 from ..networks import Affine, Composed, OnePass, RationalQuadratic, autoregressive_layers
-from ..training.run import Run
-from ..weights import log_weights, no_validation
 
 AFFINE = Affine(log_scale_bound=3.0)
 UNIVARIATES: dict[str, Any] = {
@@ -182,71 +180,3 @@ class FlowGuide(AutoContinuous):
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a flow has no quantiles in closed form: draw from it.")
-
-
-class LaplaceGuide(AutoContinuous):
-    """The posterior's peak u*, and then N(u*, H⁻¹) with H the curvature of -log p(x, u) there.
-
-    Fitted, it is a point mass at the peak in unconstrained space; `laplace(run, data)` then gives
-    it the curvature. (Pyro's own draws discrete latents in the Hessian; here they are summed out.)
-
-    Source: Tierney & Kadane 1986; MacKay 2003, "Information theory, inference, and learning
-    algorithms", eq. 27.4.
-    """
-
-    scale_tril: Tensor | None
-
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        self.loc = nn.Parameter(self._init_loc())
-        self.register_buffer("scale_tril", None)
-
-    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
-        """A point mass, or a normal distribution once the curvature is known."""
-        if self.scale_tril is None:
-            return dist.Delta(self.loc).to_event(1)
-        return dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril)
-
-    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.scale_tril is None:
-            raise ValueError("the curvature is not known yet: laplace(run, data) gives it.")
-        return self.loc, self.scale_tril.square().sum(-1).sqrt()
-
-
-def laplace(run: Run, data: Any) -> Run:
-    """Give a fitted "laplace" guide its curvature; the run's guide is a normal distribution then.
-
-    Args:
-        run: of `fit(model, make_guide("laplace", model), data)`.
-        data: all of them, a tensor or a tuple of the pair's arguments.
-
-    Raises:
-        TypeError: the run's guide is another one.
-        ValueError: the curvature is not positive: the fit has not reached a peak.
-    """
-    guide = run.pair_.guide
-    if not isinstance(guide, LaplaceGuide):
-        kind = type(guide).__name__
-        raise TypeError(f"laplace: expected a run of a 'laplace' guide, got {kind}.")
-    args = data if isinstance(data, tuple) else (data,)
-    guide.scale_tril = None
-    (name,) = (n for n in run.state if n.split(".")[-1] == "loc" and n.startswith("guide"))
-    others = {k: v for k, v in run.state.items() if k != name}
-
-    def energy(loc: Tensor) -> Tensor:
-        with no_validation(), run.pair_.bind({**others, name: loc}, run.variables.buffers):
-            pair = run.pair_
-            weights = log_weights(pair.model, guide, *args, nesting=pair.nesting, **run.kwargs)
-            return -weights.elbo().sum()
-
-    with torch.enable_grad():
-        curvature = torch.autograd.functional.hessian(energy, run.state[name].detach())
-    smallest = float(torch.linalg.eigvalsh(curvature)[0])
-    if not smallest > 0:
-        raise ValueError(
-            f"laplace: the smallest curvature at the fitted point is {smallest:.3g}, not positive: "
-            "it is no peak. Fit longer, or from another start; a posterior without one (a scale "
-            "that goes to 0 in a centred hierarchy) has no Laplace approximation."
-        )
-    guide.scale_tril = torch.linalg.cholesky(torch.linalg.inv(curvature))
-    return run

@@ -22,7 +22,6 @@ from ..results.table import Table
 from ..training.fitting import fit
 from ..training.run import Run
 from .make import make_guide, model_of
-from .packed import LaplaceGuide, laplace
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,6 @@ def fit_guides(
     for name, guide in _named(model, guides).items():
         try:
             run = fit(model, guide, args, elbo=elbo, steps=steps, lr=lr, seed=seed, **options)
-            if isinstance(run.pair_.guide, LaplaceGuide):
-                run = laplace(run, args)
         except ValueError as error:
             failed[name] = str(error)
             continue

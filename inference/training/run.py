@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..elbo import Estimator
-from ..pairs.arguments import takes
+from ..pairs.arguments import rows_of, takes
 from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
 from ..weights import log_weights, no_validation
@@ -131,7 +131,7 @@ def new_run(
         ValueError: the loss of a batch cannot be scaled to all data.
     """
     earlier = [getattr(f, "run", None) for f in (model, guide)]
-    rows = len(example[0]) if torch.is_tensor(example[0]) and example[0].dim() else None
+    rows = rows_of(example[:1]) or None
     told = size is not None and takes("size", without_run(model), without_run(guide))
     kwargs: dict[str, Any] = {"size": size} if told else {}
     pair = own_pair(device, model, guide, example, kwargs)

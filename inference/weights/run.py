@@ -16,9 +16,11 @@ from .enumeration import averaged
 from .sites import (
     PARTICLES,
     At,
+    at_zero,
     is_discrete,
     is_enumerated,
     is_free,
+    is_improper,
     is_latent,
     latents_only,
     refuse_unmatched,
@@ -228,6 +230,8 @@ def _unobserved(run: Callable, args: tuple, kwargs: dict) -> tuple[Any, dict[str
             if msg["is_observed"] and is_free(msg):  # not a pyro.deterministic or a pyro.factor
                 observed[msg["name"]] = msg["value"]
                 msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            elif is_improper(msg["fn"]) and not msg["done"]:  # shapes are asked for, no draws
+                msg["value"], msg["done"] = at_zero(msg), True
 
     with Unobserved():
         return poutine.trace(run).get_trace(*args, **kwargs), observed

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import ImproperUniform
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import biject_to
 
 from .terms import Plate, Term
 
@@ -51,6 +53,22 @@ def is_discrete(site: Site) -> bool:
     """Tell whether a site is a latent that takes one of several values."""
     latent = site["type"] == "sample" and not site["is_observed"]
     return latent and bool(getattr(site["fn"], "has_enumerate_support", False))
+
+
+def is_improper(fn: Any) -> bool:
+    """Tell whether a distribution has no draws: a flat prior on an infinite support."""
+    return isinstance(fn, ImproperUniform)
+
+
+def at_zero(site: Site) -> Tensor:
+    """The value of a site whose place on the real line is 0: no draw, so improper priors work."""
+    fn, support = site["fn"], biject_to(site["fn"].support)
+    inside = [fn]
+    while hasattr(inside[-1], "base_dist"):
+        inside.append(inside[-1].base_dist)
+    numbers = [v for f in inside for v in vars(f).values() if torch.is_tensor(v)]
+    like = next((v for v in numbers if v.is_floating_point()), torch.zeros(()))
+    return support(like.new_zeros(support.inverse_shape(fn.shape())))
 
 
 def latents_only(guide: Callable) -> Callable:

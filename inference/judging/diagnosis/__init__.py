@@ -33,7 +33,7 @@ __all__ = ["Diagnosis", "Finding", "amortization_gap", "diagnose"]
 
 WEIGHED = 40_000  # draws for the weights of one joint posterior, where they cost little
 SEEN = 100  # draws that show whether a guide has a density, and spread
-VALUES = 2**26  # values of sites that those draws may amount to, or that a tree may hold
+VALUES = 2**26  # values of sites that a tree may hold, and those draws an eighth of them
 
 
 @dataclass(repr=False)
@@ -163,7 +163,7 @@ def diagnose(
     groups = [g for g in GROUPS if not (large and "predictive" in g)]
     names: dict[str, Any] = {"coords": coords, "dims": dims}
     tree = to_datatree(run, *data, draws=draws, groups=groups, seed=seed, **names)
-    weighed = draws if local else max(draws, min(WEIGHED, VALUES // max(1, size)))
+    weighed = draws if local else max(draws, min(WEIGHED, VALUES // (8 * max(1, size))))
 
     log_weight = tree.sample_stats.log_weight
     best = int(log_weight.mean("draw").sum(log_weight.dims[2:]).values.argmax())  # by its ELBO

@@ -129,7 +129,7 @@ def sensitivity(tree: xr.DataTree) -> Finding | None:
     stats = tree.sample_stats.ds
     weights = stats["log_weight" if "log_weight" in stats else "khat"]  # corrected draws have none
     local = bool(set(weights.dims) - {"chain", "draw"})
-    if local or scalars > LARGE or not tree.log_likelihood.data_vars:
+    if local or scalars > LARGE or "log_likelihood" not in tree.children:
         return None
     from arviz_stats import psense_summary
 
@@ -175,6 +175,8 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding | None, xr.Dataset | None]
 
     Source: Magnusson et al. 2019, arXiv:1904.10679, eq. 9.
     """
+    if "log_likelihood" not in tree.children:  # all data are in factors
+        return None, None
     likelihood = tree.log_likelihood.ds
     if len(likelihood.data_vars) != 1 or tree.sample_stats.log_weight.ndim > 2:
         return None, None
@@ -254,7 +256,9 @@ def loo_pit(tree: xr.DataTree, seed: int) -> tuple[Finding | None, np.ndarray | 
     Source: Gelfand et al. 1992; Vehtari et al. 2017, arXiv:1507.04544; Säilynoja et al. 2022,
     arXiv:2103.10522 (the band in the figure).
     """
-    if "posterior_predictive" not in tree.children or len(tree.log_likelihood.data_vars) != 1:
+    if not {"posterior_predictive", "log_likelihood"} <= set(tree.children):
+        return None, None
+    if len(tree.log_likelihood.data_vars) != 1:
         return None, None
     if tree.sample_stats.log_weight.ndim > 2:
         return None, None  # other data say nothing about a datum with latents of its own

@@ -167,7 +167,7 @@ def _origin(
     shape = term.value.shape[1:]
 
     def vector(_: dict[str, Tensor], lines: dict[str, Tensor]) -> dict[str, Tensor]:
-        whole = torch.cat([v.flatten(1) for v in lines.values()], -1)
+        whole = torch.cat([v.reshape(len(v), -1) for v in lines.values()], -1)
         return {name: whole.reshape(-1, *shape)}
 
     fits = math.prod(shape) == sum(v[0].numel() for v in lines.values())
