@@ -146,7 +146,7 @@ class LogJoint:
 
     def __call__(self, u: Tensor) -> Tensor:
         """(K, D) -> (K,), nats; -inf where the model gives no number."""
-        value = torch.cat([self._rows(rows) for rows in u.to(self.dtype).split(self.most)])
+        value = torch.cat([self._tried(rows) for rows in u.to(self.dtype).split(self.most)])
         return torch.where(value.isnan(), -math.inf, value)
 
     def with_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,6 +167,15 @@ class LogJoint:
         """Points in one run of the model, so that memory is bounded."""
         w = self.weights(torch.zeros(1, self.dim, dtype=self.dtype))
         return max(2, NUMBERS // max(1, sum(t.log_prob.numel() for _, t in w.terms())))
+
+    def _tried(self, u: Tensor) -> Tensor:
+        """The log joint of rows, -inf where a matrix cannot be factorised."""
+        try:
+            return self._rows(u)
+        except torch.linalg.LinAlgError:
+            if len(u) > 1:
+                return torch.cat([self._tried(half) for half in u.tensor_split(2)])
+            return 0 * u.sum(-1) - math.inf
 
     def _under_plate(self, u: Tensor) -> Tensor:
         return self.weights(u).elbo()
