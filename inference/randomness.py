@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -35,7 +38,18 @@ def forked(seed: int | None = None) -> Iterator[None]:
 
 
 class DrawnAnew(TorchFunctionMode):
-    """Rewrite in-place random numbers out of place, as `vmap` requires."""
+    """Rewrite random numbers as `vmap` requires: out of place, and simplexes from gammas."""
+
+    def __enter__(self) -> Any:
+        self._simplex = patch(
+            "torch.distributions.dirichlet._Dirichlet", SimpleNamespace(apply=_simplex)
+        )
+        self._simplex.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._simplex.stop()
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -48,4 +62,13 @@ class DrawnAnew(TorchFunctionMode):
             return low + (high - low) * torch.rand_like(args[0])
         if func is Tensor.exponential_ and len(args) == 1:
             return -torch.log1p(-torch.rand_like(args[0]))
+        if func is Tensor.cauchy_ and len(args) == 1:
+            return torch.tan(math.pi * (torch.rand_like(args[0]) - 0.5))
         return func(*args, **kwargs)
+
+
+def _simplex(concentration: Tensor) -> Tensor:
+    """A draw from a Dirichlet distribution, (..., C), whose gradients are those of the gammas."""
+    tiny = torch.finfo(concentration.dtype).tiny
+    gamma = torch._standard_gamma(concentration).clamp(min=tiny)
+    return gamma / gamma.sum(-1, keepdim=True)

@@ -29,7 +29,7 @@ def to_datatree(
     coords: Names = None,
     dims: Names = None,
     chunk: int | None = None,
-    vectorized: bool | None = None,
+    vectorized: bool | str | None = None,
     seed: int = 0,
 ) -> xr.DataTree:
     """Draws from a fitted guide, with everything that ArviZ can use, as a DataTree.
@@ -57,7 +57,7 @@ def to_datatree(
         coords: axis name -> labels.
         dims: site -> names of its axes after (chain, draw), in place of the ones above.
         chunk: draws per run of the pair; by default as many as hold 2^22 numbers.
-        vectorized: whether the pair broadcasts under a particle plate; by default as it was fitted.
+        vectorized: how draws are made together, as for `log_weights`; by default it is found out.
         seed: of the draws.
 
     Returns:
@@ -151,7 +151,7 @@ def _drawn(
     draws: int = 1_000,
     groups: Sequence[str] = GROUPS,
     chunk: int | None = None,
-    vectorized: bool | None = None,
+    vectorized: bool | str | None = None,
     seed: int = 0,
 ) -> tuple[list[CheckedPair], Iterator[tuple[slice, list[Tree]]]]:
     """The checked pairs, and their draws as `side_by_side` makes them."""

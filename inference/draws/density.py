@@ -98,8 +98,6 @@ def missing_spread(weights: LogWeights) -> str | None:
 
 def _draws(term: Term, weights: LogWeights) -> Tensor:
     """A site's draws, flat: a row for each particle, or one where it has no axis of particles."""
-    if term.parts:
-        return torch.stack([p.value.detach().reshape(-1) for p in term.parts])
     batch = term.value.dim() - getattr(term.fn, "event_dim", 0)
     own = batch > weights.nesting and len(term.value) == weights.particles
     return term.value.detach().reshape(weights.particles if own else 1, -1)

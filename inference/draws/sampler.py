@@ -57,7 +57,7 @@ def sample(
     """Draw from a pair and reduce each chunk of draws, so that memory holds one of them.
 
     Args:
-        pair: what to draw from; it draws one by one where it does not broadcast.
+        pair: what to draw from.
         draws: K, of every row.
         reduce: is called with each chunk while the pair has its parameters, without gradients.
         seed: of the draws; nothing outside is changed.
@@ -81,8 +81,6 @@ def sample(
             parts = even(pair.rows, max(1, room // min(draws, TOGETHER)))
         rows = max(p.stop - p.start for p in parts) if local else 1
         per_run = max(1, room // rows)
-    if not pair.vectorized:
-        pair, chunk = dataclasses.replace(pair, vectorized=True), 1
     steps = even(draws, per_run) if chunk is None else strides(draws, chunk)
     for rows_ in parts:
         part = pair if len(parts) == 1 else pair.take(rows_)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..pairs.gate import nesting_of
+from ..pairs.gate import known_of
 from ..pairs.options import nearest, whole
 from ..weights import LogWeights, Term, log_weights
 
@@ -22,7 +22,8 @@ class Estimator(pyro.infer.ELBO):
 
     Args:
         particles: K, draws of the latents per datum.
-        vectorized: draw them in one run of the pair (which must broadcast), or one by one.
+        vectorized: draw them together (under a plate where the pair broadcasts, else by
+            `torch.vmap`), or one by one.
 
     Attributes:
         is_bound: whether the value is a lower bound on log p(x) in expectation.
@@ -63,9 +64,8 @@ class Estimator(pyro.infer.ELBO):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The log weights that this estimator needs."""
-        return log_weights(
-            model, guide, *args, particles=self.particles, vectorized=self.vectorized, **kwargs
-        )
+        kwargs["vectorized"] = self.vectorized and kwargs.get("vectorized", True)
+        return log_weights(model, guide, *args, particles=self.particles, **kwargs)
 
     def value_and_surrogate(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -116,11 +116,11 @@ class Estimator(pyro.infer.ELBO):
         return float(loss.detach())
 
     def _gated(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> dict:
-        """The keywords with the pair's nesting, after a pair that is new has passed the gate."""
+        """The keywords with what is known of the pair, after a new one has passed the gate."""
         if "nesting" in kwargs:
             return kwargs
-        nesting = nesting_of(model, guide, args, of_the_pair(kwargs), repr(self))
-        return {**kwargs, "nesting": nesting}
+        many = self.particles > 1 and self.vectorized
+        return {**kwargs, **known_of(model, guide, args, of_the_pair(kwargs), repr(self), many)}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("these estimators work on log weights: see `draw`.")
@@ -147,7 +147,7 @@ class AtConstants(Estimator):
 
 def of_the_pair(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of the pair itself, without those of `log_weights`."""
-    own = ("nesting", "full_sizes", "model_values")
+    own = ("nesting", "full_sizes", "model_values", "vectorized")
     return {k: v for k, v in kwargs.items() if k not in own}
 
 
@@ -278,9 +278,6 @@ def analytic_kl(q: Term, p: Term) -> Tensor | None:
 
     Where only one of the two is masked, the sampled log q - log p stands in.
     """
-    if q.parts and p.parts:
-        kls = [analytic_kl(a, b) for a, b in zip(q.parts, p.parts)]
-        return None if any(k is None for k in kls) else torch.cat(kls)  # type: ignore[arg-type]
     a, b = q.user_scale, p.user_scale
     same = a is b or (not (torch.is_tensor(a) or torch.is_tensor(b)) and a == b)
     if not (q.free and same) or q.enumerated or q.mask is False or p.mask is False:

@@ -186,6 +186,8 @@ class DReG(IWAE):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """Weights whose model saw the latents through a copy that multiplies gradients by w̄."""
+        if kwargs.setdefault("vectorized", True) == "vmap":
+            kwargs["vectorized"] = "loop"  # its hooks do not see gradients taken around torch.vmap
         late: list[tuple[LogWeights, Tensor]] = []  # known when gradients flow back
         runs: Counter = Counter()
 
@@ -193,7 +195,7 @@ class DReG(IWAE):
             """w̄ with the batch dimensions of a latent's value, and ones for its event."""
             ((weights, w),) = late
             event = weights.guide[name].fn.event_dim
-            w = w if self.vectorized else w[run]
+            w = w if weights.way == "plate" else w[run]
             batch = w.shape[max(0, w.dim() - (value.dim() - event)) :]
             return w.reshape((*batch, *(1,) * event))
 

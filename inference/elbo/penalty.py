@@ -69,7 +69,9 @@ class Penalised(Estimator):
         prior, _ = dream(model, *args, **plain)
 
         def rerun(values: Mapping[str, Tensor], particles: int) -> Mapping[str, Term]:
-            return log_q_at(guide, values, *args, particles=particles, nesting=1, **plain)
+            return log_q_at(
+                guide, values, *args, particles=particles, nesting=1, way=weights.way, **plain
+            )
 
         weights.extras[self.name] = self.penalty(weights, prior, rerun)
         return weights
@@ -206,29 +208,18 @@ class TotalCorrelation(Penalised):
             n: v.movedim(1, 0).flatten(0, 1).unsqueeze(1).expand(-1, b, *v.shape[2:])
             for n, v in draws.items()
         }
-        if self.vectorized:
-            whole = at(each, b * k)
-        else:
-            whole = torch.cat([at({n: v[i] for n, v in each.items()}, 1) for i in range(b * k)])
-        return whole.reshape(b, k, b)
+        return at(each, b * k).reshape(b, k, b)
 
 
 def _value(term: Term) -> Tensor:
-    """All draws of a latent, those of several runs too: (K, B, *event)."""
-    if term.parts:
-        return torch.cat([_value(part) for part in term.parts])
+    """All draws of a latent: (K, B, *event)."""
     value = term.value
     lead = 2 - (value.dim() - term.fn.event_dim)
     return value.reshape((1,) * lead + value.shape)
 
 
 def _pairs(term: Term, who: str) -> Tensor:
-    """log q(z_i,l | x_j, row j's other latents) of all pairs of rows and dimensions: (i, K, j, L).
-
-    The log densities of several runs stand one after the other along K.
-    """
-    if term.parts:
-        return torch.cat([_pairs(part, who) for part in term.parts], 1)
+    """log q(z_i,l | x_j, row j's other latents) of all pairs of rows: (i, K, j, L)."""
     fn, value = term.fn, term.value
     if fn.event_dim == 0:
         value = value.unsqueeze(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..draws.arrays import coordinate_names, is_same
 from ..draws.sampler import sample, sample_each
 from ..estimate import Estimate
-from ..pairs.gate import CheckedPair, admit, refuse_unbroadcast
+from ..pairs.gate import CheckedPair, admit
 from ..results.result import Result
 from ..results.table import Table
 from ..training.many import fit_many
@@ -190,8 +190,7 @@ def calibrate(
 
     Raises:
         ValueError: fewer than ten data sets or draws; a model that observes something which is not
-            one of its arguments; the guide draws no site of the model; a pair that does not
-            broadcast over particles.
+            one of its arguments; the guide draws no site of the model.
 
     Source: Talts et al. 2018, arXiv:1804.06788 (SBC); Yao et al. 2018, arXiv:1802.02538 (VSBC);
     Lemos et al. 2023, arXiv:2302.03026 (TARP).
@@ -203,7 +202,6 @@ def calibrate(
         run, *data, who="calibrate", least={"datasets": 10, "draws": 10}, datasets=datasets,
         draws=draws, steps=1 if steps is None else steps, seed=seed,
     )  # fmt: skip
-    refuse_unbroadcast(chain, "calibrate")
     with chain.ready(seed):
         sets = simulated(chain, datasets)
         scale = simulated(chain, datasets).truths  # independent of the truths that are ranked

@@ -77,7 +77,7 @@ def _log_aggregate(chunk: Chunk, rows: int) -> Tensor:
             values = {k: v[0] for k, v in values.items()}
         terms = log_q_at(
             pair.guide, values, *pair.args,
-            particles=len(shifts), nesting=nesting, **pair.kwargs,
+            particles=len(shifts), nesting=nesting, way=pair.way, **pair.kwargs,
         )  # fmt: skip
         density = replace(weights, guide=terms).log_q().reshape(-1, n)
         for s, row in zip(shifts, density):  # (shift, x): z of row x + shift

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,13 +14,21 @@ import torch
 from torch import Tensor
 
 from ..randomness import forked
-from ..weights import At, LogWeights, Term, log_weights, no_validation, plate_nesting, simulate
+from ..weights import (
+    WAYS,
+    LogWeights,
+    Term,
+    log_weights,
+    no_validation,
+    plate_nesting,
+    simulate,
+    way_of,
+)
 from .arguments import checked_arguments, halves, moved, rows_of, take_rows
 from .inspection import refuse_errors
-from .options import check_options
-from .pair import Pair, modules_of, own_copy
+from .options import check_options, one_of
+from .pair import FEW, Pair, modules_of, own_copy
 
-FEW = 64  # rows of a large data set at which a pair is inspected first
 # owner of the model -> owner of the guide -> (names, kinds of arguments) -> what is known of them
 _SEEN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -34,7 +42,7 @@ class CheckedPair:
         args, kwargs: what both are called with, on the pair's device.
         params, buffers: the values at which they are asked.
         device: of the parameters.
-        vectorized: whether the pair broadcasts under a particle plate.
+        way: how draws are made together: "plate", "vmap" or "loop", as for `log_weights`.
         run: the fit it comes from, or None.
     """
 
@@ -44,7 +52,7 @@ class CheckedPair:
     params: dict[str, Tensor]
     buffers: dict[str, Tensor]
     device: torch.device
-    vectorized: bool = True
+    way: str = "plate"
     run: Any = None
 
     @property
@@ -94,22 +102,22 @@ class CheckedPair:
             given: site -> value of a latent (as in `Term.value`), in place of the guide's draws.
             options: of `log_weights`.
         """
-        guide = At(given)(self.guide) if given else self.guide
-        options = {"nesting": self.nesting, "vectorized": self.vectorized, **self.kwargs, **options}
-        return log_weights(self.model, guide, *self.args, particles=particles, **options)
+        known = {"nesting": self.nesting, "vectorized": self.way, "given": given, **self.kwargs}
+        more = {"particles": particles, **known, **options}
+        return log_weights(self.model, self.guide, *self.args, **more)
 
     def simulate(
         self, particles: int = 1, given: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """Run the model with observed sites drawn; return its sites and what it had observed."""
-        told = {"values": given, "particles": particles, "nesting": self.nesting, **self.kwargs}
-        return simulate(self.model, *self.args, **told)
+        known = {"nesting": self.nesting, "way": self.way, **self.kwargs}
+        return simulate(self.model, *self.args, values=given, particles=particles, **known)
 
 
 def admit(
     given: Any,
     *rest: Any,
-    vectorized: bool | None = None,
+    vectorized: bool | str | None = None,
     who: str = "",
     least: Mapping[str, int] | None = None,
     **options: Any,
@@ -119,8 +127,8 @@ def admit(
     Args:
         given, rest: a run and arguments; a pair with methods `model` and `guide`, and arguments; or
             a model, its guide, and arguments. Arguments may be one tuple of them.
-        vectorized: whether the pair broadcasts under a particle plate; None looks, unless it was
-            fitted by an estimator that draws particles one by one.
+        vectorized: how draws are made together ("plate", "vmap", "loop"; False is "loop"); None
+            and True look.
         who: the function that asks, named in errors.
         least, options: for `check_options`.
 
@@ -130,6 +138,7 @@ def admit(
             `check` finds errors in, unless it comes from a run.
     """
     check_options(least, **options)
+    one_of("vectorized", vectorized, (None, True, False, *WAYS))
     model, guide, rest, run = halves(given, rest, who)
     if not rest:
         raise TypeError(f"{who + ': ' if who else ''}no data was given.")
@@ -137,7 +146,6 @@ def admit(
     if run is not None:
         device, args = run.device, moved(args, run.device)
         pair, params, buffers = run.pair_, run.state, run.variables.buffers
-        vectorized = run.estimator.vectorized if vectorized is None else vectorized
         kwargs = dict.fromkeys(run.kwargs, rows_of(args))
     else:
         own = (p for f in (model, guide) for m in modules_of(f) for p in m.parameters())
@@ -146,31 +154,10 @@ def admit(
         inspect_once(model, guide, args, who=who)
         pair, kwargs = Pair(*own_copy(model, guide), args, present=True), {}
         params, buffers = pair.params, pair.buffers
-    together = vectorized is not False
-    together = vectorized is not False
-    state = dict(params), dict(buffers)
-    found = CheckedPair(pair, args, kwargs, *state, device, together, run)
-    return replace(found, vectorized=together and broadcasts(found))
-
-
-def broadcasts(found: CheckedPair) -> bool:
-    """Return whether a pair runs under a particle plate: on its first rows, or else on all."""
-    both = replace(found, vectorized=True)
-    for pair in (both.take(slice(FEW)), both) if both.rows > FEW else (both,):
-        with suppress(RuntimeError, ValueError, IndexError), pair.ready(0):
-            pair.weights(2)
-            return True
-    return False
-
-
-def refuse_unbroadcast(found: CheckedPair, who: str) -> None:
-    """Raise ValueError where a pair does not run under a particle plate."""
-    if not broadcasts(found):
-        raise ValueError(
-            f"{who}: the pair does not broadcast over particles: expected that latents of shape "
-            "(K, batch, event) work as (batch, event) do; index and reduce from the right "
-            "(z[..., 0], .sum(-1)), put data into a pyro.plate, or set vectorized=False."
-        )
+    way = {None: "", True: "", False: "loop"}.get(vectorized, vectorized)
+    if not way:
+        way = pair.find_way(params, buffers, args, kwargs)
+    return CheckedPair(pair, args, kwargs, dict(params), dict(buffers), device, way, run)
 
 
 def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:
@@ -191,7 +178,7 @@ def admit_all(given: Any, *rest: Any, **options: Any) -> list[CheckedPair]:
 
 def inspect_once(
     model: Callable, guide: Callable, args: tuple, kwargs: dict | None = None, who: str = ""
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Look at a pair that is new; return what is known of it, to which a caller may add.
 
     A pair counts as seen for arguments of the same types and numbers of dimensions. Of many rows,
@@ -221,13 +208,18 @@ def inspect_once(
     return seen[names, kinds]
 
 
-def nesting_of(model: Callable, guide: Callable, args: tuple, kwargs: dict, who: str = "") -> int:
-    """Return the number of plate dimensions of a pair that an estimator meets in plain SVI.
+def known_of(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, who: str, many: bool
+) -> dict[str, Any]:
+    """Return `nesting`, and `vectorized` for many draws, of a pair met in plain SVI.
 
     Raises:
         ValueError: as `inspect_once`.
     """
-    known = inspect_once(model, guide, args, kwargs, who)
+    known: dict[str, Any] = inspect_once(model, guide, args, kwargs, who)
     if "nesting" not in known:
         known["nesting"] = plate_nesting(model, guide, *args, **kwargs)
-    return known["nesting"]
+    if many and "vectorized" not in known:
+        told = {"nesting": known["nesting"], **kwargs}
+        known["vectorized"] = way_of(model, guide, *args, **told)[0]
+    return known if many else {"nesting": known["nesting"]}

@@ -11,9 +11,12 @@ import copy
 import functools
 import inspect
 import sys
+import traceback
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -24,10 +27,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ..randomness import ALONE
-from ..weights import plate_nesting
+from ..weights import plate_nesting, way_of
+from .arguments import rows_of, take_rows
 
 STORE = pyro.get_param_store()
 LIBRARIES = ("torch", "pyro", "numpy", "builtins", "functools", "inference")
+FEW = 64  # rows of a large data set at which a pair is looked at first
 DEPTH, MANY = 4, 5_000  # how far references are followed, and how many of them
 
 
@@ -46,7 +51,10 @@ class Pair:
         buffers: name -> tensor that the pair reads and may change, but that is not learned.
         nesting: the number of tensor dimensions that the pair's plates use.
         full_sizes: plate name -> size to scale to, where a plate is told only the batch size.
+        way: how draws are made together ("plate", "vmap", "loop"), once `find_way` has looked.
     """
+
+    way: str | None = None
 
     def __init__(
         self,
@@ -147,6 +155,28 @@ class Pair:
                 for table, key, tensor in before:
                     table[key] = tensor
 
+    def find_way(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], args: tuple, kwargs: dict
+    ) -> str:
+        """Return how draws are made together; the first time, by a few runs of the pair.
+
+        On its first rows, or else on all. A pair that neither broadcasts nor passes `torch.vmap` is
+        warned of, with the line that keeps it from it.
+        """
+        if self.way is None:
+            few = take_rows(args, slice(FEW)), dict.fromkeys(kwargs, FEW)
+            tries = [few, (args, kwargs)] if rows_of(args) > FEW else [(args, kwargs)]
+            for rows, told in tries:
+                with self.bind(params, {k: b.clone() for k, b in buffers.items()}):
+                    self.way, why = way_of(
+                        self.model, self.guide, *rows, nesting=self.nesting, **told
+                    )
+                if self.way == "plate":
+                    break
+            if self.way == "loop":
+                warnings.warn(_slow(why), stacklevel=3)
+        return self.way  # type: ignore[return-value]
+
     def constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map parameters to their own support (a scale is positive, a simplex sums to one)."""
         support = {k: transform_to(constraint) for k, constraint in self._stored.values()}
@@ -162,6 +192,22 @@ class Pair:
             for name, tensor in {**params, **buffers}.items():
                 for table, key in self._slots.get(name, ()):
                     table[key].data = tensor.detach().clone()
+
+
+def _slow(error: Exception | None) -> str:
+    """Say why draws are made one by one."""
+    ours = str(Path(__file__).parents[1]), "<", str(Path(torch.__file__).parent)
+    own = [
+        f"{Path(f.filename).name}:{f.lineno} ({f.line})"
+        for f in traceback.extract_tb(error.__traceback__ if error else None)
+        if not f.filename.startswith(ours) and "/pyro/" not in f.filename
+    ]
+    what = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+    return (
+        f"the draws of this pair are made one by one, which is slow: it neither broadcasts under a "
+        f"plate of particles nor passes torch.vmap{f', at {own[-1]}' if own else ''}: {what}. Keep "
+        "values on tensors: torch.where for an if, no .item(), int() or float() of a latent."
+    )
 
 
 def modules_of(function: Any) -> list[nn.Module]:

@@ -187,7 +187,8 @@ def held_out_values(
 
     def values(params: dict, buffers: dict, part: tuple) -> dict[str, Tensor]:
         with pair.bind(params, buffers):
-            weights = estimator.draw(pair.model, pair.guide, *part, nesting=pair.nesting, **kwargs)
+            known = {"nesting": pair.nesting, "vectorized": pair.way or True, **kwargs}
+            weights = estimator.draw(pair.model, pair.guide, *part, **known)
         found = {"bound": estimator.bound(weights), "elbo": weights.elbo().mean()}
         found |= {f"kl_{n}": torch.as_tensor(kl) for n, kl in kl_by_site(weights).items()}
         return {k: v / (weights.scale or 1.0) for k, v in found.items()}

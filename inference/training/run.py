@@ -140,6 +140,8 @@ def new_run(
             _take_over(pair, half, run)
     with forked(), torch.no_grad(), no_validation(), pair.bind(pair.params, pair.buffers):
         weights = log_weights(pair.model, pair.guide, *example, nesting=pair.nesting, **kwargs)
+    if elbo.particles > 1 and elbo.vectorized:
+        pair.find_way(pair.params, pair.buffers, example, kwargs)
     if size is not None and size != rows and not kwargs:
         plates = {p.name: p for _, t in weights.terms() if t.observed for p in t.plates}
         scaled = any(p.scale != 1 for p in plates.values())

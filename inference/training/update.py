@@ -123,7 +123,7 @@ class Update:
         ):
             value, surrogate = self.estimator.value_and_surrogate(
                 self.pair.model, self.pair.guide, *batch, nesting=self.pair.nesting,
-                full_sizes=self.pair.full_sizes, **self.kwargs,
+                full_sizes=self.pair.full_sizes, vectorized=self.pair.way or True, **self.kwargs,
             )  # fmt: skip
         return -value / self.divide, -surrogate / self.divide
 

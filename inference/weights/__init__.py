@@ -4,11 +4,13 @@ This folder is the only place that handles Pyro traces. Everything else (bounds,
 evaluation, ArviZ) is arithmetic on what `log_weights` returns.
 """
 
-from .run import dream, log_q_at, log_weights, no_validation, plate_nesting, simulate
+from .run import dream, log_q_at, log_weights, plate_nesting, simulate, way_of
 from .sites import At
 from .terms import LogWeights, Plate, Term, by_plate
+from .ways import WAYS, no_validation
 
 __all__ = [
+    "WAYS",
     "At",
     "LogWeights",
     "Plate",
@@ -20,4 +22,5 @@ __all__ = [
     "no_validation",
     "plate_nesting",
     "simulate",
+    "way_of",
 ]

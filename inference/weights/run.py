@@ -1,9 +1,9 @@
-"""Runs of guide and model under a particle plate."""
+"""Runs of guide and model for many draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..randomness import ALONE, forked
+from ..randomness import forked
 from .enumeration import averaged
 from .sites import (
     PARTICLES,
@@ -28,6 +28,7 @@ from .sites import (
     terms_of,
 )
 from .terms import LogWeights, Term
+from .ways import Given, Subsamples, agree, no_validation, over_draws
 
 
 def log_weights(
@@ -37,11 +38,12 @@ def log_weights(
     particles: int = 1,
     nesting: int | None = None,
     full_sizes: Mapping[str, int] | None = None,
-    vectorized: bool = True,
+    vectorized: bool | str = True,
     model_values: Callable[[str, Tensor], Tensor] | None = None,
+    given: Given | None = None,
     **kwargs: Any,
 ) -> LogWeights:
-    """Run guide and model once under a particle plate and return every site's log density.
+    """Run guide and model for K draws of the latents and return every site's log density.
 
     Discrete latents that the guide does not draw are summed out exactly; discrete guide sites
     marked `infer={"enumerate": "parallel"}` are averaged exactly under the guide.
@@ -52,8 +54,11 @@ def log_weights(
         particles: K, how many draws of the latents.
         nesting: number of plate dimensions of the pair; found by a dry run when None.
         full_sizes: plate name -> N, for a plate that is only told the batch size.
-        vectorized: one run under a plate (the pair must broadcast), or K runs one after another.
+        vectorized: how the draws are made together: "plate", in one run (the pair must broadcast),
+            "vmap", by `torch.vmap` of a run of one draw, or "loop", one after another. True finds
+            out by a dry run; False is "loop".
         model_values: maps (site, value) to the value that the model sees.
+        given: site -> value, (K, ...) as in `Term.value`, in place of the guide's draws.
 
     Returns:
         LogWeights, all log densities shaped (K, *plates), in nats.
@@ -66,31 +71,44 @@ def log_weights(
         raise ValueError(f"particles: expected K >= 1, got {particles}.")
     if nesting is None:
         nesting = plate_nesting(model, guide, *args, **kwargs)
-    sizes = dict(full_sizes or {})
-    if particles > 1 and not vectorized:
-        more = {"full_sizes": sizes, "model_values": model_values, **kwargs}
-        runs = (log_weights(model, guide, *args, nesting=nesting, **more) for _ in range(particles))
-        return _one_by_one(list(runs))
+    way = {True: "plate", False: "loop"}.get(vectorized, vectorized)  # type: ignore[call-overload]
+    if vectorized is True and particles > 1:
+        way, _ = way_of(model, guide, *args, nesting=nesting, **kwargs)
+    pair, sizes = (model, guide, args, kwargs), dict(full_sizes or {})
+    if particles == 1 or way == "plate":
+        return _together(*pair, particles, nesting, sizes, model_values, given or {})
 
+    def one(values: Given) -> dict[str, dict[str, Term]]:
+        w = _together(*pair, 1, nesting, sizes, model_values, values)
+        return {"model": w.model, "guide": w.guide}
+
+    halves = over_draws(one, given or {}, particles, nesting, way)
+
+    def resample() -> dict[str, Term]:
+        def again(values: Given) -> dict[str, dict[str, Term]]:
+            return {"guide": _guide_at(guide, args, kwargs, 1, nesting, sizes, values)}
+
+        drawn = {n: t.value.detach() for n, t in halves["guide"].items() if _is_drawn(t)}
+        drawn = {n: v.expand(particles, *v.shape[1:]) for n, v in drawn.items()}
+        return over_draws(again, drawn, particles, nesting, way)["guide"]
+
+    return LogWeights(**halves, particles=particles, nesting=nesting, resample=resample, way=way)
+
+
+def _together(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, particles: int, nesting: int,
+    sizes: Mapping[str, int], model_values: Callable | None, given: Given,
+) -> LogWeights:  # fmt: skip
+    """Log weights of one run under a plate of particles, or of one draw without it."""
     dim = -nesting - 1
-    run_guide = _under_plate(latents_only(guide), particles, dim)
-
-    def trace_guide(given: Mapping[str, Tensor]) -> Any:
-        # At is outermost: Pyro's enumeration must see the sites before they have a value
-        with At(given), poutine.enum(first_available_dim=dim - 1):
-            return poutine.trace(run_guide).get_trace(*args, **kwargs)
-
-    guide_trace = trace_guide({})
+    shape = particles, nesting, sizes
+    guide_trace = _trace_guide(guide, args, kwargs, particles, nesting, given)
     seen = guide_trace if model_values is None else guide_trace.copy()
     for name, site in seen.nodes.items() if model_values is not None else ():
         if is_latent(site) and site["value"].is_floating_point():
             seen.nodes[name] = {**site, "value": model_values(name, site["value"])}
     model_trace = _trace_model(_under_plate(model, particles, dim), seen, None, args, kwargs)
     refuse_unmatched(model_trace, guide_trace)
-    enumerates = [
-        any(map(is_enumerated, sample_sites(t).values())) for t in (guide_trace, model_trace)
-    ]
-    shape = particles, nesting, sizes
 
     def resample() -> dict[str, Term]:
         drawn = {
@@ -98,12 +116,9 @@ def log_weights(
             for n, s in guide_trace.nodes.items()
             if is_latent(s) and is_free(s) and torch.is_tensor(s["value"]) and not is_enumerated(s)
         }
-        again = trace_guide(drawn)
-        if enumerates[0]:
-            return averaged(again, again, *shape[1:], constant=True)
-        return terms_of(again, *shape, constant=True)
+        return _guide_at(guide, args, kwargs, *shape, drawn)
 
-    if any(enumerates):
+    if _enumerates(guide_trace) or _enumerates(model_trace):
         q = averaged(guide_trace, guide_trace, *shape[1:])
         p = averaged(model_trace, guide_trace, *shape[1:])
     else:
@@ -111,23 +126,89 @@ def log_weights(
     return LogWeights(p, q, particles, nesting, resample)
 
 
+def _trace_guide(
+    guide: Callable, args: tuple, kwargs: dict, particles: int, nesting: int, given: Given
+) -> Any:
+    run = _under_plate(latents_only(guide), particles, -nesting - 1)
+    # At is outermost: Pyro's enumeration must see the sites before they have a value
+    with At(given), poutine.enum(first_available_dim=-nesting - 2):
+        return poutine.trace(run).get_trace(*args, **kwargs)
+
+
+def _guide_at(
+    guide: Callable, args: tuple, kwargs: dict, particles: int, nesting: int,
+    sizes: Mapping[str, int], given: Given,
+) -> dict[str, Term]:  # fmt: skip
+    """The guide's terms at given draws, whose computed sites and averages are constants."""
+    again = _trace_guide(guide, args, kwargs, particles, nesting, given)
+    if _enumerates(again):
+        return averaged(again, again, nesting, sizes, constant=True)
+    return terms_of(again, particles, nesting, sizes, constant=True)
+
+
+def _enumerates(trace: Any) -> bool:
+    return any(map(is_enumerated, sample_sites(trace).values()))
+
+
+def _is_drawn(term: Term) -> bool:
+    """Tell whether a guide's site is a draw, whose value the others follow from."""
+    return term.free and not (term.observed or term.enumerated) and torch.is_tensor(term.value)
+
+
+def way_of(
+    model: Callable, guide: Callable, *args: Any, nesting: int, **kwargs: Any
+) -> tuple[str, Exception | None]:
+    """How draws of a pair are made together, and what kept `torch.vmap` from it where "loop".
+
+    Each way is tried with three draws and compared with runs of one draw at the same values: a
+    pair that broadcasts, but wrongly, is seen too.
+    """
+    k, pair, failed = 3, (model, guide, *args), None
+    run: Any = partial(log_weights, *pair, particles=k, nesting=nesting, **kwargs)
+    with forked(), torch.no_grad(), no_validation(), Subsamples():
+        for way in ("plate", "vmap"):
+            try:
+                found = run(vectorized=way)
+                if any(t.enumerated for t in found.guide.values()):
+                    return way, None  # draws given every value of a site have no one value
+                drawn = {n: t.value for n, t in found.guide.items() if _is_drawn(t)}
+                drawn = {n: v.expand(k, *v.shape[1:]) for n, v in drawn.items()}
+                first = run(vectorized="loop", given=drawn)
+                halves = [(w.guide, w.model) for w in (found, first)]
+                if agree(*halves, k):
+                    return way, None
+                second = run(vectorized="loop", given=drawn)
+                if not agree(halves[1], (second.guide, second.model), k):
+                    return way, None  # it has noise of its own, and there is nothing to compare
+            except Exception as error:  # whatever a user's code does when it does not broadcast
+                failed = error
+    return "loop", failed
+
+
 def log_q_at(
     guide: Callable,
-    values: Mapping[str, Tensor],
+    values: Given,
     *args: Any,
     particles: int = 1,
     nesting: int,
+    way: str = "plate",
     **kwargs: Any,
 ) -> dict[str, Term]:
     """The guide's log densities at given values of its drawn sites, (K, *plates) each.
 
     Args:
         values: site -> value, with the leading particle dimension when K > 1.
-        args, kwargs: of the guide; particles, nesting: as for `log_weights`.
+        args, kwargs: of the guide; particles, nesting, way: as for `log_weights`.
     """
-    run = poutine.trace(_under_plate(latents_only(guide), particles, -nesting - 1))
-    with At(values):
-        return terms_of(run.get_trace(*args, **kwargs), particles, nesting, {})
+
+    def at(given: Given, k: int) -> dict[str, dict[str, Term]]:
+        run = poutine.trace(_under_plate(latents_only(guide), k, -nesting - 1))
+        with At(given):
+            return {"guide": terms_of(run.get_trace(*args, **kwargs), k, nesting, {})}
+
+    if particles == 1 or way == "plate":
+        return at(values, particles)["guide"]
+    return over_draws(partial(at, k=1), values, particles, nesting, way)["guide"]
 
 
 def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> int:
@@ -140,59 +221,39 @@ def plate_nesting(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -
     return max((-(f.dim or 0) for f in frames), default=0)
 
 
-@contextmanager
-def no_validation() -> Iterator[None]:
-    """Distribution and trace checks off inside the block, as they were after it."""
-    with ALONE:
-        torch_flag = torch.distributions.Distribution._validate_args
-        try:
-            with pyro.validation_enabled(False):
-                yield
-        finally:
-            torch.distributions.Distribution.set_default_validate_args(torch_flag)
-
-
-def _one_by_one(draws: list[LogWeights]) -> LogWeights:
-    """Log weights of several runs as one, along the particle dimension."""
-
-    def join(halves: list[dict[str, Term]]) -> dict[str, Term]:
-        out = {}
-        for name, term in halves[0].items():
-            parts = tuple(half[name] for half in halves)
-            lps = torch.cat([p.log_prob for p in parts])
-            out[name] = term.having(log_prob=lps, parts=parts)
-        return out
-
-    def resample() -> dict[str, Term]:
-        return join([d.fixed().guide for d in draws])
-
-    model, guide = join([d.model for d in draws]), join([d.guide for d in draws])
-    return LogWeights(model, guide, len(draws), draws[0].nesting, resample)
-
-
 def simulate(
     model: Callable,
     *args: Any,
-    values: Mapping[str, Tensor] | None = None,
+    values: Given | None = None,
     particles: int = 1,
     nesting: int = 0,
+    way: str = "plate",
     **kwargs: Any,
 ) -> tuple[dict[str, Term], dict[str, Any]]:
-    """Run the model under a particle plate and draw its observed sites too.
+    """Run the model for K draws and draw its observed sites too.
 
     Args:
         model: any Pyro model; what it observes in `args` is replaced by draws.
         values: site -> value of a latent, shaped as `Term.value`; the others are drawn.
         particles: K.
         nesting: number of plate dimensions of the model.
+        way: how the draws are made together, as for `log_weights`.
 
     Returns:
         site -> Term: draws from the prior and the prior predictive, or from the predictive
         distribution given `values`; and site -> what the model had observed there.
     """
-    run = _under_plate(At(values or {})(model), particles, -nesting - 1)
-    trace, observed = _unobserved(run, args, kwargs)
-    return terms_of(trace, particles, nesting, {}), observed
+    seen: dict[str, Any] = {}
+
+    def at(given: Given, k: int) -> dict[str, dict[str, Term]]:
+        run = _under_plate(At(given)(model), k, -nesting - 1)
+        trace, observed = _unobserved(run, args, kwargs)
+        seen.update(observed)
+        return {"model": terms_of(trace, k, nesting, {})}
+
+    if particles == 1 or way == "plate":
+        return at(values or {}, particles)["model"], seen
+    return over_draws(partial(at, k=1), values or {}, particles, nesting, way)["model"], seen
 
 
 def dream(model: Callable, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], tuple[Any, ...]]:

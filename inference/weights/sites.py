@@ -87,7 +87,11 @@ class At(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+            value = self.values[msg["name"]]
+            whole = len(msg["fn"].shape()) if hasattr(msg["fn"], "shape") else value.dim()
+            while value.dim() > whole and value.shape[0] == 1:  # axes of plates it is not in
+                value = value[0]
+            msg["value"], msg["done"] = value, True
 
 
 def refuse_unmatched(model_trace: Any, guide_trace: Any) -> None:
@@ -187,7 +191,7 @@ def terms_of(
             raise ValueError(
                 f"site {name!r}: its log density has shape {tuple(lp.shape)}, but the pair has "
                 f"{nesting} plate dimensions and {particles} particles. Declare event dimensions "
-                "with .to_event(), or draw the particles one by one (vectorized=False)."
+                "with .to_event()."
             )
         lp = lp.detach() if constant and not is_free(site) else lp
         out[name] = term_of(name, site, lp.reshape((1,) * (1 - lead) + lp.shape), sizes)

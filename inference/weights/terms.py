@@ -45,7 +45,6 @@ class Term:
         deterministic: a value that the model only records; its density is one.
         sites: for a factor that enumeration left, the sites that went into it.
         looped: N/B of the enclosing plates that are Python loops.
-        parts: for a term of several runs, one term per run.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Term:
     deterministic: bool = False
     sites: tuple[str, ...] = ()
     looped: float = 1.0
-    parts: tuple[Term, ...] = field(default=(), repr=False)
 
     @property
     def scale(self) -> float | Tensor:
@@ -144,6 +142,7 @@ class LogWeights:
         nesting: number of plate dimensions, so that every `log_prob` has 1 + nesting dimensions.
         resample: runs the guide again at the drawn values; its terms, `fixed`.
         extras: name -> a named term that an estimator adds to its bound, nats, a scalar.
+        way: how the draws were made together.
     """
 
     model: dict[str, Term]
@@ -152,6 +151,7 @@ class LogWeights:
     nesting: int
     resample: Callable[[], dict[str, Term]] = field(repr=False)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    way: str = "plate"
 
     def terms(self) -> Iterator[tuple[int, Term]]:
         """Every term with its sign: + for the model, - for the guide."""

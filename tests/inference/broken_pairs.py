@@ -407,12 +407,13 @@ def decoder_of_another_width():
     return pair.model, pair.guide, (rows(),)
 
 
-@broken("warning", None, "does not broadcast over particles", "index and reduce from the right")
-def indexes_from_the_left():
+@broken("warning", None, "made one by one", "torch.vmap", "no .item()")
+def reads_a_latent_on_the_host():
     def model(x):
         w = pyro.sample("w", dist.Normal(torch.zeros(D), 1.0).to_event(1))
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(x @ torch.diag(w[:D]) + w[0], 1.0).to_event(1), obs=x)
+            scale = 1.0 + abs(w[0].item())
+            pyro.sample("x", dist.Normal(x @ torch.diag(w), scale).to_event(1), obs=x)
 
     def guide(x):
         loc = pyro.param("w_loc", torch.zeros(D))

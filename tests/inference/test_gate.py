@@ -421,21 +421,20 @@ def near(x):
     pyro.sample("mu", dist.Normal(loc, 0.5))
 
 
-def test_a_pair_that_does_not_broadcast_is_judged_draw_by_draw_or_refused_in_a_sentence():
+def test_a_pair_that_does_not_broadcast_is_taken_at_every_entrance():
     x = torch.tensor([0.5, -1.0, 2.0])
     exact = float(dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x))
     assert evaluate(vector, near, x, particles=100).log_px == pytest.approx(exact, abs=0.1)
     assert to_datatree(vector, near, x, draws=10)["posterior"]["mu"].shape == (1, 10)
-    for call in (
-        lambda: compare(vector, near, x, [elbo.Trace(), elbo.IWAE(4)], draws=8),
-        lambda: calibrate(vector, near, x, datasets=10, draws=10),
-        lambda: fit(vector, near, x, elbo=elbo.IWAE(4), steps=1, compile=False, progress=False),
-        lambda: fit_guides(vector, x, {"given": near}, steps=1, draws=25),
-    ):
-        with pytest.raises(ValueError, match="does not broadcast over particles"):
-            call()
-    one_by_one = elbo.IWAE(4, vectorized=False)
-    assert fit(vector, near, x, elbo=one_by_one, steps=1, compile=False, progress=False).steps == 1
+    compare(vector, near, x, [elbo.Trace(), elbo.IWAE(4), elbo.DReG(4)], draws=8, compile=False)
+    calibrate(vector, near, x, datasets=10, draws=10)
+    quiet = {"compile": False, "progress": False, "steps": 1}
+    assert fit_guides(vector, x, {"given": near}, draws=25, **quiet)["given"].elbo is not None
+    run = fit(vector, near, x, elbo=elbo.IWAE(4), **quiet)
+    assert run.pair_.way == "vmap"
+    assert fit(vector, near, x, elbo=elbo.IWAE(4, vectorized=False), **quiet).steps == 1
+    with pytest.raises(ValueError, match="vectorized: expected one of"):
+        to_datatree(run, x, draws=10, vectorized="vamp")
 
 
 def test_no_data_no_guides_and_held_out_data_of_the_wrong_kind_are_refused_by_name():

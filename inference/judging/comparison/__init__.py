@@ -24,7 +24,7 @@ from ...draws.measures import Moments
 from ...draws.sampler import Chunk, conditions, label_of, sample
 from ...elbo import IWAE, Estimator, Trace, estimator_of
 from ...estimate import Estimate
-from ...pairs.gate import CheckedPair, admit, refuse_unbroadcast
+from ...pairs.gate import CheckedPair, admit
 from ...pairs.options import check_options
 from ...randomness import forked
 from ...weights import LogWeights, log_weights
@@ -88,8 +88,6 @@ def compare(
     check_options({"draws": 4}, draws=draws, compile=compile, seed=seed)
     with forked(seed):
         place = _place(model, guide, batch)
-        if any(e.vectorized for e in estimators):
-            refuse_unbroadcast(place.pair, "compare")
         measured, refused = [], {}
         for e in estimators:
             try:
@@ -270,7 +268,7 @@ def _reference(place: Place, given: Any, seed: int) -> tuple[str, Estimate]:
 def _by_enumeration(pair: CheckedPair) -> float | None:
     """log p(x) where the model's latents are few and discrete, else None."""
     with pair.ready(0):
-        latents = [t for t in pair.weights(vectorized=True).guide.values() if not t.observed]
+        latents = [t for t in pair.weights().guide.values() if not t.observed]
         if not all(getattr(t.fn, "has_enumerate_support", False) for t in latents):
             return None
         if any(t.fn.event_dim for t in latents):

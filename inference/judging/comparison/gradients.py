@@ -105,7 +105,8 @@ class Gradients:
         """Return the surrogate and the value."""
         pair, estimator = self.pair, self.estimator
         given = (pair.model, pair.guide, *self.args)
-        options = {"nesting": pair.nesting, **self.kwargs, "full_sizes": pair.full_sizes}
+        known = {"nesting": pair.nesting, "full_sizes": pair.full_sizes}
+        options = {**known, "vectorized": pair.way or True, **self.kwargs}
         with no_validation(), pair.bind(params, self.buffers):
             if self.reference:
                 surrogate = estimator.reference(*given, **options)
@@ -232,7 +233,7 @@ def halves_of(pair: CheckedPair) -> dict[str, str]:
     """
     leaves = {k: p.detach().requires_grad_() for k, p in pair.params.items()}
     with forked(), torch.enable_grad(), replace(pair, params=leaves).bound():
-        drawn = pair.weights(vectorized=True, model_values=lambda _, value: value.detach())
+        drawn = pair.weights(model_values=lambda _, value: value.detach())
     draws = [t.value for t in drawn.guide.values() if torch.is_tensor(t.value)]
     in_model = _reaching([t.log_prob for t in drawn.model.values()], leaves)
     in_guide = _reaching([*draws, *(t.log_prob for t in drawn.guide.values())], leaves)

@@ -163,7 +163,8 @@ def diagnose(
     groups = [g for g in GROUPS if not (large and "predictive" in g)]
     names: dict[str, Any] = {"coords": coords, "dims": dims}
     tree = to_datatree(run, *data, draws=draws, groups=groups, seed=seed, **names)
-    weighed = draws if local else max(draws, min(WEIGHED, VALUES // (8 * max(1, size))))
+    few = local or sources[0].way == "loop"
+    weighed = draws if few else max(draws, min(WEIGHED, VALUES // (8 * max(1, size))))
 
     log_weight = tree.sample_stats.log_weight
     best = int(log_weight.mean("draw").sum(log_weight.dims[2:]).values.argmax())  # by its ELBO

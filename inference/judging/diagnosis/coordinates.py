@@ -48,13 +48,11 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
     """Draws of a chain's guide.
 
     Raises:
-        ValueError: the pair does not broadcast, or has a latent that is discrete, that the guide
-            does not draw, or whose support depends on another; fewer than two draws.
+        ValueError: the pair has a latent that is discrete, that the guide does not draw, or whose
+            support depends on another; fewer than two draws.
     """
     if draws < 2:
         raise ValueError(f"draws: expected at least 2, got {draws}.")
-    if not chain.vectorized:
-        raise ValueError("the pair does not broadcast under a particle plate")
     with chain.ready(0):
         weights = chain.weights(2)
     moves: dict[str, Transform] = {}
@@ -75,6 +73,8 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
 
     lines = to_lines(weights)
     layout, origin = Layout(weights, lines), _origin(weights, lines)
+    if chain.way == "loop":
+        origin = None  # moved draws cost a run each, again and again
     dtype = next(iter(lines.values())).dtype
 
     def values(u: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ...weights import way_of
 from ..arguments import halves, misfit, rows_of, takes
 from ..pair import Pair
 from . import calls, parameters, perturbation, rows, sites
@@ -173,13 +174,12 @@ def _by_log_weights(trial: Trial) -> Iterable[Finding]:
             weights.refuse_unfactorised("MeanField")
     except ValueError as error:
         yield finding("closed-form", level="error" if asked else "note", why=error)
-    together = elbo is not None and elbo.particles > 1 and elbo.vectorized
-    try:
-        if together or not trial.errors_only:
-            parameters.gradients(pair, trial, 2)
-    except Exception as error:
-        level = "error" if together else None
-        yield finding("particles", level=level, raised=first_line(error))
+    if not trial.errors_only:
+        way, why = way_of(
+            trial.model, trial.guide, *trial.args, nesting=weights.nesting, **trial.kwargs
+        )
+        if way == "loop":
+            yield finding("particles", raised=first_line(why) if why else "other densities")
 
 
 def _by_perturbation(trial: Trial) -> Iterable[Finding]:

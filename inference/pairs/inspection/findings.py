@@ -263,9 +263,9 @@ biased error | the bound of a mini-batch is biased | the mean bound of two halve
 arguments error | the {half} does not take these arguments | {half}{signature} | called with
   ({given}): {why} | model and guide get the same arguments, in the same order: give both one
   signature (with defaults for what one of them does not use).
-particles warning | the pair does not broadcast over particles | latents of shape (K, batch, event)
-  work as (batch, event) do | with two particles: {raised} | index and reduce from the right (z[...,
-  0], .sum(-1)); or use vectorized=False in the estimator.
+particles warning | the draws of this pair are made one by one | a pair that broadcasts under a
+  plate of particles, or passes torch.vmap | {raised} | keep values on tensors (torch.where for an
+  if, no .item(), int() or float() of a latent), or it will be slow with several particles.
 closed-form error | the closed-form mean-field KL does not apply | every prior depends only on
   latents that the guide draws before | {why} | use elbo.Trace(), or draw the guide's sites in the
   model's order.
