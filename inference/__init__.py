@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import optim as optim
     from .draws.datatree import to_datatree as to_datatree
     from .draws.datatree import write_datatree as write_datatree
+    from .draws.prediction import predict as predict
     from .guides import fit_guides as fit_guides
     from .guides import make_guide as make_guide
     from .guides import posterior as posterior
@@ -42,6 +43,7 @@ _HOMES = {
     "make_guide": "guides",
     "optim": "",
     "posterior": "guides",
+    "predict": "draws.prediction",
     "scan": "networks.recurrence",
     "to_datatree": "draws.datatree",
     "write_datatree": "draws.datatree",

@@ -49,7 +49,8 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
 
     - `divergence`: `reconstruction` = log p(x | z), and each latent's log q - log p, for each
       element of the plates that all sites share;
-    - `divergence_per_dim`: each latent's KL(q || p) by dimension, where it has a closed form.
+    - `divergence_per_dim`: each latent's KL(q || p) by dimension, where it has a closed form;
+    - `discrete`: the probabilities of the values of each latent that the model sums out.
     """
     pair, weights = chunk.pair, chunk.weights
     k, nesting = weights.particles, weights.nesting
@@ -60,7 +61,7 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
     def put(group: str, arrays: Named) -> None:
         for name, (tensor, axes) in arrays if group in out else ():
             tensor = tensor.double() if group in DENSITIES else tensor
-            out[group][name] = Variable(tensor.detach(), _dims(name, axes))
+            out[group][name] = Variable(tensor.detach(), dims_of(name, axes))
 
     def drawn(terms: Mapping[str, Term | None]) -> Named:
         return ((n, t.values(k, nesting)) for n, t in terms.items() if t is not None)
@@ -73,6 +74,10 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
         return ((n, by_plate(t, 0, plates, k, nesting)) for n, t in tensors.items())
 
     put("posterior", drawn({**latent, **computed}))
+    if not {"posterior", "discrete"}.isdisjoint(out) and sums_out(weights):
+        values, shares = pair.discrete(k, {n: t.value for n, t in latent.items()})
+        put("posterior", drawn(values))
+        put("discrete", drawn(shares))
     put("log_prior", dense(latent))
     if "unconstrained_posterior" in out:
         put("unconstrained_posterior", drawn({n: unconstrained(t) for n, t in latent.items()}))
@@ -90,13 +95,19 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
         put("divergence_per_dim", ((n, (kl, [*axes, None])) for n, kl in per_dim))
     if "posterior_predictive" in out:
         terms, data = pair.simulate(k, {n: t.value for n, t in latent.items()})
-        put("posterior_predictive", drawn({n: _counted(terms[n]) for n in data}))
+        put("posterior_predictive", drawn({n: counted(terms[n]) for n in data}))
     proper = not any(is_improper(t.fn) for t in latent.values())
     if proper and ("prior" in out or "prior_predictive" in out):
         prior, data = pair.simulate(k)
-        put("prior_predictive", drawn({n: _counted(prior[n]) for n in data}))
+        put("prior_predictive", drawn({n: counted(prior[n]) for n in data}))
         put("prior", drawn({n: prior[n] for n in (*latent, *computed)}))
     return out
+
+
+def sums_out(weights: LogWeights) -> bool:
+    """Tell whether the model has latents that were summed out, and the guide none that were."""
+    enumerated = any(t.enumerated for t in weights.guide.values())
+    return any(t.fn is None for t in weights.model.values()) and not enumerated
 
 
 def gathered(parts: Iterable[tuple[slice, Sequence[Tree]]], draws: int) -> Tree:
@@ -125,14 +136,14 @@ def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Vari
     terms, data = pair.simulate(1)
     observed = {}
     for name, value in data.items():
-        tensor, axes = _counted(terms[name].having(value=value)).values(1, pair.nesting)
-        observed[name] = Variable(numpy_of(tensor[0]), _dims(name, axes))
+        tensor, axes = counted(terms[name].having(value=value)).values(1, pair.nesting)
+        observed[name] = Variable(numpy_of(tensor[0]), dims_of(name, axes))
     plates = {p.size: p.name for t in terms.values() for p in t.plates}
     constant = {}
     for name, a in tensor_arguments(pair).items():
         if not any(is_same(a, v) for v in data.values()):
             axes = [plates.get(n) if i == 0 else None for i, n in enumerate(a.shape)]
-            constant[name] = Variable(numpy_of(a), _dims(name, axes))
+            constant[name] = Variable(numpy_of(a), dims_of(name, axes))
     return observed, constant
 
 
@@ -203,7 +214,7 @@ def is_same(a: object, b: object) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
-def _counted(term: Term) -> Term:
+def counted(term: Term) -> Term:
     """Whole numbers as integers, so that what reads them knows that they are counts."""
     value = torch.as_tensor(term.value)
     if not is_discrete(term) or not value.is_floating_point() or not (value == value.round()).all():
@@ -211,7 +222,7 @@ def _counted(term: Term) -> Term:
     return term.having(value=value.to(torch.int64))
 
 
-def _dims(name: str, axes: Sequence[str | None]) -> tuple[str, ...]:
+def dims_of(name: str, axes: Sequence[str | None]) -> tuple[str, ...]:
     """Plate names, and for the other axes the site's: `z_dim`, or `z_dim_0`, `z_dim_1`, …"""
     unnamed = sum(a is None for a in axes)
     own = iter([f"{name}_dim"] if unnamed == 1 else [f"{name}_dim_{i}" for i in range(unnamed)])

@@ -34,7 +34,8 @@ def to_datatree(
 ) -> xr.DataTree:
     """Draws from a fitted guide, with everything that ArviZ can use, as a DataTree.
 
-    Groups: `posterior` (latents and deterministic sites), `unconstrained_posterior` (latents on
+    Groups: `posterior` (latents, deterministic sites, and discrete latents that the guide leaves
+    out, drawn given the others), `unconstrained_posterior` (latents on
     the real line), `log_likelihood` (per observation), `log_prior` (per latent),
     `posterior_predictive`, `prior`, `prior_predictive`, `observed_data`, `constant_data` (the
     pair's other tensor arguments), `sample_stats` and `loss_trace`.

@@ -18,6 +18,7 @@ from ..weights import (
     WAYS,
     LogWeights,
     Term,
+    discrete_posterior,
     log_weights,
     no_validation,
     plate_nesting,
@@ -112,6 +113,14 @@ class CheckedPair:
         """Run the model with observed sites drawn; return its sites and what it had observed."""
         known = {"nesting": self.nesting, "way": self.way, **self.kwargs}
         return simulate(self.model, *self.args, values=given, particles=particles, **known)
+
+    def discrete(
+        self, particles: int, given: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Term], dict[str, Term]]:
+        """Draw what the model sums out, given the other latents; and return its probabilities."""
+        known = {"nesting": self.nesting, "way": self.way, **self.kwargs}
+        told = {"values": given, "particles": particles, **known}
+        return discrete_posterior(self.model, *self.args, **told)
 
 
 def admit(

@@ -4,7 +4,15 @@ This folder is the only place that handles Pyro traces. Everything else (bounds,
 evaluation, ArviZ) is arithmetic on what `log_weights` returns.
 """
 
-from .run import dream, log_q_at, log_weights, plate_nesting, simulate, way_of
+from .run import (
+    discrete_posterior,
+    dream,
+    log_q_at,
+    log_weights,
+    plate_nesting,
+    simulate,
+    way_of,
+)
 from .sites import At
 from .terms import LogWeights, Plate, Term, by_plate
 from .ways import WAYS, no_validation
@@ -16,6 +24,7 @@ __all__ = [
     "Plate",
     "Term",
     "by_plate",
+    "discrete_posterior",
     "dream",
     "log_q_at",
     "log_weights",

@@ -140,6 +140,49 @@ def averaged(
     return out
 
 
+def posterior_of(trace: Any, nesting: int, drawing: bool) -> dict[str, Tensor]:
+    """Posterior of a model's enumerated sites: site -> (*plates, C), right-aligned in its plates.
+
+    Given the trace's other values: the probabilities of a site's C values, the gradient of the log
+    of the sum by the logarithms of its terms; or, `drawing`, one draw of all sites together, as
+    ones and zeros. Takes one pass forward and one back along a chain.
+    """
+    _pack(trace, None)
+    sites = sample_sites(trace)
+    summed = {n: s for n, s in sites.items() if is_enumerated(s)}
+    symbols = {n: s["infer"]["_enumerate_symbol"] for n, s in summed.items()}
+    dims, zeros = {}, {}
+    for name, site in summed.items():  # over all elements of its plates: each has a draw of its own
+        around = sorted(frames(site), key=lambda f: f.dim)
+        dims[name] = "".join(trace.plate_to_symbol[f.name] for f in around) + symbols[name]
+        lp = site["packed"]["log_prob"]
+        zeros[name] = lp.new_zeros([f.size for f in around] + [_sizes([lp])[symbols[name]]])
+
+    def log_sum(leaves: Mapping[str, Tensor]) -> Tensor:
+        factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
+        for name, site in sites.items():
+            lp = site["packed"]["log_prob"]
+            if set(symbols.values()).isdisjoint(lp._pyro_dims):
+                continue
+            if name in leaves:
+                leaf: Any = leaves[name].clone()
+                leaf._pyro_dims = dims[name]
+                lp = _product([lp, leaf])
+            ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames(site))
+            factors.setdefault(ordinal, []).append(lp)
+        ring = _LogSumExp(drawing)
+        contracted = contract_tensor_tree(factors, set(symbols.values()), ring=ring)
+        return torch.stack([part.sum() for parts in contracted.values() for part in parts]).sum()
+
+    found = torch.func.grad(log_sum)(zeros)
+    out = {}
+    for name, site in summed.items():
+        size = {f.dim: f.size for f in frames(site)}
+        front = [size.get(d, 1) for d in range(min([-nesting, *size]), 0)]
+        out[name] = found[name].reshape(*front, -1)
+    return out
+
+
 SMALL = 2**13  # entries of a joint density that is summed beside others of its kind
 
 
@@ -151,7 +194,16 @@ class _LogSumExp(LogRing):
 
     Pyro's own takes exponentials factor by factor, which can underflow, and through an
     `autograd.Function` that `torch.func` cannot transform.
+
+    Args:
+        drawing: let the gradient of a sum be a draw of one of its entries, by their shares, in
+            place of the shares. That of the whole is then a draw of all variables together, made
+            as forward filtering and backward sampling makes it.
     """
+
+    def __init__(self, drawing: bool = False):
+        super().__init__()
+        self.drawing = drawing
 
     def sumproduct(self, terms: Any, dims: Any) -> Tensor:
         """The sum over `dims` of the product of packed terms."""
@@ -180,7 +232,9 @@ class _LogSumExp(LogRing):
                     at.pop(d), costs.pop(d)
             for ids in at.values():
                 ids -= taken
-            new = [t for group in alike.values() if group[0][1] for t in _sums_out(group)]
+            new = [
+                t for group in alike.values() if group[0][1] for t in _sums_out(group, self.drawing)
+            ]
             changed = range(first := max(left, default=-1) + 1, first + len(new))
             left.update(zip(changed, new))
         return _product(list(left.values()))
@@ -211,7 +265,7 @@ def _product(terms: list[Any]) -> Tensor:
     return out
 
 
-def _sums_out(group: list[tuple[str, list[Any]]]) -> list[Any]:
+def _sums_out(group: list[tuple[str, list[Any]]], drawing: bool = False) -> list[Any]:
     """log Σ exp of the sum of the factors of each variable of one kind, over that variable."""
     names = [d + "".join(sorted(_sizes(terms).keys() - {d})) for d, terms in group]
     total: Any = 0.0
@@ -221,7 +275,12 @@ def _sums_out(group: list[tuple[str, list[Any]]]) -> list[Any]:
     top = total.detach().amax(1, keepdim=True).clamp(min=torch.finfo(total.dtype).min)
     rest = (total - top).exp().sum(1)  # no gradient where every entry is -inf
     tiny = torch.finfo(rest.dtype).tiny
-    sums = torch.where(rest > 0, rest.clamp(min=tiny).log() + top.squeeze(1), -math.inf).unbind()
+    whole = torch.where(rest > 0, rest.clamp(min=tiny).log() + top.squeeze(1), -math.inf)
+    if drawing:
+        noise = -(-torch.rand_like(total).clamp(min=tiny).log()).log()  # Gumbel's
+        drawn = total.gather(1, (total.detach() + noise).argmax(1, keepdim=True)).squeeze(1)
+        whole = whole.detach() + torch.where(rest > 0, drawn - drawn.detach(), 0.0)
+    sums = whole.unbind()
     for out, dims in zip(sums, names):
         out._pyro_dims = dims[1:]  # type: ignore[attr-defined]
     return list(sums)

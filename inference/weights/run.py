@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -12,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..randomness import forked
-from .enumeration import averaged
+from .enumeration import averaged, posterior_of
 from .sites import (
     PARTICLES,
     At,
@@ -23,6 +24,7 @@ from .sites import (
     is_improper,
     is_latent,
     latents_only,
+    plates_of,
     refuse_unmatched,
     sample_sites,
     terms_of,
@@ -155,10 +157,56 @@ def _is_drawn(term: Term) -> bool:
     return term.free and not (term.observed or term.enumerated) and torch.is_tensor(term.value)
 
 
+def discrete_posterior(
+    model: Callable, *args: Any, values: Given, particles: int = 1, nesting: int,
+    way: str = "plate", **kwargs: Any,
+) -> tuple[dict[str, Term], dict[str, Term]]:  # fmt: skip
+    """What a model sums out, from its posterior given K draws of the other latents and the data.
+
+    Args:
+        model, args, kwargs, particles, nesting, way: as for `log_weights`.
+        values: site -> value of every other latent, (K, ...) as in `Term.value`.
+
+    Returns:
+        Site -> a draw, jointly with the others (along a chain by forward filtering, backward
+        sampling), (K, *plates); and site -> the probabilities of its C values, (K, *plates, C).
+    """
+
+    def at(given: Given, k: int) -> dict[str, dict[str, Term]]:
+        def mark(site: Any) -> Any:
+            return (
+                {"enumerate": "parallel"} if site["name"] not in given and is_discrete(site) else {}
+            )
+
+        run = poutine.infer_config(_under_plate(model, k, -nesting - 1), mark)
+        with At(given), poutine.enum(first_available_dim=-nesting - 2):
+            trace = poutine.trace(run).get_trace(*args, **kwargs)
+        halves: dict[str, dict[str, Term]] = {"drawn": {}, "probabilities": {}}
+        shares = posterior_of(trace, nesting, False)
+        for name, one in posterior_of(trace, nesting, True).items():
+            site = trace.nodes[name]
+            support = site["fn"].enumerate_support(expand=False)
+            support = support.reshape(len(support), *site["fn"].event_shape)
+            for half, value, event in (
+                ("drawn", support[one.argmax(-1)], site["fn"].event_dim),
+                ("probabilities", shares[name], 1),
+            ):
+                none = one.new_zeros((1,) * (nesting + 1))
+                fn = SimpleNamespace(event_dim=event)
+                halves[half][name] = Term(name, none, plates_of(site, {}), fn=fn, value=value)
+        return halves
+
+    together = particles == 1 or way == "plate"
+    found = at(values, particles) if together else over_draws(
+        partial(at, k=1), values, particles, nesting, way
+    )  # fmt: skip
+    return found["drawn"], found["probabilities"]
+
+
 def way_of(
     model: Callable, guide: Callable, *args: Any, nesting: int, **kwargs: Any
 ) -> tuple[str, Exception | None]:
-    """How draws of a pair are made together, and what kept `torch.vmap` from it where "loop".
+    """Find how draws of a pair are made together, and for "loop" what keeps it from `torch.vmap`.
 
     Each way is tried with three draws and compared with runs of one draw at the same values: a
     pair that broadcasts, but wrongly, is seen too.

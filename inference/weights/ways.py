@@ -125,7 +125,7 @@ def _with_tensors(term: Term, nesting: int, new: Replace, particles: int = 0) ->
     if torch.is_tensor(value):
         batch = value.dim() - event
         if term.is_computed:  # pyro.deterministic calls all of its axes event
-            batch = max((-p.dim for p in term.plates), default=0)
+            batch = min(value.dim(), max((-p.dim for p in term.plates), default=0))
         changes["value"] = new(value, max(0, nesting - batch))
     for name in ("mask", "user_scale"):
         if torch.is_tensor(tensor := getattr(term, name)):
@@ -150,7 +150,10 @@ def _copied(obj: Any, new: Callable[[Tensor], Any], front: tuple[int, ...]) -> A
         return obj if all(a is b for a, b in zip(parts, obj)) else type(obj)(parts)
     if isinstance(obj, Module) or not isinstance(obj, (Distribution, Transform, Constraint)):
         return obj
-    own = {k: v for k, v in vars(obj).items() if k != "_cached_x_y" and not k.endswith("_shape")}
+    there = {"_cached_x_y", "_batch_shape", "_event_shape"}
+    if type(obj).__name__ != "_InverseTransform":
+        there.add("_inv")  # the way back, which knows this one
+    own = {k: v for k, v in vars(obj).items() if k not in there}
     found = {k: _copied(v, new, front) for k, v in own.items()}
     if all(found[k] is own[k] for k in own):
         return obj
