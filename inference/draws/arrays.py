@@ -133,18 +133,25 @@ def gathered(parts: Iterable[tuple[slice, Sequence[Tree]]], draws: int) -> Tree:
 
 def observations(pair: CheckedPair) -> tuple[dict[str, Variable], dict[str, Variable]]:
     """Return what the pair observes, and the other tensors among its arguments, by name."""
-    terms, data = pair.simulate(1)
+    terms, data = pair.once()
     observed = {}
     for name, value in data.items():
         tensor, axes = counted(terms[name].having(value=value)).values(1, pair.nesting)
         observed[name] = Variable(numpy_of(tensor[0]), dims_of(name, axes))
+    return observed, constants(pair, terms, data)
+
+
+def constants(
+    pair: CheckedPair, terms: Mapping[str, Term], observed: Mapping[str, object]
+) -> dict[str, Variable]:
+    """Return the tensors among a pair's arguments that it does not observe, by name."""
     plates = {p.size: p.name for t in terms.values() for p in t.plates}
-    constant = {}
+    out = {}
     for name, a in tensor_arguments(pair).items():
-        if not any(is_same(a, v) for v in data.values()):
+        if not any(is_same(a, v) for v in observed.values()):
             axes = [plates.get(n) if i == 0 else None for i, n in enumerate(a.shape)]
-            constant[name] = Variable(numpy_of(a), dims_of(name, axes))
-    return observed, constant
+            out[name] = Variable(numpy_of(a), dims_of(name, axes))
+    return out
 
 
 def coordinate_names(name: str, shape: tuple[int, ...]) -> list[str]:
@@ -165,7 +172,7 @@ def _likelihood(pair: CheckedPair, weights: LogWeights) -> dict[str, Term]:
     out = {n: t for n, t in weights.model.items() if t.is_data}
     summed = {n: t for n, t in out.items() if t.fn is None}
     if summed:
-        data = pair.simulate(1)[1]
+        data = pair.once()[1]
         for label, term in summed.items():
             names = [n for n in term.sites if n in data]
             if len(names) == 1 and names[0] not in out:

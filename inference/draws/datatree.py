@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import xarray as xr
 from arviz_base import dict_to_dataset
 
 from ..pairs.gate import CheckedPair, admit_all
+from ..weights.sites import is_flat
 from .arrays import GROUPS, Tree, Variable, gathered, named_arrays, observations
 from .density import missing_density, missing_spread
 from .psis import EQUAL, LEAST, ess, khat
@@ -162,6 +164,12 @@ def _drawn(
     sources = admit_all(
         run, *data, vectorized=vectorized, who="to_datatree", draws=draws, chunk=chunk, seed=seed
     )
+    with sources[0].ready(seed):
+        flat = [n for n, t in sources[0].weights().model.items() if t.is_latent and is_flat(t.fn)]
+    if flat and any(g.startswith("prior") for g in groups):
+        groups = [g for g in groups if not g.startswith("prior")]
+        named = ", ".join(map(repr, flat))
+        warnings.warn(f"no prior groups: the prior of {named} is flat (improper).", stacklevel=3)
     options: dict[str, Any] = {"chunk": chunk, "numbers": NUMBERS // len(sources)}
     chains = [{"pair": pair, "seed": [seed, i], **options} for i, pair in enumerate(sources)]
     return sources, side_by_side(chains, draws, groups)

@@ -11,7 +11,8 @@ import xarray as xr
 from ..pairs.arguments import as_arguments, check_values, misfit, moved
 from ..pairs.gate import CheckedPair, admit
 from ..pairs.options import whole
-from .arrays import Tree, Variable, counted, dims_of, gathered, observations
+from ..weights import LogWeights, Term
+from .arrays import Tree, Variable, constants, counted, dims_of, gathered
 from .datatree import Names, datasets
 from .sampler import Chunk, sample
 
@@ -54,7 +55,7 @@ def predict(
     source = admit(run, run.example)
     there = replace(source, args=_new_arguments(source, new))
     with source.ready(seed):
-        two, observed = source.weights(2), source.simulate(1)[1]
+        two, observed = source.weights(2), source.once()[1]
     names = {*observed, *(n for n, t in two.model.items() if t.is_computed)}
     latent = {n for n, t in two.model.items() if t.is_latent}
     if two.plates:
@@ -64,8 +65,11 @@ def predict(
                 "arguments of the new ones. Pass them too."
             )
         source = there
+        with there.ready(seed):
+            new_sites = there.once()[0]
     else:
-        latent &= _of_the_same_shape(source, there, seed)
+        new_sites = _sites(there, two, seed)
+        latent = {n for n in latent if two.model[n].plates == new_sites[n].plates}
 
     def predicted(part: Chunk) -> tuple[slice, list[Tree]]:
         k, model = part.weights.particles, part.weights.model
@@ -75,26 +79,23 @@ def predict(
         return part.draws, [{"predictions": made}]
 
     tree = gathered(sample(source, draws, predicted, seed=seed, chunk=chunk), draws)
-    with there.ready(seed):
-        tree["predictions_constant_data"] = observations(there)[1]
+    tree["predictions_constant_data"] = constants(there, new_sites, {})
     return xr.DataTree.from_dict(datasets(tree, coords, dims))
 
 
-def _of_the_same_shape(source: CheckedPair, there: CheckedPair, seed: int) -> set[str]:
-    """The sites that new arguments leave as they are: those in none of the plates that change."""
-    with source.ready(seed):
-        old = source.simulate(1)[0]
-    with there.ready(seed):
-        try:
-            new = there.simulate(1)[0]
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"predict: the model does not run on the new arguments: {reason}. Where it is told "
-                "None it must not look at it: the size of a plate comes from an input, as in "
-                "pyro.plate('data', len(x)), and obs=y."
-            ) from error
-    return {n for n in old.keys() & new.keys() if old[n].plates == new[n].plates}
+def _sites(there: CheckedPair, drawn: LogWeights, seed: int) -> dict[str, Term]:
+    """The model's sites on new arguments, at two draws of what belongs to no datum."""
+    given = {n: t.value for n, t in drawn.model.items() if t.is_latent and not t.plates}
+    try:
+        with there.ready(seed):
+            return there.simulate(2, given)[0]
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"predict: the model does not run on the new arguments: {reason}. Where it is told "
+            "None it must not look at it: the size of a plate comes from an input, as in "
+            "pyro.plate('data', len(x)), and obs=y."
+        ) from error
 
 
 def _new_arguments(source: CheckedPair, new: tuple) -> tuple:

@@ -201,7 +201,7 @@ def conditions(pair: CheckedPair, weights: LogWeights) -> tuple[dict[str, Tensor
         n: t.value for n, t in weights.model.items() if t.observed and t.free and t.fn is not None
     }
     if any(t.fn is None for t in weights.model.values()):  # those under summed-out latents too
-        observed |= pair.simulate(1)[1]
+        observed |= pair.once()[1]
     observed = {n: v for n, v in observed.items() if torch.is_tensor(v) and v.numel()}
 
     def is_data(a: Tensor) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -16,10 +17,12 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from pyro.poutine.messenger import Messenger
+from torch.distributions import transform_to
 
 from ..pairs.options import nearest
 from ..randomness import ALONE
-from ..weights.sites import is_discrete
+from ..weights.sites import is_discrete, is_flat
 from .packed import FlowGuide, MixtureGuide
 from .paths import Normal, Paths
 from .placed import FAMILIES as PLACED
@@ -46,7 +49,7 @@ def make_guide(
     model: Any,
     *args: Any,
     amortized: bool = False,
-    start: str | Normal | Paths | None = None,
+    start: str | Normal | Paths | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> AutoGuide:
     """A guide for the continuous latents of `model`. Discrete ones are left to exact enumeration.
@@ -74,7 +77,9 @@ def make_guide(
         model: a Pyro model, or a pair, whose model is taken.
         args: the model's arguments.
         start: "pathfinder" or "laplace": begin there, for mean-field, low-rank, full-rank, iaf and
-            spline (`inference.guides.placed.PlacedGuide`).
+            spline (`inference.guides.placed.PlacedGuide`). Or a dictionary, site -> the value that
+            its distribution is placed at, in the site's own space; the others start as their kind
+            does, those with a flat prior (`ImproperUniform`) at the middle of their support.
         amortized: the latents of each datum get their distribution from a network that is shown
             the datum, instead of parameters of their own: for mini-batches and new data. For
             mean-field, low-rank, full-rank, structured, iaf and spline; latents of no datum keep
@@ -100,7 +105,8 @@ def make_guide(
                 f"guide: {kind!r} cannot be amortised; these can: {', '.join(FAMILIES)}."
             )
         make = functools.partial(PlateGuide, family=kind, amortized=True)
-    if start is not None:
+    values: Mapping[str, Any] = start if isinstance(start, Mapping) else {}
+    if start is not None and not isinstance(start, Mapping):
         if kind not in PLACED:
             raise ValueError(f"start: {kind!r} has none; these have: {', '.join(PLACED)}.")
         make = functools.partial(PlacedGuide, family=kind, start=start)
@@ -112,11 +118,34 @@ def make_guide(
         )
     model = model_of(model)
     placed = isinstance(make, functools.partial) and make.func is PlacedGuide  # hides them itself
-    guide = make(model if placed else poutine.block(model, hide_fn=is_discrete), **options)
+    latent = poutine.block(model, hide_fn=is_discrete)
+    guide = make(model if placed else _Started(values)(latent), **options)
     if args:
         with ALONE, pyro.get_param_store().scope({"params": {}, "constraints": {}}):
             guide._setup_prototype(*args)
     return guide
+
+
+class _Started(Messenger):
+    """Gives latents the values that their guide starts from, where those are told.
+
+    And where they cannot be drawn: those of a flat prior start at the middle of their support.
+    """
+
+    def __init__(self, start: Mapping[str, Any]):
+        super().__init__()
+        self.start = start
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None:
+            return
+        fn = msg["fn"]
+        if msg["name"] in self.start:
+            value = torch.as_tensor(self.start[msg["name"]])
+            msg["value"] = value.to(torch.get_default_dtype()).expand(fn.shape())
+        elif is_flat(fn):
+            move = transform_to(fn.support)
+            msg["value"] = move(torch.zeros(move.inverse_shape(fn.shape())))
 
 
 def model_of(given: Any) -> Callable:

@@ -112,7 +112,20 @@ class CheckedPair:
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """Run the model with observed sites drawn; return its sites and what it had observed."""
         known = {"nesting": self.nesting, "way": self.way, **self.kwargs}
-        return simulate(self.model, *self.args, values=given, particles=particles, **known)
+        try:
+            return simulate(self.model, *self.args, values=given, particles=particles, **known)
+        except NotImplementedError as error:
+            if "ImproperUniform" not in str(error):
+                raise
+            raise ValueError(
+                "the model has a flat prior (ImproperUniform), from which nothing can be drawn: "
+                "expected a proper one; give it a wide Normal or HalfNormal."
+            ) from error
+
+    def once(self) -> tuple[dict[str, Term], dict[str, Any]]:
+        """Return `simulate` for one draw of the guide: what the model observes, and its shapes."""
+        latent = {n: t.value for n, t in self.weights().model.items() if t.is_latent}
+        return self.simulate(1, latent)
 
     def discrete(
         self, particles: int, given: Mapping[str, Tensor]

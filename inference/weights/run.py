@@ -161,7 +161,7 @@ def discrete_posterior(
     model: Callable, *args: Any, values: Given, particles: int = 1, nesting: int,
     way: str = "plate", **kwargs: Any,
 ) -> tuple[dict[str, Term], dict[str, Term]]:  # fmt: skip
-    """What a model sums out, from its posterior given K draws of the other latents and the data.
+    """Draw what a model sums out, from its posterior given K draws of the other latents.
 
     Args:
         model, args, kwargs, particles, nesting, way: as for `log_weights`.

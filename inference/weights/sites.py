@@ -44,6 +44,13 @@ def is_free(site: Site) -> bool:
     return type(fn).__name__ not in ("Delta", "Unit")
 
 
+def is_flat(fn: Any) -> bool:
+    """Tell whether a distribution is an improper one, which nothing can be drawn from."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__ == "ImproperUniform"
+
+
 def is_enumerated(site: Site) -> bool:
     """Tell whether a site's value is its whole support, along a dimension of its own."""
     return site["infer"].get("_enumerate_dim") is not None

@@ -158,7 +158,7 @@ def test_supports_and_discrete_latents():
 
     blocked = pyro.poutine.block(model, hide=["k"])
     tree = to_datatree(model, AutoNormal(blocked), x, draws=7, vectorized=False)
-    assert set(tree.posterior.data_vars) == {"weights", "rate"}
+    assert set(tree.posterior.data_vars) == {"weights", "rate", "k"}
     assert tree.posterior.weights.dims == ("chain", "draw", "weights_dim")
     assert tree.unconstrained_posterior.weights.shape == (1, 7, 2)
     assert tree.log_likelihood.x.dims == ("chain", "draw", "data")

@@ -2,6 +2,7 @@ import math
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,7 +10,17 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from inference import check, elbo, evaluate, fit, fit_guides, log_weights, make_guide
+from inference import (
+    calibrate,
+    check,
+    elbo,
+    evaluate,
+    fit,
+    fit_guides,
+    log_weights,
+    make_guide,
+    to_datatree,
+)
 from inference.guides import KINDS
 from inference.guides.packed import flow_normal, layers
 from inference.pairs.pair import Pair
@@ -514,3 +525,26 @@ def test_the_example_of_a_new_guide_runs(capsys):
     }  # fmt: skip
     said = capsys.readouterr().out
     assert "constraints.positive" in said and "log evidence" in said
+
+
+def test_flat_priors_have_a_start_and_no_prior_groups():
+    """The posterior of a mean under a flat prior is N(mean of the data, s²/n)."""
+    x = torch.tensor([1.0, 2.0, 4.5])
+
+    def model(x):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    guide = make_guide("mean-field", model, start={"mu": 2.0}, init_scale=0.5)
+    guide(x)
+    assert float(guide.locs.mu.detach()) == 2.0
+    run = fit(model, guide, x, steps=1, lr=1e-9, compile=False, progress=False)
+    with pytest.warns(UserWarning, match="no prior groups: the prior of 'mu' is flat"):
+        tree = to_datatree(run, x, draws=4_000)
+    assert not {"prior", "prior_predictive"} & set(tree.children)
+    weight = tree.sample_stats.log_weight.values[0]
+    mean = np.average(tree.posterior.mu.values[0], weights=np.exp(weight - weight.max()))
+    assert abs(mean - float(x.mean())) < 5 * 1.5 * 3**-0.5 / 4_000**0.5
+    with pytest.raises(ValueError, match="flat prior"):
+        calibrate(run, x, datasets=10, draws=10)
