@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..randomness import forked
 from .enumeration import averaged, posterior_of
@@ -209,8 +210,12 @@ def way_of(
     """Find how draws of a pair are made together, and for "loop" what keeps it from `torch.vmap`.
 
     Each way is tried with three draws and compared with runs of one draw at the same values: a
-    pair that broadcasts, but wrongly, is seen too.
+    pair that broadcasts, but wrongly, is seen too. Inside a transform of torch's, where values
+    cannot be compared, a pair counts as one that broadcasts.
     """
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed or _get_current_dispatch_mode() is not None:
+        return "plate", None
     k, pair, failed = 3, (model, guide, *args), None
     run: Any = partial(log_weights, *pair, particles=k, nesting=nesting, **kwargs)
     with forked(), torch.no_grad(), no_validation(), Subsamples():
