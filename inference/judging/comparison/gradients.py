@@ -70,6 +70,8 @@ class Gradients:
         self.buffers = dict(pair.buffers if buffers is None else buffers)
         self.device = next(iter(self.params.values())).device
         self.slices = _columns(self.params)
+        if estimator.particles > 1 and estimator.vectorized:
+            pair.find_way(self.params, self.buffers, args, self.kwargs)
         self.replicates = 2 if replicates is None else replicates
         self.seconds: list[float] = []
         self.note: str | None = None
