@@ -16,7 +16,6 @@ from torch.distributions import Independent, kl_divergence
 from ..elbo.base import latent_of
 from ..pairs.gate import CheckedPair
 from ..weights import LogWeights, Term, by_plate
-from ..weights.sites import is_improper
 from .density import is_discrete, unconstrained
 from .sampler import Chunk, tensor_arguments
 
@@ -96,8 +95,7 @@ def named_arrays(chunk: Chunk, groups: Sequence[str] = GROUPS) -> Tree:
     if "posterior_predictive" in out:
         terms, data = pair.simulate(k, {n: t.value for n, t in latent.items()})
         put("posterior_predictive", drawn({n: counted(terms[n]) for n in data}))
-    proper = not any(is_improper(t.fn) for t in latent.values())
-    if proper and ("prior" in out or "prior_predictive" in out):
+    if "prior" in out or "prior_predictive" in out:
         prior, data = pair.simulate(k)
         put("prior_predictive", drawn({n: counted(prior[n]) for n in data}))
         put("prior", drawn({n: prior[n] for n in (*latent, *computed)}))

@@ -26,7 +26,7 @@ from ..results.finding import Finding
 from ..results.result import Result
 from ..results.table import Table
 from ..training.fitting import fit
-from ..weights.sites import is_improper
+from ..weights.sites import is_flat
 from .joint import LogJoint
 from .make import make_guide, model_of
 from .paths import CURVED, Normal, Paths, pathfinder
@@ -231,7 +231,7 @@ class _Way:
             began = time.monotonic()
             room = (self.left - cost) / (1 if i == len(kinds) - 1 else 3)
             guide = make_guide(kind, self.model, *self.args, start=self.place)
-            together = admit(self.model, guide, self.args).vectorized
+            together = admit(self.model, guide, self.args).way != "loop"
             particles = PARTICLES if together else 1
             estimator = (Trace if kind == "iaf" else STL)(particles, vectorized=together)
             steps = self._affordable(room, estimator, guide)
@@ -308,7 +308,7 @@ class _Way:
     def _guided(self, run: Any) -> Tensor | None:
         """Draws of a guide on the real line, (S, D), in the order of the log joint's latents."""
         pair = admit(*(run if isinstance(run, tuple) else (run,)), self.args)
-        if not pair.vectorized:
+        if pair.way == "loop":
             return None
         with pair.ready(self.seed):
             weights = pair.weights(min(4_000, max(100, 2**24 // max(1, self.joint.dim))))
@@ -388,7 +388,7 @@ class _Way:
     def _evidence(self, diagnosis: Diagnosis | None) -> Estimate:
         """log p(x) of the trusted draws' weights."""
         weights = self.joint.weights(torch.zeros(1, self.joint.dim, dtype=self.joint.dtype))
-        flat = [n for n, t in weights.model.items() if is_improper(t.fn)]
+        flat = [n for n, t in weights.model.items() if is_flat(t.fn)]
         if flat:
             return Estimate.none(f"the prior of {', '.join(flat)} is improper")
         if not self.trusted or diagnosis is None:

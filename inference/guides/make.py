@@ -18,11 +18,10 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from pyro.poutine.messenger import Messenger
-from torch.distributions import transform_to
 
 from ..pairs.options import nearest
 from ..randomness import ALONE
-from ..weights.sites import is_discrete, is_flat
+from ..weights.sites import at_zero, is_discrete, is_flat
 from .packed import FlowGuide, MixtureGuide
 from .paths import Normal, Paths
 from .placed import FAMILIES as PLACED
@@ -144,8 +143,7 @@ class _Started(Messenger):
             value = torch.as_tensor(self.start[msg["name"]])
             msg["value"] = value.to(torch.get_default_dtype()).expand(fn.shape())
         elif is_flat(fn):
-            move = transform_to(fn.support)
-            msg["value"] = move(torch.zeros(move.inverse_shape(fn.shape())))
+            msg["value"] = at_zero(msg)
 
 
 def model_of(given: Any) -> Callable:

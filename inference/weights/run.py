@@ -18,11 +18,9 @@ from .enumeration import averaged, posterior_of
 from .sites import (
     PARTICLES,
     At,
-    at_zero,
     is_discrete,
     is_enumerated,
     is_free,
-    is_improper,
     is_latent,
     latents_only,
     plates_of,
@@ -344,8 +342,6 @@ def _unobserved(run: Callable, args: tuple, kwargs: dict) -> tuple[Any, dict[str
             if msg["is_observed"] and is_free(msg):  # not a pyro.deterministic or a pyro.factor
                 observed[msg["name"]] = msg["value"]
                 msg["is_observed"], msg["value"], msg["done"] = False, None, False
-            elif is_improper(msg["fn"]) and not msg["done"]:  # shapes are asked for, no draws
-                msg["value"], msg["done"] = at_zero(msg), True
 
     with Unobserved():
         return poutine.trace(run).get_trace(*args, **kwargs), observed

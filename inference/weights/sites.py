@@ -45,10 +45,10 @@ def is_free(site: Site) -> bool:
 
 
 def is_flat(fn: Any) -> bool:
-    """Tell whether a distribution is an improper one, which nothing can be drawn from."""
+    """Tell whether a distribution is an improper prior, of which there are no draws."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return type(fn).__name__ == "ImproperUniform"
+    return isinstance(fn, ImproperUniform)
 
 
 def is_enumerated(site: Site) -> bool:
@@ -60,11 +60,6 @@ def is_discrete(site: Site) -> bool:
     """Tell whether a site is a latent that takes one of several values."""
     latent = site["type"] == "sample" and not site["is_observed"]
     return latent and bool(getattr(site["fn"], "has_enumerate_support", False))
-
-
-def is_improper(fn: Any) -> bool:
-    """Tell whether a distribution has no draws: a flat prior on an infinite support."""
-    return isinstance(fn, ImproperUniform)
 
 
 def at_zero(site: Site) -> Tensor:

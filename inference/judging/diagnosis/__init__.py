@@ -20,6 +20,7 @@ from ...pairs.gate import CheckedPair, admit_all
 from ...results.finding import Finding
 from ...results.result import Result
 from ...results.table import WIDTH, Table
+from ...weights.sites import is_flat
 from . import checks
 from .coordinates import blocks
 from .correction import Correction, achieved, against, correct, corrected_tree
@@ -160,7 +161,10 @@ def diagnose(
     size = sum(t.value.numel() for t in two.model.values() if torch.is_tensor(t.value)) // 2
     draws = draws or (1_000 if local else 4_000)
     large = draws * size * len(sources) > VALUES
-    groups = [g for g in GROUPS if not (large and "predictive" in g)]
+    flat = any(t.is_latent and is_flat(t.fn) for t in two.model.values())
+    groups = [
+        g for g in GROUPS if not ((large and "predictive" in g) or (flat and g.startswith("prior")))
+    ]
     names: dict[str, Any] = {"coords": coords, "dims": dims}
     tree = to_datatree(run, *data, draws=draws, groups=groups, seed=seed, **names)
     few = local or sources[0].way == "loop"
