@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..draws import measures
 from ..draws.datatree import to_datatree
+from ..draws.psis import GOOD, psis
 from ..elbo import STL, Trace
 from ..estimate import Estimate
 from ..judging.diagnosis import Diagnosis, diagnose
@@ -279,6 +280,7 @@ class _Way:
             if diagnosis.verdict != "do not trust" and drawn is not None:
                 room = min(0.2 * self.seconds, max(1.0, self.left / 2))
                 more.append(stays(self.joint, drawn, room, self.seed))
+                more.append(_supported(diagnosis))
             bad = [f for f in more if f.good is False]
             passed = diagnosis.verdict != "do not trust" and not self.paths.improper
             self.trusted = passed and not bad
@@ -402,3 +404,27 @@ class _Way:
             return Estimate.none(lost[0].because)
         error = math.hypot(*(e.se or 0.0 for e in each))
         return Estimate(sum(e.value for e in each if e.value is not None), error)
+
+
+def _supported(diagnosis: Diagnosis) -> Finding:
+    """Check that the weights carry spreads too: k-hat of w (z - mean)², in the latents' own space.
+
+    Weights good enough for a mean may not be so for the variance of a latent with a heavy tail.
+
+    Source: Vehtari et al. 2024, arXiv:1507.02646, section 3.2 (k-hat of w h for a function h).
+    """
+    made = diagnosis.evidence.get("correction")
+    if made is None:
+        return Finding.of("spreads", "their weights could not be looked at.")
+    weight = made.log_weight  # (S, B), smoothed and normalised
+    heaviest, where = -math.inf, ""
+    for name, value in made.source.values(made.u).items():
+        z = value.reshape(len(value), -1).double()
+        w = weight if weight.shape[1] == z.shape[1] else weight[:, :1]
+        centred = (z - (w.exp() * z).sum(0)).abs().clamp(min=1e-300)
+        raw = made.raw if w is weight else made.raw[:, :1]
+        k = float(psis(raw + 2 * centred.log())[1].max())
+        if k > heaviest:
+            heaviest, where = k, name
+    text = f"k-hat of w (z - mean)² is at most {heaviest:.2f} ({where}; limit {GOOD})."
+    return Finding.of("spreads", text, heaviest <= GOOD, True, {"khat": heaviest})
