@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -261,7 +262,10 @@ class _Way:
         return min(STEPS, int(room / ((tried[-1] - tried[0]) / (len(tried) - 1))))
 
     def _judged(self, *pair: Any) -> Diagnosis:
-        return diagnose(*pair, self.args, draws=self.draws, gap=0, seed=self.seed + len(self.rungs))
+        seed = self.seed + len(self.rungs)
+        with warnings.catch_warnings():  # flat priors are named where the evidence is
+            warnings.filterwarnings("ignore", "no prior groups")
+            return diagnose(*pair, self.args, draws=self.draws, gap=0, seed=seed)
 
     def _step(
         self, kind: str, steps: int, elbo: Estimate | None, began: float, run: Any,
