@@ -72,7 +72,8 @@ class Variables:
     def assign(self, other: Variables) -> None:
         """Copy the other's values into these tensors."""
         for mine, theirs in zip(self.flat(), other.flat()):
-            mine.copy_(theirs)
+            if not any(step == 0 and n > 1 for step, n in zip(mine.stride(), mine.shape)):
+                mine.copy_(theirs)  # an expanded one is only read
 
 
 @dataclass
