@@ -82,7 +82,7 @@ def test_optimisers(optimiser):
 
 def test_a_tensor_left_behind_is_found():
     class Forgetful(LinearGaussian):
-        def model(self, x, size=None, keep=None):
+        def model(self, x, size=None, keep=True):
             super().model(x + torch.ones(3, dtype=x.dtype), size, keep)
 
     pair = Forgetful()

@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, UndefinedError
 
+from inference.results.result import plain
 from inference.training.checkpoint import Fields
 from inference.training.folders import read_whole, subfolder, write_whole
 
@@ -94,7 +95,7 @@ def put(
     for name, (light, dark) in drawn.items():
         write_whole(figures / f"{before}{name}.png", light)
         write_whole(data / f"{before}{name}-dark.png", dark)
-    text = json.dumps({**said, "pictures": list(pictures)}, indent=1)
+    text = json.dumps(plain({**said, "pictures": list(pictures)}), indent=1)
     write_whole(data / f"{part}.json", text.encode())
 
 
