@@ -277,7 +277,8 @@ def _per_block(chunk: Chunk, plate: str | None) -> tuple[int, Groups]:
 
     def is_local(name: str, v: Variable) -> bool:
         inside = plate is not None and set(order) <= set(v.dims) and v.array.is_floating_point()
-        return inside and chunk.weights.model[name].is_latent
+        term = chunk.weights.model.get(name)  # None of what was summed out
+        return inside and term is not None and term.is_latent
 
     return chunk.rows.start, {
         "sample_stats": {"log_weight": blocks(tree["sample_stats"]["log_weight"])[..., 0]},

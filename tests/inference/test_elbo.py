@@ -203,8 +203,10 @@ def expectation_is_exact(estimator, rows):
     bound, mean_gradient = 0.0, [torch.zeros_like(p) for p in params]
     for draw in every_draw(pair, x, estimator.particles):
         with At(draw):
-            weights = estimator.draw(pair.model, pair.guide, x)
-            plain = log_weights(pair.model, pair.guide, x, particles=estimator.particles)
+            weights = estimator.draw(pair.model, pair.guide, x, vectorized="plate")
+            plain = log_weights(
+                pair.model, pair.guide, x, particles=estimator.particles, vectorized="plate"
+            )
             surrogate = estimator.surrogate(weights)
             probability = plain.log_q().sum().exp()
             bound = bound + probability * estimator.bound(plain)

@@ -135,9 +135,11 @@ def test_nan_in_the_data_is_named():
         fit(told, AutoNormal(told), x, progress=False)
 
 
-def test_a_diverging_run_says_what_to_do():
-    with pytest.raises(ValueError, match="Lower lr"):
-        fit(told, AutoNormal(told), X * 1e18, steps=200, lr=1e18, compile=False, progress=False)
+def test_a_diverging_run_says_what_to_do(caplog):
+    run = fit(told, AutoNormal(told), X * 1e18, steps=200, lr=1e18, compile=False, progress=False)
+    assert "no longer finite at step" in caplog.text and "Lower lr" in caplog.text
+    assert "kept: the state of step" in run.stopped and run.steps < 200
+    assert all(p.isfinite().all() for p in run.params.values())
 
 
 def test_wrong_kinds():

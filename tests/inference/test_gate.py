@@ -2,6 +2,7 @@
 
 import warnings
 
+import broken_guides  # noqa: F401  # it extends the table of broken pairs
 import numpy as np
 import pandas
 import pyro
@@ -84,6 +85,12 @@ ELSEWHERE = "no_parameters_at_all", "autoguide_on_another_device"
 WRONG = [
     n for n, b in BROKEN.items() if b.level == "error" and b.size is None and n not in ELSEWHERE
 ]
+# refused where they are to be trained; a judge goes on, and has "no estimate" of such a density
+UNKNOWN_DENSITY = (
+    "delta_without_a_jacobian", "shifted_and_scaled_noise",
+    "correlated_noise_without_a_determinant", "noise_of_torch_in_a_delta",
+)  # fmt: skip
+TRAINING = "fit", "fit_many", "fit_guides"
 
 
 @pytest.mark.parametrize("entrance", NAMES)
@@ -100,9 +107,11 @@ def test_latents_must_match_at_every_entrance(entrance, guide, says):
         NAMES[entrance](model, guide, X)
 
 
-@pytest.mark.parametrize("entrance", PAIRS)
-@pytest.mark.parametrize("name", WRONG)
-def test_every_broken_pair_is_refused_at_every_entrance(entrance, name):
+@pytest.mark.parametrize(
+    "name, entrance",
+    [(n, e) for n in WRONG for e in PAIRS if e in TRAINING or n not in UNKNOWN_DENSITY],
+)
+def test_every_broken_pair_is_refused_at_every_entrance(name, entrance):
     broken = BROKEN[name]
     half, guide, args = broken.make()
     with pytest.raises((ValueError, TypeError)) as error:

@@ -36,7 +36,9 @@ def auxiliaries(here: Perturbed) -> Iterable[Finding]:
     for latents, sources in _groups(uses):
         if all(n in p.sites and is_interval(p.sites[n].fn.support) for n in latents):
             found = _density({n: made[n] for n in latents}, {n: noise[n] for n in sources}, q)
-            yield from (f if here.trial.trains else replace(f, level="note") for f in found)
+            # where there is no density at all, a judge has no estimate, and says so
+            judged = not here.trial.trains and not any(made[n].log_prob().any() for n in latents)
+            yield from (replace(f, level="note") if judged else f for f in found)
 
 
 def _counts(site: Site) -> bool:

@@ -28,7 +28,8 @@ def again(here: Perturbed) -> Iterable[Finding]:
         for name, s in first[0].latents.items():
             t = other[0].sites.get(name)
             if s.point and t is not None and t.shape == s.shape and not _close(s.value, t.value):
-                yield finding("unsampled", name, line=first[0].lines.get(name, ""))
+                level = "error" if here.trial.trains else "note"  # a judge says "no estimate"
+                yield finding("unsampled", name, level=level, line=first[0].lines.get(name, ""))
                 return
         yield from _private(first, other, here)
         return
