@@ -105,7 +105,7 @@ class Term:
         With one more axis for the times of a hidden Markov model, each given those before it.
         """
         in_time = log_prob_in_time(self.fn, self.value) if self.mask is None else None
-        if in_time is None or self.parts:
+        if in_time is None:
             return by_plate(self.log_prob, 0, self.plates, particles, nesting)
         tensor, axes = by_plate(in_time, 1, self.plates, particles, nesting)
         if self.fn.event_dim > 1:

@@ -24,7 +24,7 @@ from torch.distributions.constraints import Constraint
 from torch.nn import Module
 
 from ..randomness import ALONE, DrawnAnew
-from .terms import Term
+from .terms import Term, by_plate
 
 WAYS = ("plate", "vmap", "loop")
 Given = Mapping[str, Tensor]
@@ -176,7 +176,7 @@ def agree(a: Sequence[Mapping[str, Term]], b: Sequence[Mapping[str, Term]], k: i
 
 def _same(a: Term, b: Term, k: int) -> bool:
     nesting = a.log_prob.dim() - 1
-    pairs = [(t.pointwise(k, nesting)[0] for t in (a, b))]
+    pairs = [(by_plate(t.log_prob, 0, t.plates, k, nesting)[0] for t in (a, b))]
     if a.is_computed and torch.is_tensor(a.value) and torch.is_tensor(b.value):
         pairs.append(t.values(k, nesting)[0] for t in (a, b))
     return all(_close(*pair) for pair in pairs)
