@@ -20,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from inference.training import checkpoint
 from inference.training.folders import STATE
+from inference.training.saved import read_run
 from zoo.cli import run
+from zoo.cli.plan import Plan
 
 VALUES = (
     None, True, -1, 0, 3,
@@ -113,9 +115,8 @@ def alarm(*_):
     raise Hung
 
 
-def faults(whole, work, number, seed):
-    """What went wrong in a mutated copy of a run folder, in words; empty where nothing did."""
-    chance = random.Random(f"{seed}-{number}")
+def mutant(whole, work, chance):
+    """A mutated copy of a run folder, and a folder beside it that must stay as it is."""
     folder, outside = work / "run", work / "outside"
     for path in (folder, outside):
         shutil.rmtree(path, ignore_errors=True)
@@ -125,19 +126,20 @@ def faults(whole, work, number, seed):
     for _ in range(chance.choice((1, 1, 2))):
         with contextlib.suppress(OSError, ValueError, SafetensorError):
             mutate(folder, outside, chance)
+    return folder, outside
+
+
+@contextlib.contextmanager
+def watched(work, outside, found, allowed=()):
+    """Add to `found` what goes wrong inside the block, in words."""
     before = tree(outside)
-    argv = chance.choice((
-        ["report", str(folder)], ["sample", str(folder), "-n", "2", "--out", str(work / "x.csv")],
-        ["diagnose", str(folder), "--rows", "0"],
-        ["fit", "--resume", str(folder), "--steps", "4", "--out", str(work / "more")],
-    ))  # fmt: skip
-    found, out, err = [], io.StringIO(), io.StringIO()
     signal.signal(signal.SIGALRM, alarm)
     signal.alarm(SECONDS)
-    code = None
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run(argv)
+        yield
+    except allowed as error:
+        if any(c in str(error) for c in FORBIDDEN):
+            found.append(f"control characters in {error!s:.200}")
     except Hung:
         found.append(f"longer than {SECONDS} s")
     except BaseException as error:
@@ -146,6 +148,37 @@ def faults(whole, work, number, seed):
         signal.alarm(0)
     if tree(outside) != before or (Path.cwd() / "ran").exists() or (work / "ran").exists():
         found.append("wrote outside")
+
+
+def faults_of_readers(whole, work, number, seed):
+    """What went wrong when the plan and the state in a mutated folder were read; and if they were.
+
+    Cheap: the folder needs no more than its plan and its state.
+    """
+    folder, outside = mutant(whole, work, random.Random(f"{seed}-{number}"))
+    found, read = [], 0
+    for reader in (Plan.read, read_run):
+        with watched(work, outside, found, (ValueError, FileNotFoundError)):
+            reader(folder)
+            read += 1
+    return [f"{seed}-{number}: {text}" for text in found], read
+
+
+def faults(whole, work, number, seed):
+    """What went wrong with a command on a mutated copy of a run folder; empty where nothing did."""
+    chance = random.Random(f"{seed}-{number}")
+    folder, outside = mutant(whole, work, chance)
+    argv = chance.choice((
+        ["report", str(folder)], ["sample", str(folder), "-n", "2", "--out", str(work / "x.csv")],
+        ["diagnose", str(folder), "--rows", "0"],
+        ["fit", "--resume", str(folder), "--steps", "4", "--out", str(work / "more")],
+    ))  # fmt: skip
+    found, out, err, code = [], io.StringIO(), io.StringIO(), None
+    with (
+        watched(work, outside, found), contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):  # fmt: skip
+        code = run(argv)
     if any(c in out.getvalue() + err.getvalue() for c in FORBIDDEN):
         found.append("control characters on the terminal")
     if code == 2 and not err.getvalue().rstrip().splitlines()[-1].startswith("zoo: "):

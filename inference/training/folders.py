@@ -17,6 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 STATE = "state.safetensors"
 TEMPORARY = re.compile(r"\.zoo-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 
@@ -99,9 +104,10 @@ def read_whole(path: Path) -> bytes:
     except OSError as error:
         link = "; a symbolic link is not followed" if path.is_symlink() else ""
         raise ValueError(f"{path}: expected a file to read, got: {error.strerror}{link}.") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise ValueError(f"{path}: expected a regular file, found something else.")
     with open(number, "rb") as file:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise ValueError(f"{path}: expected a regular file, found something else.")
         return file.read()
 
 
@@ -190,7 +196,8 @@ def claimed(folder: str | Path | None, own: Path | None) -> Iterator[Path | None
         own: the folder of the run that goes on, which may be the same.
 
     Raises:
-        FileExistsError: there is something under this name that this process has not reserved.
+        FileExistsError: there is something under this name that this process has not reserved, or
+            another run is writing into it.
         PermissionError: its parent cannot be written.
     """
     if folder is None:
@@ -212,10 +219,37 @@ def claimed(folder: str | Path | None, own: Path | None) -> Iterator[Path | None
             ) from error
         _OURS.add(path)
     try:
-        yield path
+        with _alone_in(path):
+            yield path
     except BaseException:
         remove_empty(new)
         raise
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with the process however that ends.
+
+    Raises:
+        FileExistsError: another run holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(
+                f"folder: another run is writing into {folder} just now. Wait for its end, or name "
+                "a new one."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(number)
 
 
 def remove_empty(folders: list[Path]) -> None:

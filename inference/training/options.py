@@ -154,6 +154,8 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
             options = check_options({"steps": least_steps}, **options)
             place = getattr(options["resume"], "path", None)
             with claimed(options["folder"], place) as options["folder"], forked(options["seed"]):
+                if options["folder"] is not None and options["folder"] == place:
+                    _refuse_stale(options["resume"])
                 run = function(*args, **given, **options)
             run.held = False
             return run
@@ -164,6 +166,15 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
         return cast(Trainer, trained)
 
     return decorate
+
+
+def _refuse_stale(saved: Any) -> None:
+    """Raise ValueError where another process has gone on from a state since it was read."""
+    if (now := read_run(saved.path).steps) != saved.steps:
+        raise ValueError(
+            f"resume: another run has gone on in {saved.path} meanwhile, from step "
+            f"{saved.steps:,} to {now:,}. Resume the folder again."
+        )
 
 
 def _signature(function: Callable, shared: type, defaults: dict[str, Any]) -> inspect.Signature:

@@ -1,13 +1,17 @@
 """Runs side by side, judging that fails, and folders that are damaged: nothing is lost."""
 
+import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from inference.training.checkpoint import BEFORE
+from inference.training.folders import STATE
 from tests import mutated
 from zoo.cli import run
 
@@ -69,8 +73,23 @@ def test_whatever_fails_after_training_leaves_a_run_that_can_be_judged(error, mo
     assert run(["report", "run"]) == 0 and Path("run/report.html").exists()
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_mutated_folder_does_harm(count, tmp_path):
     whole = mutated.made(tmp_path / "whole")
     found = [text for i in range(count) for text in mutated.faults(whole, tmp_path, i, 0)[0]]
     assert not found, "\n".join(found)
+
+
+def test_no_mutated_file_harms_its_reader(tmp_path, caplog):
+    """Five hundred, of a folder with no more than a plan and two states."""
+    caplog.set_level(logging.ERROR)
+    whole = mutated.made(tmp_path / "whole")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", STATE):
+        shutil.copy(whole / name, bare / name)
+    shutil.copy(bare / STATE, bare / BEFORE)
+    outcomes = [mutated.faults_of_readers(bare, tmp_path, i, 0) for i in range(500)]
+    found = [text for texts, _ in outcomes for text in texts]
+    assert not found, "\n".join(found)
+    assert len({read for _, read in outcomes}) == 2, "no file was refused, or none was read"
