@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # the rooms of `inference`, lowest first: each imports only what stands before it
 ROOMS = (
-    "estimate", "results", "randomness", "optim", "networks", "weights", "pairs", "elbo", "graph",
-    "draws", "training", "ratios", "judging", "guides", "testing",
+    "estimate", "results", "randomness", "executors", "optim", "networks", "weights", "pairs",
+    "elbo", "graph", "draws", "training", "ratios", "judging", "guides", "testing",
 )  # fmt: skip
 SHARED = {"networks", "likelihoods", "toys"}  # what model files may share
 COMMAND = {"cli", "__main__", "report", "em"}  # know both models and inference

@@ -101,11 +101,18 @@ class Moments:
 
     def add(self, rows: Tensor) -> None:
         """Rows (R, ...)."""
-        k = len(rows)
         variance, mean = (t.double() for t in torch.var_mean(rows, 0, correction=0))
+        self._join(len(rows), mean, variance * len(rows))
+
+    def merge(self, other: Moments) -> None:
+        """The rows of another."""
+        if other.n:
+            self._join(other.n, other.mean, other._squares)
+
+    def _join(self, k: int, mean: Tensor, squares: Tensor) -> None:
         apart, total = mean - self.mean, self.n + k
         self.mean = self.mean + apart * (k / total)
-        self._squares = self._squares + variance * k + apart.square() * (self.n * k / total)
+        self._squares = self._squares + squares + apart.square() * (self.n * k / total)
         self.n = total
 
     @property

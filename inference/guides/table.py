@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from ..draws.psis import LEAST
 from ..draws.sampler import joint_log_weights
 from ..elbo import Estimator, Trace, estimator_of
 from ..estimate import Estimate
+from ..executors import spread
 from ..pairs.arguments import checked_arguments
 from ..pairs.gate import admit
 from ..pairs.options import check_options
@@ -21,6 +23,7 @@ from ..results.result import Result
 from ..results.table import Table
 from ..training.fitting import fit
 from ..training.run import Run
+from ..training.saved import Saved
 from .make import make_guide, model_of
 
 
@@ -110,6 +113,7 @@ def fit_guides(
     lr: float = 1e-2,
     draws: int = 2_000,
     seed: int = 0,
+    executor: Executor | None = None,
     **options: Any,
 ) -> GuideTable:
     """Fit several guides to one posterior, and say what each is worth.
@@ -124,6 +128,7 @@ def fit_guides(
             otherwise.
         draws: S, from which ELBO, evidence, k-hat and ESS are estimated.
         seed: of fits and draws.
+        executor: any `concurrent.futures.Executor`, whose workers fit a guide each.
         options: passed to `fit`.
 
     Returns:
@@ -141,11 +146,20 @@ def fit_guides(
     args = checked_arguments(model, data)
     options = {"schedule": "cosine", "progress": False, **options}
     rows, runs, failed = [], {}, {}
-    for name, guide in _named(model, guides).items():
-        try:
-            run = fit(model, guide, args, elbo=elbo, steps=steps, lr=lr, seed=seed, **options)
-        except ValueError as error:
-            failed[name] = str(error)
+    options |= {"elbo": elbo, "steps": steps, "lr": lr, "seed": seed}
+    named = _named(model, guides)
+    if executor is None:
+        found = [_fitted(model, guide, args, options) for guide in named.values()]
+    else:
+        calls = [(model, guide, args, options) for guide in named.values()]
+        states = spread(executor, _fitted_there, calls, "fit_guides")
+        found = [
+            s if isinstance(s, str) else fit(model, guide, args, **{**options, "resume": s})
+            for guide, s in zip(named.values(), states)
+        ]
+    for name, run in zip(named, found):
+        if isinstance(run, str):
+            failed[name] = run
             continue
         runs[name] = run
         rows.append(_row(name, run, args, draws, seed))
@@ -153,6 +167,20 @@ def fit_guides(
         reasons = "\n".join(f"{n}: {why}" for n, why in failed.items())
         raise ValueError(f"guides: none could be fitted.\n{reasons}")
     return GuideTable(rows, runs, failed)
+
+
+def _fitted(model: Callable, guide: Any, args: tuple, options: dict[str, Any]) -> Run | str:
+    """One guide's fit, or why there is none."""
+    try:
+        return fit(model, guide, args, **options)
+    except ValueError as error:
+        return str(error)
+
+
+def _fitted_there(model: Callable, guide: Any, args: tuple, options: dict[str, Any]) -> Saved | str:
+    """The same in another process: the run's state, without its pair."""
+    run = _fitted(model, guide, args, options)
+    return run if isinstance(run, str) else Saved.of_run(run)
 
 
 def _row(name: str, run: Run, args: tuple, draws: int, seed: int) -> GuideRow:

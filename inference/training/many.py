@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Unpack
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace, estimator_of
+from ..executors import spread
 from ..optim import Optimiser
 from ..pairs.options import device_of
 from .batches import Batches, arguments
@@ -20,8 +23,11 @@ from .fitting import ADVICE, begun, chosen_optimiser, held_out_values
 from .loop import Loop
 from .options import TrainingOptions, trainer
 from .run import Run
+from .saved import Saved
 from .state import History, Training
 from .update import Variables
+
+BLOCKS = 8  # that the workers of an executor share, where nothing else is said
 
 
 @dataclass(kw_only=True, repr=False)
@@ -72,6 +78,36 @@ class Runs(Training):
             f"{self.first.unit})"
         )
 
+    def join(self, blocks: Sequence[Training]) -> None:
+        """Take over the fits of some blocks, one after another."""
+        fits = [len(next(iter(b.variables.params.values()))) for b in blocks]
+        flat = zip(self.variables.flat(), *(b.variables.flat() for b in blocks))
+        for mine, *theirs in flat:  # counts have no axis of fits
+            joined = torch.cat(theirs) if mine.dim() else torch.stack(theirs).max()
+            mine.copy_(joined)
+        most = max(len(b.losses) for b in blocks)  # patience may have ended some before
+        self.losses = [
+            np.concatenate([b.losses[min(i, len(b.losses) - 1)] for b in blocks])
+            for i in range(most)
+        ]
+        longest = max(blocks, key=lambda b: len(b.history))
+        self.history = History([dict(row) for row in longest.history.rows])
+        for i, (row, losses) in enumerate(zip(self.history.rows, self.losses)):
+            row["loss"] = float(np.nanmedian(losses))
+            rows = [b.history.rows[min(i, len(b.history) - 1)] for b in blocks]
+            for name in [n for n in row if n.startswith(("valid_", "kl_"))]:
+                row[name] = float(np.average([r[name] for r in rows], weights=fits))
+        if all(b.best is not None for b in blocks):
+            self.best = torch.cat([b.best for b in blocks])
+            self.best_params = {
+                k: torch.cat([b.final[k] for b in blocks]) for k in self.variables.params
+            }
+            self.best_step = max(b.best_step for b in blocks)
+        self.stopped = next((b.stopped for b in blocks if b.stopped), None)
+        self.compiled = all(b.compiled for b in blocks)
+        self.compile_seconds = sum(b.compile_seconds for b in blocks)
+        self.eager_because = next((b.eager_because for b in blocks if b.eager_because), None)
+
     def arguments(self, i: int) -> tuple:
         """The data of fit i."""
         return tuple(a[i] if v == 0 else a for a, v in zip(self.data, self.vary))
@@ -100,6 +136,40 @@ class Runs(Training):
         return (self[i] for i in range(len(self)))
 
 
+def _blocks(
+    runs: Runs, block: int, held_out: tuple | None, options: dict[str, Any]
+) -> list[tuple[tuple, dict[str, Any]]]:
+    """Data and options of `fit_many` for each block of fits.
+
+    Raises:
+        ValueError: the fits are to be kept on disk, or to go on.
+    """
+    for name in ("folder", "resume"):
+        if options[name] is not None:
+            raise ValueError(
+                f"{name}: fits that are made in blocks are not written as they go. Use "
+                f"block=None without an executor, or leave {name}= out."
+            )
+    seeds = torch.Generator().manual_seed(runs.seed)
+    found = []
+    for start in range(0, len(runs), block):
+        rows = slice(start, min(start + block, len(runs)))
+        data, valid = (
+            args and tuple(a[rows].clone() if v == 0 else a for a, v in zip(args, runs.vary))
+            for args in (runs.data, held_out)
+        )
+        seed = int(torch.randint(2**62, (), generator=seeds))
+        fits = None if options["stacked"] else rows.stop - rows.start
+        own = {"valid": valid, "fits": fits, "seed": seed, "progress": False}
+        found.append((data, options | own))
+    return found
+
+
+def _made(model: Callable, guide: Any, data: tuple, options: dict[str, Any]) -> Saved:
+    """The state of a block of fits, without its pair, to be sent."""
+    return Saved.of_run(fit_many(model, guide, data, **options))
+
+
 @trainer(steps=2_000, lr=1e-2, progress=False)
 def fit_many(
     model: Callable | nn.Module,
@@ -112,6 +182,8 @@ def fit_many(
     optimiser: Optimiser | None = None,
     jitter: float = 0.1,
     check: bool = True,
+    block: int | None = None,
+    executor: Executor | None = None,
     **options: Unpack[TrainingOptions],
 ) -> Runs:
     """Fit one pair R times at once, under `torch.vmap`: every update is one batched step.
@@ -126,6 +198,10 @@ def fit_many(
         jitter: standard deviation of the noise added to the unconstrained starting values, so
             that restarts start apart.
         batch_size: rows per step, shared by restarts, and refused for stacked data; None takes all.
+        block: most fits that are made at once; blocks have seeds of their own. None takes all of
+            them, or an eighth with an executor.
+        executor: any `concurrent.futures.Executor`, whose workers make the blocks. The numbers are
+            those of the same blocks made here.
         valid: held-out data, stacked like `data`; each fit keeps the parameters of its own best
             value, and `patience` counts validations in which no fit got better.
         options: those of all trainers, `inference.training.options.TrainingOptions`.
@@ -134,9 +210,11 @@ def fit_many(
         `Runs`: R runs. Ctrl-C ends the fits early, between two steps.
 
     Raises:
-        ValueError: R < 1, stacked arguments of different lengths, or a pair that `vmap` cannot
-            batch (data-dependent Python).
+        ValueError: R < 1, stacked arguments of different lengths, a pair that `vmap` cannot
+            batch (data-dependent Python), or blocks that are to be kept on disk or to go on.
+        TypeError: the pair or an option cannot be sent to the executor's workers.
     """
+    begin = time.perf_counter()
     where = device_of(options["device"])
     model, guide, data, args, held_out = arguments(model, guide, data, options["valid"], where)
     estimator = estimator_of(elbo, Trace)
@@ -172,6 +250,14 @@ def fit_many(
         first=run, variables=Variables(params, buffers, state, alone.count.clone()), data=args,
         vary=vary, device=where, seed=run.seed, settings=run.settings,
     )  # fmt: skip
+    if block is None and executor is not None:
+        block = -(-r // BLOCKS)
+    if block is not None and block < r:
+        own = dict(elbo=elbo, optimiser=optimiser, jitter=jitter, check=False, stacked=stacked)
+        blocks = _blocks(runs, block, held_out, {**own, **options})
+        runs.join(spread(executor, _made, [(model, guide, *b) for b in blocks], "fit_many"))
+        runs.seconds = time.perf_counter() - begin
+        return runs
     runs.go_on_from(options["resume"], options["steps"])
     held = (
         None

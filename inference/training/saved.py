@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .checkpoint import Fields, number, whole
-from .state import NESTED, PLAIN, History, Training
+from .state import COPIED, NESTED, PLAIN, History, Training
 from .update import Variables
 
 TRAINERS: dict[str, Callable] = {}  # kind of run -> its trainer
@@ -23,12 +23,24 @@ class Saved(Training):
     """The state of a run in a folder, `path`, without its pair: something to `resume` from."""
 
     of: str
-    path: Path
+    path: Path | None
 
     @property
     def kind(self) -> str:
         """The class that it was saved from."""
         return self.of
+
+    @staticmethod
+    def of_run(run: Training) -> Saved:
+        """The state of a run in memory, without its pair, its options and its folder."""
+        own = {k: getattr(run, k) for k in COPIED}
+        saved = Saved(
+            of=run.kind, path=None, device=run.device, variables=run.variables,
+            history=run.history, held=True, **own,
+        )  # fmt: skip
+        for name in run.further:
+            setattr(saved, name, getattr(run, name))
+        return saved
 
 
 def load_run(folder: str | Path, *pair_and_data: Any, **own: Any) -> Any:
@@ -132,7 +144,7 @@ def _tensors(v: Any) -> bool:
 
 def _slots(v: Any) -> bool:
     return isinstance(v, dict) and all(
-        isinstance(s, list) and all(map(_tensor, s)) for s in v.values()
+        isinstance(k, str) and isinstance(s, list) and all(map(_tensor, s)) for k, s in v.items()
     )
 
 

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +25,17 @@ from ...draws.measures import Moments
 from ...draws.sampler import Chunk, conditions, label_of, sample
 from ...elbo import IWAE, Estimator, Trace, estimator_of
 from ...estimate import Estimate
+from ...executors import spread
 from ...pairs.gate import CheckedPair, admit
 from ...pairs.options import check_options
 from ...randomness import forked
 from ...weights import LogWeights, log_weights
-from .gradients import Gradients, Group, groups_of
+from .parts import Measured, Place, joined, measure, measure_there, place_of
 from .result import VARIABLES, Comparison
 
 __all__ = ["Comparison", "compare"]
 
-WORTH_COMPILING = 5.0  # seconds of batched draws ahead, per estimator
+PARTS = 4  # of the draws, among the workers of an executor
 TIGHT = 1_000, 20  # particles and draws of the bound that stands in for log p(x)
 
 
@@ -47,6 +49,7 @@ def compare(
     reference: float | Tensor | tuple[float, float] | None = None,
     compile: bool | str = "auto",
     seed: int = 0,
+    executor: Executor | None = None,
 ) -> Comparison:
     """Measure estimators on one pair and batch, at the parameters that it has now.
 
@@ -62,6 +65,8 @@ def compare(
             particles, a lower bound with its own error bar. `attrs["reference"]` says which.
         compile: True, False, or "auto": trace and compile a batch of draws where it pays.
         seed: of all draws. Nothing outside is changed, not even the random state.
+        executor: any `concurrent.futures.Executor`, whose workers make a quarter of the draws each,
+            under seeds of their own; milliseconds are then those of its machines.
 
     Returns:
         A `Comparison`, an `xarray.Dataset` with dims `estimator` and `group` (the halves "model"
@@ -87,151 +92,22 @@ def compare(
     estimators = [estimator_of(e, Trace) for e in estimators]
     check_options({"draws": 4}, draws=draws, compile=compile, seed=seed)
     with forked(seed):
-        place = _place(model, guide, batch)
-        measured, refused = [], {}
-        for e in estimators:
-            try:
-                measured.append(EstimatorDraws(place, e, draws, seed))
-            except ValueError as refusal:
-                refused[repr(e)] = str(refusal)
+        place = place_of(model, guide, batch)
+        if executor is None:
+            found = measure(place, estimators, draws, compile, seed)
+        else:
+            given = (model, guide, batch, estimators, max(4, -(-draws // PARTS)), compile)
+            seeds = torch.randint(2**62, (PARTS,)).tolist()
+            found = joined(spread(executor, measure_there, [(*given, s) for s in seeds], "compare"))
+        refused = {repr(e): f for e, f in zip(estimators, found) if isinstance(f, str)}
+        measured = [f for f in found if not isinstance(f, str)]
         if not measured:
             first, why = next(iter(refused.items()))
             raise ValueError(
                 f"compare: no estimator takes this pair. {first}: {why.removeprefix(f'{first}: ')}"
             )
-        ahead = sum(m.ahead for m in measured)
-        if compile is True or (compile == "auto" and ahead > WORTH_COMPILING * len(measured)):
-            for m in measured:  # all or none: milliseconds are compared
-                m.compile()
-        _in_turn(m.batches() for m in measured)
-        _in_turn(m.time() for m in measured)
         truth = _reference(place, reference, seed)
     return _dataset(place, measured, truth, draws, refused)
-
-
-@dataclass
-class Place:
-    """A checked pair, and how its parameters are grouped.
-
-    Attributes:
-        pair: at the parameters where estimators are compared.
-        groups: of the parameters.
-        rows: how many data the numbers are divided by.
-        label: what log p(x) is of.
-    """
-
-    pair: CheckedPair
-    groups: list[Group]
-    rows: float
-    label: str
-
-
-def _place(model: Any, guide: Any, batch: Any) -> Place:
-    given = (model,) if guide is None else (model, guide)
-    pair = admit(*given, batch, who="compare")
-    if not pair.params:
-        raise ValueError("compare: the pair has no parameters, so there is no gradient to measure.")
-    pair = dataclasses.replace(pair, pair=copy.copy(pair.pair))
-    pair.pair.full_sizes = {}
-    with pair.ready(0):
-        weights = pair.weights(1)
-        label = label_of(*conditions(pair, weights))
-    return Place(pair, groups_of(pair), max(1.0, weights.data_size), label)
-
-
-class EstimatorDraws:
-    """One estimator's draws and what they say, per group in the order of the place's groups."""
-
-    def __init__(self, place: Place, estimator: Estimator, draws: int, seed: int):
-        self.place, self.estimator, self.draws, self.seed = place, estimator, draws, seed
-        self.own = self._sampler()
-        rows = self.own(seed)[1]  # a first call allocates
-        self.other = None  # draws as many at once, with the same noise
-        if estimator.follows_bound:
-            other = self._sampler(reference=True, replicates=self.own.replicates)
-            if not torch.equal(rows, other(seed)[1]):  # else the same gradient, draw by draw
-                self.other = other
-        self.values, self.gradients = Moments(), Moments()
-        self.gap, self.along = Moments(), Moments()
-
-    @property
-    def ahead(self) -> float:
-        """Seconds that the draws will take as they are drawn now."""
-        calls = 2 * math.ceil(self.draws / 2 / self.own.replicates)
-        return calls * self.own.seconds[0] * (1 if self.other is None else 2)
-
-    def compile(self) -> None:
-        """Draw by compiled code from now on."""
-        self.own = self._sampler(compile=True)
-        self.own(self.seed)
-        if self.other is not None:
-            replicates = self.own.replicates
-            self.other = self._sampler(reference=True, compile=True, replicates=replicates)
-
-    def _sampler(self, **options: Any) -> Gradients:
-        pair = self.place.pair
-        return Gradients(
-            pair.pair, self.estimator, pair.args, pair.kwargs, params=pair.params,
-            buffers=pair.buffers, draws=(self.draws + 1) // 2, **options,
-        )  # fmt: skip
-
-    def batches(self) -> Iterator[None]:
-        """Draw one batch per step: half of them to find the gradient's bias, half to measure it."""
-        for difference in (self.gap, self.along):
-            unit = _directions(self.place.groups, self.gap.mean) if self.gap.n else None
-            start = self.values.n
-            while self.values.n - start < self.draws / 2:
-                self.seed += 1
-                value, rows = self.own(self.seed)
-                self.values.add(value / self.place.rows)
-                self.gradients.add(rows / self.place.rows)
-                if self.other is not None:
-                    apart = (rows - self.other(self.seed)[1]).double() / self.place.rows
-                    difference.add(apart if unit is None else apart @ unit)
-                yield
-
-    def time(self) -> Iterator[None]:
-        """Calls for the clock only, where they are short."""
-        while len(self.own.seconds) < 12 and sum(self.own.seconds) < 2.0:
-            self.own(self.seed)
-            yield
-
-    def numbers(self) -> dict[str, Any]:
-        """The variables of a `Comparison` that follow from draws: a number, or one per group."""
-        groups, n, ms = self.place.groups, self.gradients.n, self.own.milliseconds
-        mean, spread = self.gradients.mean, self.gradients.variance
-        squares = [float(mean[g.columns].square().sum()) for g in groups]
-        variance = [float(spread[g.columns].sum()) for g in groups]
-        # the noise has its share in the square of the mean
-        norm = [math.sqrt(max(0.0, s - v / n)) for s, v in zip(squares, variance)]
-        bias = bias_se = [0.0 if self.estimator.follows_bound else math.nan] * len(groups)
-        if self.along.n:
-            bias = self.along.mean.tolist()
-            bias_se = (self.along.variance / self.along.n).sqrt().tolist()
-        return {
-            "value": float(self.values.mean),
-            "value_se": float((self.values.variance / self.values.n).sqrt()),
-            "variance": variance,
-            "snr": [m / math.sqrt(v) if v else math.inf for m, v in zip(norm, variance)],
-            "gradient_norm": norm, "gradient_bias": bias, "gradient_bias_se": bias_se,
-            "ms": ms, "efficiency": [1 / (v * ms) if v else math.inf for v in variance],
-        }  # fmt: skip
-
-
-def _in_turn(walks: Iterable[Iterator[None]]) -> None:
-    """One step of each in turn, until all are done: what the machine does meanwhile hits all."""
-    walks = list(walks)
-    while walks:
-        walks = [w for w in walks if next(w, walks) is None]
-
-
-def _directions(groups: list[Group], gap: Tensor) -> Tensor:
-    """A unit vector per group along the mean difference: (P, groups)."""
-    out = gap.new_zeros(len(gap), len(groups))
-    for i, g in enumerate(groups):
-        part = gap[g.columns]
-        out[g.columns, i] = part / part.norm().clamp(min=1e-300)
-    return out
 
 
 # ---------------------------------------------------------------- log p(x)
@@ -288,7 +164,7 @@ def _by_enumeration(pair: CheckedPair) -> float | None:
 
 def _dataset(
     place: Place,
-    measured: list[EstimatorDraws],
+    measured: list[Measured],
     truth: tuple[str, Estimate],
     draws: int,
     refused: dict[str, str],
@@ -296,7 +172,7 @@ def _dataset(
     estimators = [m.estimator for m in measured]
     unit = "nats per datum" if place.rows > 1 else "nats"
     log_px, log_px_se = ((math.nan if v is None else v) / place.rows for v in truth[1])
-    found = [m.numbers() for m in measured]
+    found = [m.numbers(place.groups) for m in measured]
     for numbers in found:
         numbers["bias"] = numbers["value"] - log_px
         numbers["bias_se"] = math.hypot(numbers["value_se"], log_px_se)
@@ -317,12 +193,12 @@ def _dataset(
         "is_half": ("group", [g.name == g.half for g in place.groups]),
         "parameters": ("group", [len(g.columns) for g in place.groups]),
     }
-    notes = [f"{m.estimator!r}: {m.own.note}" for m in measured if m.own.note]
+    notes = [f"{m.estimator!r}: {m.note}" for m in measured if m.note]
     attrs = {
         "unit": unit, "reference": truth[0], "label": place.label,
         "log_px": log_px, "log_px_se": log_px_se,
         "draws": draws, "device": str(place.pair.device),
-        "how": ", ".join(dict.fromkeys(m.own.how for m in measured)), "notes": "; ".join(notes),
+        "how": ", ".join(dict.fromkeys(m.how for m in measured)), "notes": "; ".join(notes),
     }  # fmt: skip
     if refused:
         attrs |= {"refused": list(refused), "refused_because": list(refused.values())}
