@@ -56,7 +56,7 @@ class _Sender(Pickler):  # type: ignore[misc]
     """Pickle Pyro's autoguides whole: their own way takes the model from them; and its handlers."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """What `obj` is made of, where that is not known already."""
+        """Return the parts that `obj` is made of, or leave it to the pickler."""
         if isinstance(obj, AutoGuide):
             return copyreg.__newobj__, (type(obj),), {**vars(obj), "master": None}  # type: ignore[attr-defined]
         if isinstance(obj, _bound_partial):

@@ -131,7 +131,7 @@ def measure_there(
 
 
 def joined(parts: Sequence[list[Measured | str]]) -> list[Measured | str]:
-    """What the parts of the draws say together."""
+    """Join the draws of several parts."""
     first, *rest = parts
     for part in rest:
         for mine, other in zip(first, part):
@@ -198,7 +198,7 @@ class EstimatorDraws:
             yield
 
     def measured(self) -> Measured:
-        """What they say."""
+        """Return their moments."""
         return Measured(
             self.estimator, self.values, self.gradients, self.gap, self.along,
             self.own.milliseconds, self.own.how, self.own.note,
