@@ -12,11 +12,14 @@ import pyro
 import torch
 import xarray as xr
 from arviz_base import dict_to_dataset
+from pyro.infer import Predictive
 
 from ..pairs.gate import CheckedPair, admit_all
+from ..pairs.options import check_options
 from ..weights.sites import is_flat
 from .arrays import GROUPS, Tree, Variable, gathered, named_arrays, observations
 from .density import missing_density, missing_spread
+from .elsewhere import given_draws
 from .psis import EQUAL, LEAST, ess, khat
 from .sampler import NUMBERS, Chunk, sample
 
@@ -53,9 +56,13 @@ def to_datatree(
 
     Args:
         run: a `Run`, a list of runs (each becomes a chain), a module with methods `model` and
-            `guide`, or a model followed by its guide.
+            `guide`, a model followed by its guide (with what Pyro's parameter store holds), or
+            draws that were made elsewhere: a `pyro.infer.MCMC` that has run, a
+            `pyro.infer.Predictive`, or a model followed by a dict of samples, site ->
+            (draws, ...) or (chains, draws, ...). `sample_stats` then has `diverging` in place of
+            what belongs to a guide.
         data: the pair's arguments, or one tuple of them.
-        draws: per chain.
+        draws: per chain; of draws that were made elsewhere, all are taken.
         groups: which of the sampled groups to make.
         coords: axis name -> labels.
         dims: site -> names of its axes after (chain, draw), in place of the ones above.
@@ -68,9 +75,10 @@ def to_datatree(
 
     Raises:
         TypeError: `run` is none of the above.
-        ValueError: fewer than one draw, an unknown group, labels that do not fit their axis.
+        ValueError: samples that do not fit the model; fewer than one draw, an unknown
+            group, labels that do not fit their axis.
     """
-    sources, parts = _drawn(
+    sources, parts, draws = _drawn(
         run, data, draws=draws, groups=groups, chunk=chunk, vectorized=vectorized, seed=seed
     )
     whole = gathered(parts, draws)
@@ -105,14 +113,14 @@ def write_datatree(
         raise ValueError(f"path: expected a name that ends in .nc or .zarr, got {path.name!r}.")
     if path.exists():
         raise FileExistsError(f"{path} exists. Remove it, or write to another name.")
-    sources, parts = _drawn(run, data, **options)
+    sources, parts, _ = _drawn(run, data, **options)
     log_weight: list[np.ndarray] = []
     for here, trees in parts:
         part = gathered([(slice(None), trees)], here.stop - here.start)
         _append(path, datasets(part, coords, dims, here.start), here.start)
-        if weights := part.get("sample_stats"):
-            log_weight.append(weights["log_weight"].array)
-            axes = weights["log_weight"].dims
+        if weight := part.get("sample_stats", {}).get("log_weight"):
+            log_weight.append(weight.array)
+            axes = weight.dims
     whole = Variable(np.concatenate(log_weight, 1), axes) if log_weight else None
     rest = datasets(_once(sources, whole, options.get("seed", 0)), coords, dims)
     there = part.keys()
@@ -156,23 +164,35 @@ def _drawn(
     chunk: int | None = None,
     vectorized: bool | str | None = None,
     seed: int = 0,
-) -> tuple[list[CheckedPair], Iterator[tuple[slice, list[Tree]]]]:
-    """The checked pairs, and their draws as `side_by_side` makes them."""
+) -> tuple[list[CheckedPair], Iterator[tuple[slice, list[Tree]]], int]:
+    """The checked pairs, their draws as `side_by_side` makes them, and how many in each."""
     unknown = [g for g in groups if g not in GROUPS]
     if unknown:
         raise ValueError(f"groups: expected some of {', '.join(GROUPS)}; got {unknown}.")
-    sources = admit_all(
-        run, *data, vectorized=vectorized, who="to_datatree", draws=draws, chunk=chunk, seed=seed
-    )
+    made = given_draws(run, data)
+    if made is not None:
+        check_options(None, chunk=chunk, seed=seed)
+        sources, draws = [made.pair] * made.shape[0], made.shape[1]
+    else:
+        if isinstance(run, Predictive):
+            run, data = run.model, (run.guide, *data)
+        options = {"draws": draws, "chunk": chunk, "seed": seed}
+        sources = admit_all(run, *data, vectorized=vectorized, who="to_datatree", **options)
     with sources[0].ready(seed):
         flat = [n for n, t in sources[0].weights().model.items() if t.is_latent and is_flat(t.fn)]
     if flat and any(g.startswith("prior") for g in groups):
         groups = [g for g in groups if not g.startswith("prior")]
         named = ", ".join(map(repr, flat))
         warnings.warn(f"no prior groups: the prior of {named} is flat (improper).", stacklevel=3)
-    options: dict[str, Any] = {"chunk": chunk, "numbers": NUMBERS // len(sources)}
-    chains = [{"pair": pair, "seed": [seed, i], **options} for i, pair in enumerate(sources)]
-    return sources, side_by_side(chains, draws, groups)
+    chains: list[dict[str, Any]] = [
+        {"pair": pair, "seed": [seed, i], "chunk": chunk, "numbers": NUMBERS // len(sources)}
+        for i, pair in enumerate(sources)
+    ]
+    if made is None:
+        return sources, side_by_side(chains, draws, groups), draws
+    for i, chain in enumerate(chains):
+        chain["given"] = {n: v[i] for n, v in made.values.items()}
+    return sources, made.completed(side_by_side(chains, draws, groups)), draws
 
 
 def side_by_side(

@@ -110,7 +110,7 @@ class LogJoint:
                 raise ValueError(
                     "the model has no continuous latent: there is no posterior to be looked for."
                 ) from None
-        (self._place,) = (n for n in self.pair.params if n in ("guide.loc", "loc"))
+        (self._place,) = (n for n in self.pair.params if n in ("PackedPoint.loc", "loc"))
         self._others = {n: p for n, p in self.pair.params.items() if n != self._place}
         if self._others:
             raise ValueError(

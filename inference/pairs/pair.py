@@ -87,8 +87,9 @@ class Pair:
         one = set(of_model) == set(of_guide)  # both are methods of one module: no prefix
         seen: dict[int, str] = {}
         for module in dict.fromkeys([*of_model, *of_guide]):
-            prefix = "" if one else "model" if module in of_model else "guide"
-            self._add_module(module, prefix, seen)
+            half = "model" if module in of_model else "guide"
+            named = getattr(module, "_pyro_name", "")  # `AutoNormal`, as in Pyro's store
+            self._add_module(module, "" if one else named or half, seen)
         for name, tensor in store["params"].items():
             module, _, local = name.partition("$$$")
             if local and id(tensor) not in seen:  # pyro.module inside a plain function

@@ -21,6 +21,37 @@ from ..weights import log_weights, no_validation
 from .state import Training
 
 
+class BoundHalf:
+    """A model or a guide with the parameters of a run.
+
+    It is called as the half itself, and has its methods and attributes: `run.guide.median()`,
+    `run.guide.quantiles([0.05, 0.95])`, `run.guide.locs.mu`.
+    """
+
+    def __init__(self, run: FittedPair, half: Any):
+        named = half if hasattr(half, "__name__") else type(half)
+        functools.update_wrapper(self, named, updated=())
+        self.__wrapped__ = half
+        self.run = run  # whoever fits it starts from its parameters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the half on its arguments."""
+        with self.run.bind():
+            return self.__wrapped__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":  # not yet there
+            raise AttributeError(name)
+        with self.run.bind():
+            found = getattr(self.__wrapped__, name)
+        if torch.is_tensor(found):
+            return found.detach().clone()
+        return BoundHalf(self.run, found) if callable(found) else found
+
+    def __repr__(self) -> str:
+        return f"{self.__wrapped__!r} with the parameters of a run"
+
+
 @dataclass(kw_only=True, repr=False)
 class FittedPair(Training):
     """A model and a guide with the parameters of a training; `Training` says how it went.
@@ -60,22 +91,12 @@ class FittedPair(Training):
     @property
     def model(self) -> Callable:
         """The model with the run's parameters."""
-        return self._bound(self.pair_.model)
+        return BoundHalf(self, self.pair_.model)
 
     @property
     def guide(self) -> Callable:
         """The guide with the run's parameters."""
-        return self._bound(self.pair_.guide)
-
-    def _bound(self, function: Callable) -> Callable:
-        @functools.wraps(function if hasattr(function, "__name__") else type(function))
-        def bound(*args: Any, **kwargs: Any) -> Any:
-            with self.bind():
-                return function(*args, **kwargs)
-
-        bound.__wrapped__ = function  # type: ignore[attr-defined]
-        bound.run = self  # type: ignore[attr-defined]  # whoever fits it starts from its parameters
-        return bound
+        return BoundHalf(self, self.pair_.guide)
 
     def bind(self) -> AbstractContextManager:
         """A context in which the pair has this run's parameters."""

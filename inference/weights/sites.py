@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..randomness import forked
 from .terms import Plate, Term
 
 PARTICLES = "particles"  # the name of the outermost plate
@@ -28,6 +29,21 @@ def sample_sites(trace: Any) -> dict[str, Site]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     }
+
+
+class _FlatAtZero(Messenger):
+    """Flat priors, from which nothing can be drawn, are at zero of their unconstrained space."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["done"] and is_flat(msg["fn"]):
+            value = torch.zeros(msg["fn"].shape())
+            msg["value"], msg["done"] = biject_to(msg["fn"].support)(value), True
+
+
+def dry_run(model: Callable, *args: Any) -> dict[str, Site]:
+    """Run a model once, on a forked seed, for its sample sites."""
+    with forked(), torch.no_grad():
+        return sample_sites(poutine.trace(_FlatAtZero()(model)).get_trace(*args))
 
 
 def is_latent(site: Site) -> bool:

@@ -72,7 +72,9 @@ def test_log_q_is_the_guide_s(run, tree):
     """A full-rank Gaussian on (mu, log tau, z), and 1/tau for the change of variables."""
     u = tree.unconstrained_posterior
     flat = np.concatenate([u.mu.values[..., None], u.tau.values[..., None], u.z.values], -1)
-    loc, scale, tril = (run.params[f"guide.{n}"].double() for n in ("loc", "scale", "scale_tril"))
+    loc, scale, tril = (
+        run.params[f"AutoMultivariateNormal.{n}"].double() for n in ("loc", "scale", "scale_tril")
+    )
     q = torch.distributions.MultivariateNormal(loc, scale_tril=scale[:, None] * tril)
     expected = q.log_prob(torch.as_tensor(flat).double()).numpy() - u.tau.values
     s = tree.sample_stats

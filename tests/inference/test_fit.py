@@ -35,8 +35,8 @@ def test_minibatches_are_scaled_to_all_data_and_the_prior_is_not(model):
         progress=False,
     )  # fmt: skip
     # conjugate: N(Σx / (N + 1), 1 / (N + 1)); a wrong scale would give sd (21)^(-1/2)
-    assert abs(float(run.params["guide.locs.mu"]) - float(X.sum() / (N + 1))) < 0.05
-    assert float(run.params["guide.scales.mu"]) == pytest.approx((N + 1) ** -0.5, rel=0.1)
+    assert abs(float(run.params["AutoNormal.locs.mu"]) - float(X.sum() / (N + 1))) < 0.05
+    assert float(run.params["AutoNormal.scales.mu"]) == pytest.approx((N + 1) ** -0.5, rel=0.1)
     exact = dist.MultivariateNormal(torch.zeros(N), torch.eye(N) + torch.ones(N, N)).log_prob(X)
     assert run.unit == "nats"
     assert abs(run.elbo - float(exact)) < 0.02 * abs(float(exact))

@@ -91,8 +91,7 @@ UNKNOWN_DENSITY = (
     "correlated_noise_without_a_determinant", "noise_of_torch_in_a_delta",
 )  # fmt: skip
 TRAINING = "fit", "fit_many", "fit_guides"
-# one of each sort, tried at every entrance; `check`, which the gate calls, is tried with all of them
-# in test_check.py
+# one of each sort, tried at every entrance by default; `check` is tried with all in test_check.py
 SORTS = (
     "site_of_an_older_model", "guide_draws_the_data", "loop_without_names", "no_data_plate",
     "targets_with_a_column", "normal_guide_for_a_scale", "delta_without_a_jacobian",

@@ -141,7 +141,11 @@ def test_structured_is_exact_on_a_linear_hierarchy_and_mean_field_is_not():
     assert (weight - evidence).abs().max() < 1e-3
     shapes = {k: tuple(v.shape) for k, v in run.params.items()}
     # per element: location, scale, and a weight for each number above it
-    assert shapes["guide.raws.1"] == (3, 1, 2 + 2) and shapes["guide.raws.2"] == (3, 2, 2 + 3)
+    assert shapes["PlateGuide.raws.1"] == (3, 1, 2 + 2) and shapes["PlateGuide.raws.2"] == (
+        3,
+        2,
+        2 + 3,
+    )
 
 
 @pytest.mark.parametrize("kind", ["laplace", "pathfinder"])
@@ -317,7 +321,7 @@ def test_transforms_of_torch_and_of_ones_own_are_taken(kind):
     assert torch.allclose(q.log_prob(z), normal.log_prob(z), atol=1e-5)
     guide = make_guide("flow", banana, transform=kind)
     run = fit(banana, guide, torch.zeros(5), steps=3, **QUIET)
-    assert "guide.flow.0.by" in run.params
+    assert "FlowGuide.flow.0.by" in run.params
 
 
 # ---------------------------------------------------------------- every kind

@@ -22,7 +22,7 @@ def test_one_fit_per_data_set_finds_each_posterior():
     )  # fmt: skip
     assert len(many) == 20
     exact = x.sum(1) / 9  # conjugate: N(Σx / (n + 1), 1 / (n + 1))
-    found = torch.stack([run.params["guide.locs.mu"] for run in many])
+    found = torch.stack([run.params["AutoNormal.locs.mu"] for run in many])
     assert (found - exact).abs().max() < 0.1 * (1 / 9) ** 0.5 * 3
     run = many[3]
     weights = log_weights(run.model, run.guide, x[3], particles=500)
@@ -33,7 +33,7 @@ def test_one_fit_per_data_set_finds_each_posterior():
 def test_restarts_start_apart_and_share_the_data():
     x = torch.randn(8)
     many = fit_many(model, AutoNormal(model), (x,), fits=5, steps=3, compile=False)
-    assert len({round(float(v), 6) for v in many.params["guide.locs.mu_unconstrained"]}) == 5
+    assert len({round(float(v), 6) for v in many.params["AutoNormal.locs.mu_unconstrained"]}) == 5
     assert np.shape(many.losses) == (3, 5) and np.isfinite(many.losses).all()
     assert repr(many).startswith("Runs(5 fits, 3 steps, eager") and len(repr(many)) < 150
 

@@ -52,7 +52,7 @@ def test_finds_parameters_of_pyro_modules_and_autoguides():
     assert {
         "model.noise_unconstrained",
         "model.net.weight",
-        "guide.locs.weight_unconstrained",
+        "AutoNormal.locs.weight_unconstrained",
     } <= set(pair.params)
     assert len(pyro.get_param_store()) == 0
 
