@@ -15,11 +15,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## fit a VAE to the embedded digits and write its report
 	$(BIN)/zoo fit vae --data digits
 
-test: $(STAMP)  ## the default suite, about ten minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+test: $(STAMP)  ## the default suite, one process for each core
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(STAMP)  ## the long ones as well: real images, several seeds, a GPU where there is one
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(STAMP)  ## ratios against named peers, interleaved in one run
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -1,11 +1,17 @@
 """Fixtures for every test: one seed, an empty parameter store, and no global flag changed."""
 
 import os
+import signal
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def global_flags():

@@ -284,6 +284,7 @@ def test_arviz_takes_it_unchanged():
         matplotlib.pyplot.close("all")
 
 
+@pytest.mark.slow
 def test_the_gallery_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(arviz_plots, "plot_psense_dist", arviz_plots.plot_forest)  # slow: see above
     path = Path(__file__).parents[2] / "examples" / "arviz_gallery.py"

@@ -90,6 +90,7 @@ def test_variances_are_in_the_known_order():
     assert abs(2 * found.attrs["log_px"] - torch.logsumexp(log_p, 0).sum().item()) < 1e-10
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path):
     found = EXAMPLE["main"](out=tmp_path / "discrete.png", particles=(2, 4), draws=20)
     assert (tmp_path / "discrete.png").stat().st_size > 10_000

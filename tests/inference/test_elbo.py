@@ -76,7 +76,7 @@ def test_sticking_the_landing_on_iwae_is_biased():
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_against_the_truths(estimator):
-    check_estimator(estimator, draws=2_000)
+    check_estimator(estimator, draws=500)
 
 
 @pytest.mark.slow

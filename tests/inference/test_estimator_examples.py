@@ -92,6 +92,7 @@ def test_rainforth_example(tmp_path):
     assert (tmp_path / "rainforth.png").exists()
 
 
+@pytest.mark.slow
 def test_rainforth_example_runs(tmp_path):
     main = example("rainforth_snr")["main"]
     slopes = main(out=tmp_path / "rainforth.png", particles=(1, 2), groups=(1, 2), draws=8, k=2)
@@ -102,6 +103,7 @@ def test_rainforth_example_runs(tmp_path):
 # ---------------------------------------------------------------- the others
 
 
+@pytest.mark.slow
 def test_bounds_tighten_towards_log_px(tmp_path):
     """ELBO < IWAE_2 < IWAE_8 < IWAE_64 < log p(x), each by several standard errors."""
     found = example("bounds_tighten")["main"](tmp_path / "bounds.png", steps=200)
@@ -112,6 +114,7 @@ def test_bounds_tighten_towards_log_px(tmp_path):
     assert (tmp_path / "bounds.png").exists()
 
 
+@pytest.mark.slow
 def test_path_derivative_example(tmp_path):
     """No noise at the posterior; without its score IWAE is biased, and DReG is not."""
     main = example("path_derivative")["main"]
@@ -133,6 +136,7 @@ def test_mini_batches_example(tmp_path):
     assert (tmp_path / "batch.png").exists()
 
 
+@pytest.mark.slow
 def test_iwae_example_runs_on_digits(tmp_path):
     out = tmp_path / "table.json"
     table = example("iwae_mnist")["main"]("digits", steps=30, seeds=(0,), test=20, out=out)

@@ -78,6 +78,7 @@ def test_the_count_passes_the_whole_numbers_of_float32():
         assert all(p.isfinite().all() for p in step.variables.params.values())
 
 
+@pytest.mark.slow
 def test_a_mixture_with_summed_out_assignments_compiles():
     x = torch.randn(50, 2)
 

@@ -155,13 +155,16 @@ def test_the_same_seed_writes_the_same_numbers(fitted, tmp_path):
         (["real-nvp", *TINY, "--layers", "2", "--hidden", "8"], "density"),
         (["vqvae", *TINY, "--hidden", "8"], "usage"),
         (["hierarchical-vae", *TINY, "--latent-dims", "3,2", "--hidden", "8/8"], "kl_per_layer"),
-        (["conditional-vae", *TINY, "--hidden", "8"], "samples"),
-        (["sparse-autoencoder", *TINY], "reconstructions"),
-        (["made", *TINY, "--hidden", "8"], "loss"),
+        pytest.param(
+            ["conditional-vae", *TINY, "--hidden", "8"], "samples", marks=pytest.mark.slow
+        ),
+        pytest.param(["sparse-autoencoder", *TINY], "reconstructions", marks=pytest.mark.slow),
+        pytest.param(["made", *TINY, "--hidden", "8"], "loss", marks=pytest.mark.slow),
         (["implicit-vae", "--steps", "4", "--batch-size", "16", "--compile", "no"], "samples"),
-        (
+        pytest.param(
             ["mixture", "--trainer", "elbo", "--data", "small.csv", "--components", "2", *TINY],
             "loss",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -249,6 +252,13 @@ def test_diagnose_puts_its_evidence_on_the_page(mine, tmp_path, capsys):
     assert {"diagnosis-weights", "diagnosis-gaps", "diagnosis-loss"} <= names
     assert all(f'id="{name}"' in once for name in names)
     assert "On the first 4 test rows." in once
+
+
+@pytest.mark.slow
+def test_a_diagnosis_stands_once_on_a_page_that_is_made_anew(mine, capsys):
+    page = mine / "report.html"
+    assert run(["diagnose", str(mine), "--rows", "4"]) == 0
+    told, once = json.loads((mine / "diagnosis.json").read_text()), page.read_text()
     # again, and the report anew: still once, and the rest of the page as it was
     assert run(["diagnose", str(mine), "--rows", "4"]) == 0 and page.read_text() == once
     assert run(["report", str(mine)]) == 0
@@ -274,13 +284,19 @@ def test_compare_puts_the_estimators_named_on_the_page(fitted, tmp_path, capsys)
     assert once.count('id="comparison"') == 1 and "IWAE(4)" in once and "Use " in once
     assert {"Trace(1)", "IWAE(4)"} == set(Comparison.read(mine / "comparison.nc").estimator.values)
     assert (mine / "figures" / "comparison-figure.png").stat().st_size > 10_000
-    # beside a diagnosis, again, and the report anew
+
+
+@pytest.mark.slow
+def test_a_comparison_stands_once_beside_a_diagnosis(mine):
+    page = mine / "report.html"
+    assert run(["compare", str(mine), *FEW]) == 0
     assert run(["diagnose", str(mine), "--rows", "4"]) == 0
     assert run(["compare", str(mine), *FEW]) == 0 and run(["report", str(mine)]) == 0
     again = page.read_text()
     assert again.count('id="comparison"') == again.count('id="diagnosis"') == 1
 
 
+@pytest.mark.slow
 def test_compare_fits_a_model_first(tmp_path, capsys):
     argv = ["compare", "vae", *FEW, "--steps", "6", "--latent-dim", "2", "--out", "new"]
     assert run(argv) == 0

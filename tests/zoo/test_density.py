@@ -220,6 +220,7 @@ def test_keeps_dtype():
     assert isinstance(kde, pyro.distributions.TorchDistribution)
 
 
+@pytest.mark.slow
 def test_example(tmp_path):
     main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "densities.py"))["main"]
     errors = main(n=60, out=str(tmp_path / "densities.png"))

@@ -212,6 +212,7 @@ def test_multi_sample_bounds_are_refused():
     assert math.isfinite(elbo.IWAE(4).loss(other.model, other.guide, ring()))
 
 
+@pytest.mark.slow
 def test_training_improves_the_bound():
     x = ring(64)
     pair = Diffusion(2, 64, hidden=(32, 32), log_snr_max=4.0, log_snr_min=-6.0)
@@ -288,6 +289,7 @@ def test_bad_input(cls):
         Diffusion(2, 4, draws=4)
 
 
+@pytest.mark.slow
 def test_example_writes_its_picture(tmp_path):
     main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "diffusion_2d.py"))["main"]
     run = main(steps=10, out=str(tmp_path / "out.png"), draws=1)

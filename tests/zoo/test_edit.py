@@ -112,6 +112,7 @@ def test_mistakes(mistake, message):
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["edit_fashion", "conditional_digits"])
 def test_examples_write_their_picture(example, tmp_path):
     main = runpy.run_path(str(EXAMPLES / f"{example}.py"))["main"]

@@ -276,7 +276,9 @@ def test_a_used_flow_can_be_copied(flow):
     assert not torch.equal(twin.log_prob(x), flow.log_prob(x))
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "MAF" else pytest.mark.slow) for n in FLOWS]
+)
 def test_a_fit_reaches_the_entropy_of_a_correlated_gaussian(name):
     rho, n = 0.8, 2_000
     noise = torch.randn(2, 20 * n, 2)  # enough that nothing is learned by heart
@@ -320,6 +322,7 @@ def test_an_iaf_guide_is_a_pair():
     check_pair(pair, torch.tensor([[0.7], [-0.2]], dtype=torch.float64), latents=["z"])
 
 
+@pytest.mark.slow
 def test_an_iaf_guide_closes_the_gap_that_a_mean_field_leaves():
     x = torch.full((1, 1), 0.7)
     evidence = dist.Normal(0.0, math.sqrt(2 + 0.25**2)).log_prob(x).item()
@@ -401,6 +404,7 @@ def test_bad_input_is_refused_with_the_fix(call, words):
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 def test_the_example_of_two_densities_runs(tmp_path):
     main = runpy.run_path(str(EXAMPLES / "flow_moons.py"))["main"]
     runs = main(steps=10, out=str(tmp_path / "picture.png"))
@@ -408,6 +412,7 @@ def test_the_example_of_two_densities_runs(tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_example_of_a_flow_guide_runs(tmp_path):
     main = runpy.run_path(str(EXAMPLES / "flow_guide.py"))["main"]
     gaps = main(steps=100, out=str(tmp_path / "picture.png"))

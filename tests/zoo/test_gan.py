@@ -46,6 +46,7 @@ def test_critic_reads_the_last_axis():
     assert critic(torch.randn(2, 5, 3)).shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_short_fit_lowers_the_divergence():
     x = load("eight-gaussians").train
     gan = GAN(2, hidden=(32, 32))

@@ -21,13 +21,16 @@ def digits(n=32, dtype=torch.float32):
 
 
 @BOTH
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "layers", [pytest.param(n, marks=[] if n == 2 else pytest.mark.slow) for n in (1, 2, 3)]
+)
 def test_pair_contract(cls, layers):
     sizes = {"latent_dims": (6, 4, 3)[:layers], "hidden": ((16, 12), (8,), (5,))[:layers]}
     check_pair(cls(64, **sizes), digits(), [f"z_{i}" for i in range(1, layers + 1)])
     check_gradient(cls(64, **sizes), digits())
 
 
+@pytest.mark.slow
 @BOTH
 def test_every_likelihood_is_an_argument(cls):
     for name in ("gaussian", "gaussian-diagonal", "laplace"):
@@ -157,6 +160,7 @@ def test_bad_input():
             pair.validate(torch.full((2, 784), 2.0))
 
 
+@pytest.mark.slow
 def test_example_writes_its_picture(tmp_path):
     main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "hierarchy_digits.py"))[
         "main"

@@ -29,6 +29,7 @@ def undrawn(monkeypatch, tmp_path):
     monkeypatch.setattr("zoo.cli.runs._write_posterior", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_eight_fits_at_once_have_eight_folders(tmp_path):
     """And whatever they are called, none drops another's."""
     argv = [sys.executable, "-c", EIGHT]

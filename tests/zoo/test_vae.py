@@ -101,6 +101,7 @@ def test_linear_vae_with_the_weights_of_probabilistic_pca_has_its_likelihood():
     assert abs(weights.mean() - ppca_log_likelihood(x, L)) < 1e-9
 
 
+@pytest.mark.slow
 def test_linear_vae_reaches_probabilistic_pca():
     """Within 0.5 % of the closed form, and never above it."""
     x = load().train

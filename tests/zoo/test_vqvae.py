@@ -173,6 +173,7 @@ def test_bad_input(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_example_writes_its_picture(tmp_path):
     main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "vq_digits.py"))["main"]
     run = main(steps=10, out=str(tmp_path / "out.png"))

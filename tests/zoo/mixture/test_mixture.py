@@ -73,6 +73,7 @@ def test_summing_k_out_beats_factorising_it(covariance):
     assert draws.mean() + 4 * error < vb.elbo + len(x) * math.log(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", KINDS)
 def test_svi_with_enumeration_ends_above_coordinate_ascent(covariance):
     x = clusters()
