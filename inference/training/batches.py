@@ -19,6 +19,7 @@ from ..pairs.arguments import (
     take_rows,
     takes,
 )
+from .ranks import Ranks
 
 LARGEST = 2**26  # particles times numbers of data in one pass
 
@@ -31,13 +32,21 @@ class Batches:
     Args:
         args: the pair's arguments; `held_out`: those that validation looks at.
         batch_size: rows, None for all; `seed`: of the order.
+        ranks: the processes that share the rows of each batch of a given size, in one order.
 
     Raises:
         ValueError: the batch is larger than the data, or the data holds NaN.
     """
 
-    def __init__(self, args: tuple, batch_size: int | None, seed: int, held_out: Any = None):
-        self.args = args
+    def __init__(
+        self,
+        args: tuple,
+        batch_size: int | None,
+        seed: int,
+        held_out: Any = None,
+        ranks: Ranks | None = None,
+    ):
+        self.args, self.ranks = args, ranks
         self.held_out = held_out if isinstance(held_out, tuple) else (held_out,)
         tensors = [a for a in args if torch.is_tensor(a)]
         check_values(args)
@@ -50,7 +59,12 @@ class Batches:
                     f"batch_size: expected 1 .. {self.size} (the rows of the data), "
                     f"got {batch_size}."
                 )
-        self.whole = batch_size is None or batch_size == self.size
+            if ranks is not None and batch_size < ranks.size:
+                raise ValueError(
+                    f"batch_size: expected at least one row for each of {ranks.size} processes, "
+                    f"got {batch_size}."
+                )
+        self.whole = batch_size is None or (batch_size == self.size and ranks is None)
         self.batch_size = self.size if self.whole else batch_size
         self._order = torch.Generator().manual_seed(seed)
         self._where = next((a.device for a in args if has_rows(a, self.size)), torch.device("cpu"))
@@ -69,8 +83,9 @@ class Batches:
             return self.args, True
         assert self.batch_size is not None and self.size is not None
         index = self.upcoming(repeats)
-        self._queue = self._queue[len(index) :]
-        shape = (repeats, self.batch_size) if repeats > 1 else (self.batch_size,)
+        self._queue = self._queue[self.batch_size * repeats :]
+        rows = len(index) // repeats
+        shape = (repeats, rows) if repeats > 1 else (rows,)
 
         def take(a: Any) -> Any:
             if has_rows(a, self.size):
@@ -80,7 +95,7 @@ class Batches:
         return tuple(take(a) for a in self.args), False
 
     def upcoming(self, repeats: int = 1) -> Tensor:
-        """The rows of the next batches, (repeats B,); the order stays as it is."""
+        """The rows of the next batches, (repeats B,), of those this rank's; the order stays."""
         assert self.size is not None and self.batch_size is not None
         if self.whole:
             return torch.arange(self.size)
@@ -88,7 +103,20 @@ class Batches:
         while len(self._queue) < need:
             order = torch.randperm(self.size, generator=self._order)  # one order on all devices
             self._queue = torch.cat([self._queue, order.to(self._where)])
-        return self._queue[:need]
+        index = self._queue[:need]
+        if self.ranks is None:
+            return index
+        return index.view(repeats, -1)[:, self.ranks.part(self.batch_size)].reshape(-1)
+
+    @property
+    def share(self) -> float:
+        """This rank's part of each batch; where all take all, each is as good as another."""
+        if self.ranks is None:
+            return 1.0
+        if self.whole or not self.batch_size:
+            return 1 / self.ranks.size
+        part = self.ranks.part(self.batch_size)
+        return (part.stop - part.start) / self.batch_size
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

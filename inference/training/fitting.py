@@ -21,6 +21,7 @@ from ..weights import no_validation
 from .batches import Batches, arguments, batch_transform, chunk_rows
 from .loop import Loop
 from .options import LoopOptions, TrainingOptions, lasting, trainer
+from .ranks import Ranks, ranks_of
 from .run import Run, new_run, without_run
 from .steps import ForeignStep
 from .update import Update, Variables, at_step, even_parts, matmul_precision, schedule_of
@@ -44,6 +45,7 @@ def fit(
     autocast: bool = False,
     tf32: bool = False,
     check: bool = True,
+    group: Any = "auto",
     **options: Unpack[TrainingOptions],
 ) -> Run:
     """Fit a pair: maximise a bound on log p(x) by stochastic gradients.
@@ -64,6 +66,10 @@ def fit(
         autocast: bfloat16 where autocast allows it.
         tf32: TensorFloat-32 matrix products on CUDA.
         check: look at the pair first, and refuse one with errors (`inference.check`).
+        group: processes of `torch.distributed` that make the fit together, each calling `fit` with
+            the same arguments: they share the rows of each batch of a given `batch_size`, else the
+            draws. "auto" is the default process group where there is one; None is this process
+            alone. Rank 0 writes, and calls `callbacks`.
         options: those of all trainers, `inference.training.options.TrainingOptions`.
 
     Returns:
@@ -86,11 +92,12 @@ def fit(
             validate(*transform(args))  # as a step will see them
     if hasattr(data, "train") and options["batch_size"] is None:
         options["batch_size"] = min(BATCH, len(args[0]))
-    batches = Batches(args, options["batch_size"], options["seed"], held_out)
+    ranks = ranks_of(group)
+    batches = Batches(args, options["batch_size"], options["seed"], held_out, ranks)
     rows = chunk_rows(batches, estimator.particles, chunk)
     run, update = begun(
         model, guide, batches.example(rows), batches.size, estimator, optimiser, check, options,
-        transform=transform, autocast=autocast, chunk=rows,
+        transform=transform, autocast=autocast, chunk=rows, ranks=ranks, share=batches.share,
     )  # fmt: skip
     run.settings |= {"chunk": chunk, "autocast": autocast, "tf32": tf32}
     ours, resume = isinstance(optimiser, Optimiser), options["resume"]
@@ -107,9 +114,9 @@ def fit(
     held = (
         None
         if held_out is None
-        else partial(held_out_values, run, run.variables, held_out, batches)
+        else partial(held_out_values, run, run.variables, held_out, batches, ranks=ranks)
     )
-    loop = Loop(run, [update], batches, options, held, foreign, run.unit, ADVICE)
+    loop = Loop(run, [update], batches, options, held, foreign, run.unit, ADVICE, ranks)
     if foreign is not None and options["compile"] is not False:
         loop.bar.note(f"eager steps: {run.eager_because}")
     with matmul_precision(tf32):
@@ -163,6 +170,7 @@ def held_out_values(
     args: tuple,
     batches: Batches,
     vary: tuple[int | None, ...] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The estimator's bound on held-out rows, and beside it the ELBO and its divergences.
 
@@ -175,6 +183,7 @@ def held_out_values(
         args: held-out arguments.
         batches: most rows at once are those of a batch; parts are of one size, but for one row.
         vary: which arguments have a leading axis of fits; None is one single fit.
+        ranks: the processes that share the rows.
 
     Returns:
         The score, () or (R,), and columns for the history: `valid_elbo`, `valid_bound` where it is
@@ -196,7 +205,13 @@ def held_out_values(
     if fitwise:
         values = torch.vmap(values, in_dims=(0, 0, vary), randomness="different")
     whole = run.divide == 1.0 or (fitwise and any(v == 0 for v in vary or ()))
-    parts = [slice(0, rows)] if whole else even_parts(rows, batches.batch_size or rows)
+    most = batches.batch_size or rows
+    spread = ranks is not None and not whole and rows >= ranks.size
+    if spread:
+        most = min(most, rows // ranks.size)
+    parts = [slice(0, rows)] if whole else even_parts(rows, most)
+    if spread:
+        parts = parts[ranks.rank :: ranks.size]
     annealed = torch.tensor(1e9, device=variables.count.device)  # a schedule's value at its end
     sums: dict[str, Tensor] = {}
     anew = DrawnAnew() if fitwise else nullcontext()
@@ -206,6 +221,9 @@ def held_out_values(
             batch = args if whole else take_rows(args, part, rows)
             for name, value in values(variables.params, buffers, batch).items():
                 sums[name] = sums.get(name, 0.0) + value.double()
+    if ranks is not None:
+        values_ = ranks.sums(list(sums.values()), 1.0 if spread else 1 / ranks.size)
+        sums = dict(zip(sums, values_))
     per = 1.0 if run.divide == 1.0 else float(rows)
     means = {k: float((v / per).nanmean()) for k, v in sums.items()}
     bound, elbo = means.pop("bound"), means.pop("elbo")

@@ -56,14 +56,19 @@ class Keeper:
 
 
 class LastGood:
-    """The state at the last row whose losses and variables were finite, to go back to."""
+    """The state at the last row whose losses and variables were finite, to go back to.
+
+    Args:
+        every: seconds between two, at least.
+    """
 
     OWN = (
         "batches", "random_state", "optimiser_state", "seconds", "best", "best_step",
         "best_params", "since_best",
     )  # fmt: skip
 
-    def __init__(self, run: Training):
+    def __init__(self, run: Training, every: float = GOOD):
+        self.every = every
         self.variables: Variables = run.variables.clone()
         self._take(run)
 
@@ -74,7 +79,7 @@ class LastGood:
 
     def update(self, run: Training) -> None:
         """Take the present state, if the last one is old enough and this one is finite."""
-        old = time.monotonic() - self.when > GOOD or not int(self.variables.count)
+        old = time.monotonic() - self.when > self.every or not int(self.variables.count)
         if old and all(bool(p.isfinite().all()) for p in run.variables.params.values()):
             self.variables.assign(run.variables)
             self._take(run)

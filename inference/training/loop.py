@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,14 @@ from .keeping import Keeper, LastGood, signals
 from .loss_sources import source_of_loss
 from .options import LASTING, LoopOptions, complete
 from .progress import Progress
-from .state import Training, random_state, set_random_state
+from .ranks import Pulse, Ranks, is_lost
+from .state import (
+    Training,
+    all_random_states,
+    own_random_state,
+    random_state,
+    set_random_state,
+)
 from .steps import CompiledStep, EagerStep, ForeignStep, Round, Step
 
 WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
@@ -48,8 +55,10 @@ class Loop:
         validate: () -> (score, columns): higher is better; the best parameters are kept.
         foreign: a step with an optimiser of torch or Pyro, in place of our own.
         unit, advice: of the loss, and what to do when it is no longer finite.
+        ranks: the processes that make the steps together.
 
     Raises:
+        ConnectionError: another of the ranks is gone; the last good state is written.
         ValueError: a loss is not finite before there is a good state, or the run that goes on is of
             other data, batches of another size, or another pair.
     """
@@ -62,6 +71,7 @@ class Loop:
     foreign: ForeignStep | None = None
     unit: str = "nats"
     advice: str = "Lower lr, or set clip=..."
+    ranks: Ranks | None = None
     steps: int = field(init=False)
     valid_every: int | None = field(init=False)
     rate: Tensor = field(init=False)
@@ -73,6 +83,9 @@ class Loop:
         self.rate = torch.tensor(float(options["lr"]), device=self.run.variables.count.device)
         bar = options["progress"]
         self.bar = bar if isinstance(bar, Progress) else Progress(self.steps, self.unit, bool(bar))
+        self._told = bool(options["callbacks"])
+        if self.ranks is not None and not self.ranks.first:
+            self.bar.show, options["callbacks"] = False, ()
         if options["not_finite"] == "skip" and (
             self.foreign is not None or not getattr(self.moves[0], "skip", False)
         ):
@@ -94,8 +107,7 @@ class Loop:
         if run.batches is not None:
             self.batches.restore(run.batches)
         self._refuse_another_pair()
-        if run.random_state is not None:
-            set_random_state(run.random_state, run.device)
+        self._begin_noise()
         first = done = logged = run.steps
         due, every = self._next_look(done), max(1, min(100, steps // 50))
         ahead = max(1, len(self.moves))
@@ -107,11 +119,13 @@ class Loop:
         self._before, run.stopped = (run.seconds, run.compile_seconds), None
         self._pending: list[tuple[int, Tensor]] = []
         run.batches, run.random_state = self.batches.state(), random_state(run.device)
-        keeper, good = Keeper(options["folder"], options["save_every"]), LastGood(run)
-        with self.bar, signals(keeper.folder is not None) as come:
+        keeper = Keeper(options["folder"], options["save_every"])
+        good = LastGood(run) if self.ranks is None else LastGood(run, 0.0)  # alike on all
+        with self.bar, signals(keeper.folder is not None or self.ranks is not None) as come:
+            pulse = Pulse(self.ranks, come, keeper.due)
             tell("start", options, run)
             try:
-                while done < steps and not come:
+                while done < steps and not pulse.ended:
                     if done == first:
                         logged -= self._reopen()
                     if done == first + 1:  # the first step pays for what is loaded and allocated
@@ -126,7 +140,8 @@ class Loop:
                     self._pending.append((n, step(batch, shared)))
                     done += n
                     row_due = done >= due or done // every != logged // every
-                    if not row_due and not keeper.due():
+                    save_due = pulse.save_due(done - first)
+                    if not row_due and not save_due:
                         continue
                     if lost := self._lost():
                         break
@@ -146,32 +161,69 @@ class Loop:
                     self._pause()
                     good.update(run)
                     self.bar.update(done, row[self._shown], row.get("valid_elbo"))
-                    if options["callbacks"]:
+                    if self._told:
                         asked = tell("interval", options, run)
                         asked |= look and tell("validation", options, run)
+                        asked = self._largest(asked) > 0
                         step.refresh()
                         if asked:
                             run.stopped = "a callback asked for it"
                             break
-                    if keeper.due():
+                    if save_due:
                         self._save(keeper)
                     if look and run.since_best >= (options["patience"] or math.inf):
                         run.stopped = f"no better validation in {run.since_best} rounds"
                         break
             except KeyboardInterrupt:
-                if come:  # the second: whoever presses twice wants out
+                if pulse.ended:  # the second: whoever presses twice wants out
                     raise
-                come.append(signal.SIGINT)
+                pulse.ended.append(signal.SIGINT)
+            except RuntimeError as error:
+                if self.ranks is None or not is_lost(error):
+                    raise
+                self._leave(good, keeper, error)
             if lost := self._lost():
                 self._go_back(good, lost)
             elif done > first:
                 self._close(done)
-            if come and run.stopped is None and done < steps:
-                names = [signal.Signals(n).name for n in come if n != signal.SIGINT]
+            if pulse.ended and run.stopped is None and done < steps:
+                names = [signal.Signals(n).name for n in pulse.ended if n != signal.SIGINT]
                 run.stopped = f"ended by {names[0]}" if names else "interrupted"
+            if self.ranks is not None:  # of batches, each rank has its own
+                self.ranks.from_first(run.variables.buffers.values())
             tell("end", options, run)
             if run.steps:
                 self._save(keeper, last=True)
+
+    def _begin_noise(self) -> None:
+        """Draw from where the run was, or from the seed; of several ranks, each for itself."""
+        run, ranks = self.run, self.ranks
+        state = run.random_state
+        if ranks is not None:
+            ranks.from_first(run.variables.flat())
+            state = own_random_state(state, ranks.rank)
+            if state is None and not ranks.first:
+                torch.manual_seed(ranks.seed(run.seed, run.steps))
+        if state is not None:
+            set_random_state(state, run.device)
+
+    def _leave(self, good: LastGood, keeper: Keeper, error: RuntimeError) -> None:
+        """Write the last good state, and end: another rank is gone, in the middle of a step."""
+        run = self.run
+        self._pending = []
+        good.restore(run)
+        run.stopped = "another process of the group is gone"
+        kept = ""
+        if keeper.folder is not None and run.steps:
+            run.probe = self._probe()
+            keeper.write(run, last=True)
+            kept = f" Kept: the state of step {run.steps:,} in {keeper.folder}."
+        line = str(error).strip().splitlines()[0][:120]
+        raise ConnectionError(f"group: {run.stopped} ({line}).{kept}") from error
+
+    def _largest(self, number: float) -> float:
+        """A number on which all ranks agree."""
+        return number if self.ranks is None else self.ranks.most(number)[0]
 
     def _pause(self) -> None:
         """Write down what a resume needs."""
@@ -189,9 +241,12 @@ class Loop:
 
     def _save(self, keeper: Keeper, last: bool = False) -> None:
         """Write the state as it stands after `_pause`, and a probe of the pair with it."""
+        run = self.run
+        if self.ranks is not None:
+            run.random_state = all_random_states(self.ranks.gathered(run.random_state))
         if keeper.folder is not None or last:
-            self.run.probe = self._probe()
-        keeper.write(self.run, last)
+            run.probe = self._probe()
+        keeper.write(run, last)
         if keeper.folder is not None:
             tell("saved", self.options, self.run)
 
@@ -218,6 +273,8 @@ class Loop:
     def _probe(self) -> dict[str, Any]:
         """The values of one eager update from here, of the first rows: another pair has others."""
         run, update = self.run, self.moves[-1]
+        if self.ranks is not None:
+            update = replace(update, ranks=None)
         own = {k: v for k, v in run.settings.items() if k not in (*LASTING, "optimiser")}
         where = (run.device.type, torch.backends.cpu.get_cpu_capability(), torch.__version__)
         with forked(run.seed):
@@ -266,6 +323,8 @@ class Loop:
         if run.batches is not None:
             self.batches.restore(run.batches)
         source = source_of_loss(run, self.moves[-1], self.batches, self.rate, at - run.steps)
+        if self.ranks is not None:
+            source = next(filter(None, self.ranks.gathered(source)), "")
         name = lost[1].replace("_", " ")
         said = f"{name} no longer finite at step {at}{source}"
         if not run.steps:
@@ -321,13 +380,15 @@ class Loop:
     def _choose(self, each: float, eager: Step) -> Step:
         """The step to use, given an eager one's seconds: the one rule for compiling."""
         run, left = self.run, self.steps - self.run.steps
+        each = self._largest(each)
         auto = self.options["compile"] == "auto" and math.isfinite(each)
         if auto and each * left < WORTH_COMPILING:
             return eager
         self.bar.note("compiling the step")
         share = self.options["compile_budget"]
         try:
-            step = self._compiled(left, Budget(each * left, share) if auto else Budget())
+            limited = auto and self.ranks is None  # a clock would part the ranks
+            step = self._compiled(left, Budget(each * left, share) if limited else Budget())
         except (TraceFailure, OutOfBudget) as failure:
             run.eager_because = str(failure)
             self.bar.note(f"eager steps: {failure}")

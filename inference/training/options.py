@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast, get_args, get_type_hints
 
@@ -17,6 +18,7 @@ from ..randomness import forked
 from .checkpoint import GivenAgain
 from .folders import claimed
 from .progress import Progress
+from .ranks import ranks_of
 from .saved import TRAINERS, read_run
 
 Trainer = TypeVar("Trainer", bound=Callable)
@@ -153,9 +155,7 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
                     )
             options = check_options({"steps": least_steps}, **options)
             place = getattr(options["resume"], "path", None)
-            with claimed(options["folder"], place) as options["folder"], forked(options["seed"]):
-                if options["folder"] is not None and options["folder"] == place:
-                    _refuse_stale(options["resume"])
+            with _claimed(options, place) as options["folder"], forked(options["seed"]):
                 run = function(*args, **given, **options)
             run.held = False
             return run
@@ -166,6 +166,27 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
         return cast(Trainer, trained)
 
     return decorate
+
+
+@contextmanager
+def _claimed(options: dict[str, Any], place: Path | None) -> Iterator[Path | None]:
+    """The folder to write into: of several ranks, for the first. What it refuses, all refuse."""
+    ranks = ranks_of(options.get("group"))
+    problem: Exception | None = None
+    with ExitStack() as held:
+        folder = None
+        try:
+            if ranks is None or ranks.first:
+                folder = held.enter_context(claimed(options["folder"], place))
+                if folder is not None and folder == place:
+                    _refuse_stale(options["resume"])
+        except (OSError, ValueError) as error:
+            problem = error
+        if ranks is not None:
+            problem = next((p for p in ranks.gathered(problem) if p is not None), None)
+        if problem is not None:
+            raise problem
+        yield folder
 
 
 def _refuse_stale(saved: Any) -> None:

@@ -284,3 +284,20 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.random.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def all_random_states(of_ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The states of several ranks as one: those of rank 0 under their names, others numbered."""
+    found = dict(of_ranks[0])
+    for rank, state in enumerate(of_ranks[1:], 1):
+        found |= {f"{name} {rank}": t for name, t in state.items() if " " not in name}
+    return found
+
+
+def own_random_state(state: Mapping[str, Tensor] | None, rank: int) -> dict[str, Tensor] | None:
+    """The part of one rank, or None where there is none."""
+    if state is None:
+        return None
+    tail = f" {rank}" if rank else ""
+    kinds = ("cpu", "cuda")
+    return {k: state[k + tail] for k in kinds if k + tail in state} or None

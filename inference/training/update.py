@@ -18,6 +18,7 @@ from ..pairs.options import one_of
 from ..pairs.pair import Pair
 from ..randomness import DrawnAnew
 from ..weights import no_validation
+from .ranks import Ranks
 
 
 def even_parts(rows: int, most: int) -> list[slice]:
@@ -94,6 +95,8 @@ class Update:
         chunk: most rows that go through the pair at once; None is all.
         skip: leave everything as it is where the loss or what follows from it is not finite; the
             loss is then NaN.
+        ranks: the processes that make the update together, each from its batch, and `share`, the
+            weight of this one's.
     """
 
     pair: Pair
@@ -108,6 +111,8 @@ class Update:
     schedule: Callable[[Tensor], Tensor] | None = None
     chunk: int | None = None
     skip: bool = False
+    ranks: Ranks | None = None
+    share: float = 1.0
     columns: ClassVar[tuple[str, ...]] = ("loss",)  # what a call returns
     shown: ClassVar[int] = 0  # which of them is the loss
 
@@ -140,6 +145,9 @@ class Update:
                 share = (part.stop - part.start) / rows
                 more, add = self._gradients(variables, take_rows(batch, part, rows))
                 loss, grads = loss + share * more, [g + share * a for g, a in zip(grads, add)]
+        if self.ranks is not None:
+            with torch.no_grad():
+                loss, *grads = self.ranks.sums([loss, *grads], self.share)
         if self.clip is not None:
             grads = clipped(grads, self.clip, 0 if self.vary is None else 1)
         return loss, grads

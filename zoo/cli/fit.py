@@ -9,7 +9,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -288,7 +288,13 @@ def _train(plan: Plan, task: Any, out: str | None) -> Path:
     from .runs import STEPPED, present, reserved, store, train
 
     data = task.data
-    with ended_by_signals(), reserved(plan, out) as folder:
+    with ExitStack() as inside:
+        inside.enter_context(ended_by_signals())
+        if inside.enter_context(joined(plan.trainer)) > 0:  # rank 0 writes, judges and shows
+            with suppress(ConnectionError):
+                train(plan, task)
+            return Path()
+        folder = inside.enter_context(reserved(plan, out))
         say(
             f"{plan.card.name} on {data.name}: {len(data.train):,} training, {len(data.valid):,} "
             f"validation and {len(data.test):,} test rows of {data.data_dim} values"
@@ -345,6 +351,34 @@ def _named(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "Ctrl-C"
     return str(error).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def joined(trainer: str) -> Iterator[int]:
+    """Join the processes that `torchrun` has started; the number of this one, 0 without them.
+
+    Raises:
+        ValueError: the trainer is one for a single process.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "MASTER_ADDR" not in os.environ:
+        yield 0
+        return
+    import torch
+
+    rank = int(os.environ["RANK"])
+    if trainer not in ("elbo", "likelihood"):
+        raise ValueError(
+            f"torchrun: {trainer} is made by one process: expected a model that is trained by "
+            "elbo. Start it without torchrun."
+        )
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield rank
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
