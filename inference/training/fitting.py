@@ -207,10 +207,10 @@ def held_out_values(
     whole = run.divide == 1.0 or (fitwise and any(v == 0 for v in vary or ()))
     most = batches.batch_size or rows
     spread = ranks is not None and not whole and rows >= ranks.size
-    if spread:
+    if ranks is not None and spread:
         most = min(most, rows // ranks.size)
     parts = [slice(0, rows)] if whole else even_parts(rows, most)
-    if spread:
+    if ranks is not None and spread:
         parts = parts[ranks.rank :: ranks.size]
     annealed = torch.tensor(1e9, device=variables.count.device)  # a schedule's value at its end
     sums: dict[str, Tensor] = {}

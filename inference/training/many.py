@@ -102,7 +102,7 @@ class Runs(Training):
             self.best_params = {
                 k: torch.cat([b.final[k] for b in blocks]) for k in self.variables.params
             }
-            self.best_step = max(b.best_step for b in blocks)
+            self.best_step = max(b.best_step or 0 for b in blocks)
         self.stopped = next((b.stopped for b in blocks if b.stopped), None)
         self.compiled = all(b.compiled for b in blocks)
         self.compile_seconds = sum(b.compile_seconds for b in blocks)
@@ -136,9 +136,7 @@ class Runs(Training):
         return (self[i] for i in range(len(self)))
 
 
-def _blocks(
-    runs: Runs, block: int, held_out: tuple | None, options: dict[str, Any]
-) -> list[tuple[tuple, dict[str, Any]]]:
+def _blocks(runs: Runs, block: int, held_out: tuple | None, options: dict[str, Any]) -> list[tuple]:
     """Data and options of `fit_many` for each block of fits.
 
     Raises:

@@ -74,12 +74,12 @@ class Ranks:
         return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
 
     def seed(self, seed: int, step: int) -> int:
-        """Where this rank's noise starts from, for one without a state of its own."""
+        """The seed of this rank's noise, for one without a state of its own."""
         return (seed + 0x9E3779B97F4A7C15 * self.rank + 0xBF58476D1CE4E5B9 * step) % 2**63
 
 
 class Pulse:
-    """Whether a loop ends or writes a state between two steps, alike on all ranks.
+    """Agree between steps, on all ranks alike, to end a loop or to write its state.
 
     Args:
         come: signals so far, in this process.

@@ -234,12 +234,12 @@ def lost(number, work):
 
     options = {**OPTIONS, "valid": None, "valid_every": None, "clip": None}
     run = fit(model, nothing, torch.zeros(30, 3), **options)
-    return run.stopped, run.steps, float(run.params["a"])
+    return run.stopped, run.steps
 
 
 def test_a_loss_that_is_not_finite_ends_all_ranks_alike(tmp_path):
     first, second = together(2, tmp_path, lost)
-    assert first == second and first[2] > 0.6
+    assert first == second
     assert first[0].startswith(f"loss no longer finite at step {first[1] + 1}, from site 'x' at ro")
 
 

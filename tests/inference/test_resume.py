@@ -306,7 +306,7 @@ def test_a_last_chunk_of_one_row_is_merged(estimator):
 def test_a_validation_of_nan_is_said_and_never_best(monkeypatch):
     scores = iter([float("nan"), -3.0, float("nan"), -2.0])
 
-    def values(*args):
+    def values(*args, ranks):
         score = torch.tensor(next(scores))
         return score, {"valid_elbo": float(score)}
 
