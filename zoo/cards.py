@@ -40,6 +40,7 @@ class Card:
         images, tables: options that replace the class's own defaults where the data are images, or
             are not.
         pixels: how pixels are treated by default where the data are images.
+        settings: defaults of the trainer's options other than its own.
         bound: whether minus the loss is a bound on log p(x), so that nats can be compared.
     """
 
@@ -56,6 +57,7 @@ class Card:
     images: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, Any] = field(default_factory=dict)
     pixels: str = "dynamic"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     bound: bool = True
 
     @property
@@ -101,6 +103,18 @@ _ALL = (
         "Kingma et al. 2014, arXiv:1406.5298",
         "a decoder that ignores the label is the VAE",
         LATENT,
+        tables=GAUSSIAN,
+    ),
+    Card(
+        "semi-supervised-vae",
+        "zoo.semisupervised:SemiSupervisedVAE",
+        "VAE whose label is a latent, averaged exactly, where it is missing",
+        "Kingma et al. 2014, arXiv:1406.5298",
+        "a decoder that ignores the latent is a finite mixture; its log p(x) is a sum",
+        LATENT,
+        elbo="enum",
+        steps=3_000,
+        settings={"labels": 100},
         tables=GAUSSIAN,
     ),
     Card(

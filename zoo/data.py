@@ -94,6 +94,39 @@ def binarize(x: Tensor, generator: Generator | None = None) -> Tensor:
     return (u < x).to(x.dtype)
 
 
+def hide_labels(data: DataSet, keep: int, seed: int = 0) -> DataSet:
+    """Keep `keep` labels of the training rows, as many of each class, and set the others to −1.
+
+    The validation rows lose theirs too, so that what is kept of a fit is chosen without them; the
+    test rows have them still.
+
+    Args:
+        keep: how many, at least one of each class; `seed`: which.
+
+    Raises:
+        ValueError: the set has no labels, or fewer than asked for, or less than one a class.
+    """
+    y = data.train_labels
+    if y is None:
+        raise ValueError(f"labels: {data.name} has none that could be kept.")
+    classes = int(y.max()) + 1
+    if not classes <= keep <= len(y):
+        raise ValueError(
+            f"labels: expected at least one of each of the {classes} classes, and {data.name} has "
+            f"{len(y):,} with a label; got {keep:,}."
+        )
+    order = torch.randperm(len(y), generator=Generator().manual_seed(seed))
+    turn = torch.empty_like(y)  # how many of its class stand before a row
+    for c in range(classes):
+        mine = order[y[order] == c]
+        turn[mine] = torch.arange(len(mine))
+    first = (turn * classes + y).argsort()[:keep]  # one of each class, then the next of each
+    left = torch.full_like(y, -1)
+    left[first] = y[first]
+    valid = None if data.valid_labels is None else torch.full_like(data.valid_labels, -1)
+    return dataclasses.replace(data, train_labels=left, valid_labels=valid)
+
+
 def load(
     name: str | Path = "digits",
     root: str | Path | None = None,

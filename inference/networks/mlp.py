@@ -90,6 +90,8 @@ class AutoregressiveMLP(nn.Module):
     """
 
     rank: Tensor
+    first_degrees: Tensor
+    last_degrees: Tensor
 
     def __init__(
         self,
@@ -107,6 +109,8 @@ class AutoregressiveMLP(nn.Module):
         rank = ranks(order, inputs, seed)
         self.register_buffer("rank", rank)
         degrees = [rank, *(_degrees(n, inputs, context > 0) for n in hidden)]
+        self.register_buffer("first_degrees", degrees[1 % len(degrees)], persistent=False)
+        self.register_buffer("last_degrees", degrees[-1], persistent=False)
         masks = [b[:, None] >= a for a, b in itertools.pairwise(degrees)]
         masks.append((rank[:, None] > degrees[-1]).repeat(outputs, 1))
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
@@ -124,6 +128,32 @@ class AutoregressiveMLP(nn.Module):
             h = layer(self.act(h))
         if self.direct is not None:
             h = h + self.direct(x)
+        return h.unflatten(-1, (self.outputs, -1))
+
+    def in_order(self, x: Tensor, rank: Tensor) -> Tensor:
+        """Return the outputs in another order of the variables, with the same weights.
+
+        The hidden units keep their degrees; what they may see, and who sees them, follows the rank.
+
+        Args:
+            x: (..., B, D); rank: the place of each variable, (..., D). Leading axes broadcast.
+
+        Returns:
+            (..., B, outputs, D).
+        """
+        later = rank[..., :, None] > rank[..., None, :]  # (..., D, D)
+        masks = [later] if len(self.layers) == 1 else [
+            self.first_degrees[:, None] >= rank[..., None, :],
+            *(layer.mask for layer in list(self.layers)[1:-1]),
+            rank[..., :, None] > self.last_degrees,
+        ]  # fmt: skip
+        repeats = [1] * (masks[-1].ndim - 2)
+        masks[-1] = masks[-1].repeat(*repeats, self.outputs, 1)
+        h = x
+        for i, (layer, mask) in enumerate(zip(self.layers, masks)):
+            h = (self.act(h) if i else h) @ (layer.weight * mask).mT + layer.bias
+        if self.direct is not None:
+            h = h + x @ (self.direct.weight * later.repeat(*repeats, self.outputs, 1)).mT
         return h.unflatten(-1, (self.outputs, -1))
 
 

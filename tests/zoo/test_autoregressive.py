@@ -3,14 +3,16 @@
 import itertools
 import math
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from pair_contract import check_pair
+from torch.distributions import Bernoulli
 from torch.func import jacrev, vmap
 
-from inference import fit
+from inference import fit, log_weights
 from zoo.autoregressive import MADE, BinaryAutoregressive, PixelCNN
 
 MODELS = {
@@ -21,6 +23,7 @@ MODELS = {
     "reversed": lambda: MADE(9, hidden=(40,), order="reversed"),
     "random": lambda: MADE(9, hidden=(40,), order="random", seed=5),
     "permutation": lambda: MADE(9, hidden=(40,), order=[3, 1, 4, 0, 5, 8, 2, 6, 7]),
+    "sixteen orders": lambda: MADE(9, hidden=(40, 30), orders=16),
     "pixels": lambda: PixelCNN(9, channels=8, layers=3),
     "wide pixels": lambda: PixelCNN(10, image_shape=(1, 2, 5), channels=8, layers=4),
 }
@@ -89,7 +92,8 @@ def test_draws_pixel_by_pixel_are_those_of_whole_passes(kernel):
 
 
 def test_draws_have_the_probabilities_of_the_model():
-    for model in (MADE(3, hidden=(12,), order=[2, 0, 1]), PixelCNN(3, (1, 1, 3), layers=2)):
+    one, three = MADE(3, hidden=(12,), order=[2, 0, 1]), MADE(3, hidden=(12,), orders=3)
+    for model in (one, three, PixelCNN(3, (1, 1, 3), layers=2)):
         model = model.double()
         with torch.no_grad():
             for p in model.parameters():
@@ -105,7 +109,42 @@ def test_draws_have_the_probabilities_of_the_model():
 
 
 def test_a_pair(model):
+    if getattr(model, "orders", 1) > 1:  # one order for all rows: its weights are joint
+        model.orders = 1
     check_pair(model, binary(6, model.data_dim), latents=[])
+
+
+def test_another_order_has_its_own_mask_and_the_first_is_the_network_itself():
+    for hidden in ((40,), (40, 30), ()):
+        model = MADE(9, hidden=hidden, orders=3).double()
+        x = torch.rand(2, 5, 9, dtype=torch.float64)
+        torch.testing.assert_close(model.net.in_order(x, model.ranks[0]), model.net(x))
+        together = model.net.in_order(x[:, None], model.ranks)  # (2, 3, 5, 1, 9)
+        for k, rank in enumerate(model.ranks):
+            h = model.net.in_order(x, rank)
+            torch.testing.assert_close(together[:, k], h)
+            one = partial(model.net.in_order, rank=rank)
+            jacobian = vmap(jacrev(lambda v, f=one: f(v[None])[0, 0]))(x[0])
+            assert (jacobian.abs().sum(0)[rank[None, :] >= rank[:, None]] == 0).all()
+
+
+def test_orders_are_averaged_and_trained_one_at_a_time():
+    """log_prob is the log of the mean of 16 exact densities; the ELBO the mean of their logs."""
+    model, x = MADE(4, hidden=(20,), orders=16).double(), outcomes(4)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+    each = torch.stack([
+        Bernoulli(logits=model.net.in_order(x, r).squeeze(-2)).log_prob(x).sum(-1)
+        for r in model.ranks
+    ])  # fmt: skip
+    assert torch.allclose(each.exp().sum(-1), torch.ones(16, dtype=torch.float64), atol=1e-12)
+    torch.testing.assert_close(model.log_prob(x), each.exp().mean(0).log())
+    drawn = log_weights(model.model, model.guide, x, particles=200).log_weight().squeeze()
+    assert drawn.shape == (200,)  # one order for all rows
+    known = each.sum(-1)
+    assert torch.isclose(drawn[:, None], known, atol=1e-9).any(-1).all()
+    assert len(drawn.unique()) > 10
 
 
 def test_an_order_lists_the_first_variable_first():
@@ -145,6 +184,7 @@ def test_a_fit_reaches_the_entropy_of_a_chain():
         (lambda: MADE(4, order=[1, 2, 3, 4]), "order: expected each of 0 .. 3 once"),
         (lambda: MADE(4, order="raster"), "order: expected natural, reversed, random"),
         (lambda: MADE(4, hidden=(0,)), "hidden: expected"),
+        (lambda: MADE(4, orders=0), "orders: expected sizes of at least 1"),
         (lambda: MADE(4).log_prob(torch.rand(3, 4)), "pixels='static'"),
         (lambda: MADE(4).validate(torch.full((3, 4), math.nan)), "binary"),
         (lambda: MADE(4).model(torch.zeros(3, 5)), "data_dim = 4"),

@@ -47,9 +47,9 @@ def validate(model: Any, data: DataSet) -> None:
 
 
 def arguments_of(model: Any, data: DataSet, split: str) -> tuple[Tensor, ...]:
-    """(x,) or (x, y) of a split, as the pair takes them."""
+    """(x,) or (x, y) of a split, as the pair takes them; a classifier is judged without labels."""
     x, y = getattr(data, split), getattr(data, f"{split}_labels")
-    return (x, y) if "y" in takes(model.model) else (x,)
+    return (x, y) if "y" in takes(model.model) and not hasattr(model, "classify") else (x,)
 
 
 def build_like(plan: Any, data: DataSet, params: Mapping[str, Tensor] | None) -> Any:

@@ -163,10 +163,12 @@ def trainer_arguments(entry: Card, trainers: Collection[str] = ()) -> list[Argum
     """Return the options of some trainers of a card, by default of all of them."""
     from .train import TRAINERS as functions
 
+    left_out = set() if hasattr(entry.load(), "classify") else {"labels"}
     found: dict[str, Argument] = {}
     for name in trainers or entry.trainers:
+        alike = {"elbo"} if name == "likelihood" else set()  # without latents they are all alike
         for a in arguments(functions[name]):
-            if (name, a.name) != ("likelihood", "elbo"):  # without latents they are all alike
+            if a.name not in left_out | alike:
                 found.setdefault(a.name, a)
     return list(found.values())
 
@@ -180,7 +182,7 @@ def _with_default_of(entry: Card, a: Argument) -> Argument:
     """Return an argument with the card's default."""
     mine = {
         "data": entry.data, "steps": entry.steps, "elbo": entry.elbo,
-        "trainer": entry.trainers[0],
+        "trainer": entry.trainers[0], **entry.settings,
     }  # fmt: skip
     own = dataclasses.replace(a, default=mine.get(a.name, a.default))
     if a.name == "trainer":

@@ -26,10 +26,10 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     """Return the report of a fit: its metrics, pictures and facts."""
     subject = Subject(
         fitted.model, data, fitted.history, fitted.unit, seed=plan.seed, bound=plan.card.bound,
-        kept=getattr(fitted.run, "best_step", None),
+        kept=getattr(fitted.run, "best_step", None), rows=plan.test_rows,
     )  # fmt: skip
-    own_bound = subject.offers("elbo")
-    if isinstance(fitted.run, Run) and plan.card.bound and not own_bound:
+    own = subject.offers("elbo") or subject.offers("log_prob")  # exact, or made for it
+    if isinstance(fitted.run, Run) and plan.card.bound and not own:
         args = tuple(a[: plan.test_rows] for a in arguments_of(fitted.model, data, "test"))
         subject.evaluation = evaluate(
             fitted.run, *args, particles=plan.particles, seed=plan.seed

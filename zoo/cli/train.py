@@ -15,7 +15,7 @@ from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
 from inference.training.state import History, Training
 from zoo.cards import Card
-from zoo.data import DataSet
+from zoo.data import DataSet, hide_labels
 
 from ..em import expectation_maximization, kmeans_plus_plus, variational_bayes
 from ..report import Metric
@@ -91,6 +91,7 @@ def by_elbo(
     compile: str = "auto",
     device: str = "auto",
     not_finite: str = "stop",
+    labels: int | None = None,
 ) -> Fitted:
     """Fit by stochastic gradients of the ELBO.
 
@@ -106,13 +107,15 @@ def by_elbo(
         compile: the step: yes, no, or auto, where the run is long enough to earn it.
         device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
         not_finite: a loss that is not: stop, at the last good state, or skip such steps.
+        labels: how many training rows keep their label, as many of each class; by default all.
     """
+    data = task.data if labels is None else hide_labels(task.data, labels, task.seed)
     if task.resume is None and hasattr(task.model, "components"):
         x = task.data.train
         means = kmeans_plus_plus(x, task.model.components, restarts=1, seed=task.seed)[0]
         task.model.initialise(x, means)
     run = fit(
-        task.model, task.data, elbo=estimator(elbo), steps=steps, batch_size=batch_size, lr=lr,
+        task.model, data, elbo=estimator(elbo), steps=steps, batch_size=batch_size, lr=lr,
         schedule=lr_schedule, clip=clip, patience=patience, compile=_compile(compile),
         device=device, not_finite=not_finite, **task.options,
     )  # fmt: skip

@@ -33,7 +33,9 @@ def loss(s: Subject) -> Picture | None:
         gap = s.history[c] - s.history["valid_elbo"] if c == "valid_bound" else np.ones(1)
         same = np.nanmax(np.abs(gap)) <= 1e-4 * np.nanmax(np.abs(s.history[c]))  # but for rounding
         if c.startswith("valid_") and not same:
-            name = c.removeprefix("valid_").replace("elbo", "ELBO")
+            exact = s.offers("log_prob") and getattr(s.model, "orders", 1) == 1
+            word = "log p(x)" if exact else "ELBO"
+            name = c.removeprefix("valid_").replace("elbo", word)
             lines[f"held-out −{name}" if s.bound else "held-out loss"] = -s.history[c]
     text = "Mean over each interval of steps; lower is better."
     if s.kept is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from inference.draws.measures import bits_per_dim
 from inference.estimate import Estimate
 
 from .subject import Subject
@@ -71,6 +72,8 @@ def metrics(subject: Subject, bound: bool = True) -> list[Metric]:
         out += _bounds(subject)
     elif bound:
         out += _density(subject)
+    if subject.offers("classify"):
+        out += _accuracy(subject)
     if subject.offers("reconstruct"):
         out += _errors(subject)
     if subject.offers("usage"):
@@ -154,7 +157,7 @@ def _bounds(s: Subject) -> list[Metric]:
 
 
 def _density(s: Subject) -> list[Metric]:
-    x = s.held_out(len(s.data.test))[0]
+    x = s.held_out(s.rows)[0]
     if s.offers("elbo"):
         value, label, note = s.call("elbo", x).double(), "ELBO", "a lower bound on log p(x)"
     else:
@@ -163,12 +166,27 @@ def _density(s: Subject) -> list[Metric]:
             return []
         value, label, note = log_p.double(), "log p(x)", "exact"
     key = "elbo" if label == "ELBO" else "log_px"
-    mean, se = Estimate.of(value)
-    return [Metric(key, label, mean, "nats per datum", se, f"{note}, {len(value):,} test data")]
+    found = Estimate.of(value)
+    data = f"{len(value):,} test data"
+    out = [Metric(key, label, found.value, "nats per datum", found.se, f"{note}, {data}")]
+    if s.shape is not None:
+        bits, se = bits_per_dim(found, s.width)
+        out.append(Metric("bits_per_dim", "bits per dimension", bits, "bits", se, f"−{label} / D"))
+    return out
+
+
+def _accuracy(s: Subject) -> list[Metric]:
+    x, y = s.held_out(s.rows)
+    if y is None:
+        return []
+    right = (s.call("classify", x).argmax(-1) == y).double()
+    mean, se = Estimate.of(100 * right)
+    note = f"of the likeliest label, {len(x):,} test data"
+    return [Metric("accuracy", "test accuracy", mean, "%", se, note)]
 
 
 def _errors(s: Subject) -> list[Metric]:
-    x, y = s.held_out(len(s.data.test))
+    x, y = s.held_out(s.rows)
     square = ((x - s.call("reconstruct", x, labels=y)) ** 2).mean(-1).double()
     spread = ((x - s.data.train.cpu().mean(0)) ** 2).mean()
     mean, se = Estimate.of(square)

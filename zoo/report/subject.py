@@ -37,6 +37,7 @@ class Subject:
         bound: whether minus the loss is a bound on log p(x).
         kept: the step whose parameters were kept, if not the last.
         seed: of the draws for pictures.
+        rows: how many test data the numbers are of.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class Subject:
     bound: bool = True
     kept: int | None = None
     seed: int = 0
+    rows: int = 10_000
 
     def offers(self, *names: str) -> bool:
         """Return whether the model has all these methods."""
@@ -74,8 +76,8 @@ class Subject:
 
     def prior(self, n: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Draws of x and, for the same latents, E[x | z]; None where the model has no latents."""
-        if not self.offers("model", "sample", "reconstruct"):
-            return None
+        if not self.offers("model", "sample", "reconstruct") or self.offers("classify"):
+            return None  # a model that draws its own labels does not follow those given
         args = [self._on_device(torch.zeros(n, self.width))]
         if labels is not None and "y" in inspect.signature(self.model.model).parameters:
             args.append(self._on_device(labels))
