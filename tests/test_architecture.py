@@ -14,7 +14,7 @@ ROOMS = (
     "elbo", "graph", "draws", "training", "ratios", "judging", "guides", "testing",
 )  # fmt: skip
 SHARED = {"networks", "likelihoods", "toys"}  # what model files may share
-COMMAND = {"cli", "__main__", "report", "em"}  # know both models and inference
+COMMAND = {"cli", "__main__", "report", "em", "completion"}  # know both models and inference
 
 
 def modules(room):

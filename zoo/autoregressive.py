@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro
@@ -66,6 +67,10 @@ class BinaryAutoregressive(nn.Module):
         """
         self.validate(x)
         return dist.Bernoulli(logits=self.logits(x)).log_prob(x).sum(-1)
+
+    def conditionals(self) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """Each order by which the model draws: the rank (D,), and its logits (..., D) of x."""
+        return [(self.rank, self.logits)]
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
@@ -132,7 +137,7 @@ class MADE(BinaryAutoregressive):
             return super().model(x, size)
         pyro.module("made", self)
         check_rows(x, self.data_dim)
-        h = self.net.in_order(x, self.ranks[self._order(x)]).squeeze(-2)
+        h = self._logits(self.ranks[self._order(x)], x)
         with pyro.plate("data", size or x.shape[-2], subsample=x):
             pyro.sample("x", dist.Bernoulli(logits=h).to_event(1), obs=x)
 
@@ -146,6 +151,13 @@ class MADE(BinaryAutoregressive):
         k = (u * self.orders).long().clamp(max=self.orders - 1)
         return k.squeeze(-1) if k.ndim else k
 
+    def _logits(self, rank: Tensor, x: Tensor) -> Tensor:
+        return self.net.in_order(x, rank).squeeze(-2)
+
+    def conditionals(self) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """Each order by which the model draws: the rank (D,), and its logits (..., D) of x."""
+        return [(rank, partial(self._logits, rank)) for rank in self.ranks]
+
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, of the average over orders: (..., D) -> (...).
 
@@ -154,8 +166,8 @@ class MADE(BinaryAutoregressive):
         """
         self.validate(x)
         log_p = [
-            dist.Bernoulli(logits=self.net.in_order(x, rank).squeeze(-2)).log_prob(x).sum(-1)
-            for rank in self.ranks
+            dist.Bernoulli(logits=logits(x)).log_prob(x).sum(-1)
+            for _, logits in self.conditionals()
         ]
         return torch.stack(log_p).logsumexp(0) - math.log(self.orders)
 
@@ -166,10 +178,10 @@ class MADE(BinaryAutoregressive):
             return super().sample(n)
         counts = torch.randint(self.orders, (n,)).bincount(minlength=self.orders).tolist()
         parts = []
-        for rank, count in zip(self.ranks, counts):
+        for (rank, logits), count in zip(self.conditionals(), counts):
             x = next(self.parameters()).new_zeros(count, self.data_dim)
             for i in rank.argsort().tolist():
-                x[:, i] = self.net.in_order(x, rank)[:, 0, i].sigmoid().bernoulli()
+                x[:, i] = logits(x)[:, i].sigmoid().bernoulli()
             parts.append(x)
         return torch.cat(parts)[torch.randperm(n)]
 

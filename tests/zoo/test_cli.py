@@ -499,3 +499,15 @@ def test_options_follow_the_annotations():
 def test_estimators_by_name_and_arguments(spec, shows):
     assert repr(estimator(spec)) == shows
     assert estimator("beta:1,warmup=10").warmup == 10
+
+
+def test_complete_writes_a_picture_and_tells_its_nats(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(["fit", "made", "--steps", "2", "--hidden", "8", "--out", str(folder)]) == 0
+    out = tmp_path / "rest.png"
+    assert run(["complete", str(folder), "--given", "top", "--rows", "2", "-n", "8",
+                "--out", str(out)]) == 0  # fmt: skip
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "log p(rest | part)  −" in capsys.readouterr().out
+    assert run(["complete", str(folder), "--given", "1-64"]) == 2
+    assert "got all of them" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command `zoo`: list, fit, report, sample, diagnose, compare, mixture.
+"""The command `zoo`: list, fit, report, sample, complete, diagnose, compare, mixture.
 
 A new command is a function under `@app.command()`. The options of `zoo fit MODEL` come from the
 signatures of the model and of its trainers (`options`), so that a new model needs a card only.
@@ -22,6 +22,7 @@ ORDER = (
     "fit",
     "report",
     "sample",
+    "complete",
     "diagnose",
     "compare",
 )  # of the commands in the help; others follow
@@ -91,6 +92,25 @@ def sample(
     from .sample import draw
 
     print(draw(run, n, label, out, seed))
+
+
+@app.command()
+def complete(
+    run: Folder,
+    given: Annotated[
+        str, explained("left, right, top or bottom half, or columns such as 1-3,7", "left")
+    ] = "left",
+    rows: Annotated[int, explained("test data to complete", "8")] = 8,
+    n: Annotated[int, explained("how many draws of each", "64", "--n", "-n")] = 64,
+    out: Annotated[
+        str | None, explained("a new .png, .npy or .csv", "RUN-completions.png or .csv")
+    ] = None,
+    seed: Annotated[int, explained("of the draws", "0")] = 0,
+) -> None:
+    """Draw the rest of held-out data given a part of it, and tell log p(rest | part)."""
+    from .complete import draw
+
+    print(draw(run, given, rows, n, out, seed))
 
 
 @app.command()

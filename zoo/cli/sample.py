@@ -28,7 +28,7 @@ def draw(folder: str, n: int, label: int | None, out: str | None, seed: int) -> 
         raise ValueError(f"{plan.card.name} has no density or prior to draw from.")
     if label is not None and not subject.conditional:
         raise ValueError(f"--label: {plan.card.name} takes none; conditional-vae does.")
-    path = _target(folder, out, ".png" if data.image_shape else ".csv")
+    path = target(folder, out, ".png" if data.image_shape else ".csv", "samples")
     labels = None if label is None else torch.full((n,), label)
     x = subject.call("sample", n, labels=labels)
     if path.suffix == ".npy":
@@ -40,11 +40,17 @@ def draw(folder: str, n: int, label: int | None, out: str | None, seed: int) -> 
     return path
 
 
-def _target(folder: str, out: str | None, ending: str) -> Path:
+def target(folder: str, out: str | None, ending: str, what: str) -> Path:
+    """Return the file to write: `out`, or the next RUN-WHAT with this ending beside the run.
+
+    Raises:
+        ValueError: `out` exists, ends otherwise than in .png, .npy or .csv, or has no folder; a
+            picture of what is no image.
+    """
     if out is None:
         stem = Path(folder).resolve()
         named = (
-            stem.with_name(f"{stem.name}-samples{'' if i == 1 else f'-{i}'}{ending}")
+            stem.with_name(f"{stem.name}-{what}{'' if i == 1 else f'-{i}'}{ending}")
             for i in itertools.count(1)
         )
         return next(p for p in named if not p.exists())

@@ -176,8 +176,13 @@ class PrecisionNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The diagonal of the covariance, (*batch, D)."""
+        return self.covariance_matrix.diagonal(dim1=-2, dim2=-1)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Λ⁻¹, (..., D, D)."""
         covariance = torch.cholesky_inverse(self.precision_tril)
-        return covariance.diagonal(dim1=-2, dim2=-1).expand(self.batch_shape + self.event_shape)
+        return covariance.expand(self.batch_shape + self.event_shape + self.event_shape)
 
     def rsample(self, sample_shape: Size = ()) -> Tensor:
         """Draw x = loc + L⁻ᵀ noise, (*sample_shape, *batch, D)."""

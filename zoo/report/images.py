@@ -57,6 +57,24 @@ def image_pairs(x: Array, reconstructed: Array, columns: int = 8) -> Drawing:
     return draw
 
 
+def columns_of_images(columns: Mapping[str, Array], title: str) -> Drawing:
+    """Draw images in columns: heading -> (n, C, H, W)."""
+
+    def draw(theme: Theme) -> Figure:
+        n, across = len(next(iter(columns.values()))), len(columns)
+        figure = new_figure(NARROW * across / 8, NARROW * n / 8 + 0.7)
+        ax = figure.subplots()
+        each = np.stack(list(columns.values()), 1)  # (n, columns, C, H, W)
+        _show(ax, _mosaic(each.reshape(-1, *each.shape[2:]), across))
+        w = each.shape[-1] + 1
+        ax.set_xticks([w * i + w / 2 for i in range(across)], list(columns))
+        ax.tick_params(axis="x", length=0, labelsize=8, top=False, labeltop=True, labelbottom=False)
+        figure.suptitle(title)
+        return figure
+
+    return draw
+
+
 def stages(snapshots: Mapping[str, Array], images: bool) -> Drawing:
     """Draw a process at several times, side by side: title -> points (n, 2) or images."""
 

@@ -124,6 +124,10 @@ class Subject:
             [p.cpu() for p in parts if p is not None]
         )[:rows]
 
+    def on_host(self) -> Any:
+        """The model, moved to the host where it is elsewhere."""
+        return self.model.cpu() if hasattr(self.model, "cpu") else self.model
+
     def images(self, x: Tensor) -> np.ndarray:
         """Rows as images (n, C, H, W)."""
         assert self.shape is not None
