@@ -101,7 +101,7 @@ def _marginal(model, second):
         return _density(model).log_prob(grid).logsumexp(0) + math.log(float(axis[1] - axis[0]))
 
 
-@pytest.mark.parametrize("flow", [RealNVP, NeuralSplineFlow])
+@pytest.mark.parametrize("flow", [RealNVP, pytest.param(NeuralSplineFlow, marks=pytest.mark.slow)])
 def test_flows_against_an_integral_on_a_grid(flow):
     flow = shaken(flow(2, layers=2, hidden=(8,)), by=0.3)
     x = torch.tensor([[0.3, -0.5], [-0.8, 0.7]]).double()
@@ -134,7 +134,7 @@ def linear_vae(pair, w, bias, noise):
     return pair
 
 
-@pytest.mark.parametrize("kind", ["vae", "hierarchical"])
+@pytest.mark.parametrize("kind", ["vae", pytest.param("hierarchical", marks=pytest.mark.slow)])
 def test_linear_latents_have_a_gaussian_conditional(kind):
     torch.manual_seed(2)
     w, _ = torch.linalg.qr(torch.randn(D, 2).double())  # so that the posterior is diagonal
