@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..elbo import Estimator, Trace, estimator_of, kl_by_site
 from ..optim import Adam, Optimiser
-from ..pairs.arguments import rows_of, take_rows
+from ..pairs.arguments import checked_arguments, rows_of, take_rows
 from ..pairs.inspection import refuse_errors
 from ..pairs.options import device_of, optimiser_of
 from ..randomness import DrawnAnew, forked
@@ -23,6 +23,7 @@ from .loop import Loop
 from .options import LoopOptions, TrainingOptions, lasting, trainer
 from .ranks import Ranks, ranks_of
 from .run import Run, new_run, without_run
+from .sources import Source
 from .steps import ForeignStep
 from .update import Update, Variables, at_step, even_parts, matmul_precision, schedule_of
 
@@ -55,12 +56,15 @@ def fit(
     its own parameter store. `fit(run.model, run.guide, data)` begins anew from a run's parameters.
 
     Args:
-        data: a tensor, a tuple of arguments, or a data set with `train` (and `valid`).
+        data: a tensor, a tuple of arguments, or a data set with `train` (and `valid`). Or what is
+            read by and by, of which no more than two batches are in memory: the path of a .npy or
+            .parquet file, or of a folder of these; a memory-mapped array, or a tuple with some; a
+            `Dataset`, `IterableDataset` or `DataLoader` of torch.
         elbo: the estimator, by default `Trace()`.
         optimiser: from `inference.optim`; or a function `params -> torch.optim.Optimizer`, or a
             `pyro.optim` optimiser, which run eagerly only. By default Adam.
         batch_size: rows per step, of every tensor that shares the first one's leading dimension;
-            None takes all of a tensor, and 128 rows of a data set.
+            None takes all of a tensor, and 128 rows of a data set, or of what is read.
         chunk: most rows of a batch that go through the pair at once; the gradient is summed over
             the batch. None takes all, or what keeps particles times numbers of data below 2^26.
         autocast: bfloat16 where autocast allows it.
@@ -83,17 +87,21 @@ def fit(
     """
     pair = model if data is None else getattr(model, "__self__", None)
     where = device_of(options["device"])
-    model, guide, data, args, held_out = arguments(model, guide, data, options["valid"], where)
+    model, guide, data, args, held_out = arguments(
+        model, guide, data, options["valid"], where, options["batch_size"] or BATCH, streams=True
+    )  # fmt: skip
     estimator = estimator_of(elbo, Trace)
     optimiser = chosen_optimiser(optimiser, options)
     transform = batch_transform(data)
+    if options["batch_size"] is None and (isinstance(args, Source) or hasattr(data, "train")):
+        options["batch_size"] = min(BATCH, args.rows if isinstance(args, Source) else len(args[0]))
+    ranks = ranks_of(group)
+    batches = Batches(args, options["batch_size"], options["seed"], held_out, ranks, where)
+    if isinstance(args, Source):
+        checked_arguments(model, batches.args)
     if callable(validate := getattr(pair, "validate", None)):  # a zoo pair knows its range of data
         with forked():
-            validate(*transform(args))  # as a step will see them
-    if hasattr(data, "train") and options["batch_size"] is None:
-        options["batch_size"] = min(BATCH, len(args[0]))
-    ranks = ranks_of(group)
-    batches = Batches(args, options["batch_size"], options["seed"], held_out, ranks)
+            validate(*transform(batches.args))  # as a step will see them
     rows = chunk_rows(batches, estimator.particles, chunk)
     run, update = begun(
         model, guide, batches.example(rows), batches.size, estimator, optimiser, check, options,

@@ -106,6 +106,11 @@ class Loop:
             return
         if run.batches is not None:
             self.batches.restore(run.batches)
+            if run.steps and self.batches.streamed:
+                log.warning(
+                    "resume: a stream cannot go back to where the run was at step %d: the run goes "
+                    "on with the stream's batches from its beginning.", run.steps,
+                )  # fmt: skip
         self._refuse_another_pair()
         self._begin_noise()
         first = done = logged = run.steps
@@ -270,8 +275,10 @@ class Loop:
         self._pending, run.unlogged = [(len(run.unlogged), run.unlogged)], None
         return self._pending[0][0]
 
-    def _probe(self) -> dict[str, Any]:
+    def _probe(self) -> dict[str, Any] | None:
         """The values of one eager update from here, of the first rows: another pair has others."""
+        if self.batches.streamed:
+            return None  # of a stream, nobody knows the first rows
         run, update = self.run, self.moves[-1]
         if self.ranks is not None:
             update = replace(update, ranks=None)
@@ -287,6 +294,8 @@ class Loop:
         if before is None:
             return
         now = self._probe()
+        if now is None:
+            return
         pairs = list(zip(before["values"], now["values"]))
         alike = all(math.isclose(a, b, rel_tol=ALIKE, abs_tol=ALIKE) or a != a for a, b in pairs)
         if before["of"] == now["of"] and not alike:
@@ -405,9 +414,7 @@ class Loop:
         steps: dict[int, Step] = {
             id(u): CompiledStep(u, variables, self.rate, n, budget) for u in self.moves
         }
-        order = self.batches.state()
-        batch, shared = self.batches.next(n * len(self.moves))
-        self.batches.restore(order)
+        batch, shared = self.batches.trial(n * len(self.moves))
         kept = variables.clone()
         try:
             with forked():

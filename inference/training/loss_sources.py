@@ -28,7 +28,7 @@ def source_of_loss(run: Training, update: Any, batches: Batches, rate: Tensor, s
     Returns:
         ": site 'x', rows 3, 17", or another source, or "" where the steps go well this time.
     """
-    if not isinstance(update, Update) or update.vary is not None:
+    if not isinstance(update, Update) or update.vary is not None or batches.streamed:
         return ""
     variables, order = run.variables.clone(), batches.state()
     step = EagerStep(update, variables, rate)
