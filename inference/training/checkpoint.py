@@ -233,7 +233,21 @@ def option_from_json(value: Any) -> Any:
     made = getattr(room, name)
     if not (inspect.isclass(made) and issubclass(made, base)):
         raise ValueError(f"{name} is no {base.__name__}")
-    return made(**{k: option_from_json(v) for k, v in own.items()})
+    values = {k: option_from_json(v) for k, v in own.items()}
+    if kind == "optim":
+        for own_field in dataclasses.fields(made):
+            _refuse_kind(values.get(own_field.name, own_field.default), own_field.default)
+    return made(**values)
+
+
+def _refuse_kind(value: Any, default: Any) -> None:
+    """Raise ValueError for an option of another kind than its default."""
+    if isinstance(default, tuple):
+        right = isinstance(value, tuple) and len(value) == len(default) and all(map(number, value))
+    else:
+        right = isinstance(value, bool) if isinstance(default, bool) else number(value)
+    if not right:
+        raise ValueError(f"{value!r:.40} is no {type(default).__name__}")
 
 
 def _ours(room: Any, kind: type) -> bool:

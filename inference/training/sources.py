@@ -18,6 +18,7 @@ from ..pairs.arguments import check_values
 from ..randomness import forked
 
 SAMPLED = 256  # rows that a fingerprint looks at
+TOUCHED = 32  # rows whose pages, of up to 2 MB, are held at once
 WRITTEN = 8_192  # rows of a parquet file in memory at once
 
 
@@ -77,11 +78,15 @@ class Stored(Source):
             return column
         if torch.is_tensor(column):
             return column[index.to(column.device)].cpu()
-        found = torch.from_numpy(np.ascontiguousarray(np.asarray(column)[index.numpy()]))
+        found = np.empty((len(index), *np.shape(column)[1:]), column.dtype)
         held = getattr(column, "_mmap", None)
-        if held is not None and getattr(column, "mode", "c") != "c" and hasattr(held, "madvise"):
-            held.madvise(mmap.MADV_DONTNEED)
-        return found
+        kept = held is None or getattr(column, "mode", "c") == "c" or not hasattr(held, "madvise")
+        for start in range(0, len(index), TOUCHED):
+            part = slice(start, start + TOUCHED)
+            found[part] = np.asarray(column)[index[part].numpy()]
+            if held is not None and not kept:
+                held.madvise(mmap.MADV_DONTNEED)
+        return torch.from_numpy(found)
 
 
 class Items(Source):

@@ -247,6 +247,7 @@ def resigned(path, change):
         ("history", 3, r"state.safetensors: field 'history': expected rows of numbers, got 3"),
         ("seed", "x\x1b[31m", r"field 'seed': expected a whole number, got 'x\\x1b\[31m'"),
         ("settings", {"elbo": {"elbo": ["Estimat", {}]}}, "field 'settings'"),
+        ("settings", {"optimiser": {"optim": ["SGD", {"momentum": {"list": []}}]}}, "'settings'"),
         ("kind", None, "field 'kind'"),
         ("logged", [10**6, 0], "field 'logged'"),
     ],
