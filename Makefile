@@ -1,10 +1,11 @@
-# The targets: demo, test, test-slow, bench, lint. Each sets up what it needs.
+# The targets: demo, test, test-slow, bench, lint, docs, readme-figures, wheel. Each sets up what it
+# needs.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench lint docs readme-figures wheel clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,5 +29,17 @@ bench: $(STAMP)  ## ratios against named peers, interleaved in one run
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: $(STAMP)  ## the site, in site/: strict and offline
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/make_pages.py
+	$(BIN)/mkdocs build --strict --quiet
+
+readme-figures: $(STAMP)  ## the pictures of the README
+	$(BIN)/python docs/make_readme_figures.py
+
+wheel: $(STAMP)  ## the package, in dist/
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -49,6 +49,7 @@ _HOMES = {
     "write_datatree": "draws.datatree",
 }
 __all__ = list(_HOMES)
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:

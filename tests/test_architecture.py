@@ -13,7 +13,7 @@ ROOMS = (
     "estimate", "results", "randomness", "executors", "optim", "networks", "weights", "pairs",
     "elbo", "graph", "draws", "training", "ratios", "judging", "guides", "testing",
 )  # fmt: skip
-SHARED = {"networks", "likelihoods", "toys"}  # what model files may share
+SHARED = {"networks", "likelihoods", "toys", "tables"}  # what model files may share
 COMMAND = {"cli", "__main__", "report", "em", "completion"}  # know both models and inference
 
 

@@ -2,3 +2,5 @@
 
 Nothing here imports `inference`; a pair is a pair for plain Pyro as well.
 """
+
+__version__ = "0.3.0"

@@ -42,6 +42,7 @@ class Card:
         pixels: how pixels are treated by default where the data are images.
         settings: defaults of the trainer's options other than its own.
         bound: whether minus the loss is a bound on log p(x), so that nats can be compared.
+        standardise: whether the columns of a table are standardised by default.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Card:
     pixels: str = "dynamic"
     settings: Mapping[str, Any] = field(default_factory=dict)
     bound: bool = True
+    standardise: bool = True
 
     @property
     def trained(self) -> str:

@@ -1,20 +1,20 @@
-"""Data sets: embedded digits, MNIST and its kin, 2-D toys, and a user's own .npy or .csv.
+"""Data sets: embedded digits, MNIST and its kin, 2-D toys, and a user's own tables and images.
 
 Splits are fixed. MNIST and Fashion-MNIST: the first 50,000 training images are `train`, the last
 10,000 `valid`, the published test set is `test` (the split of Larochelle & Murray 2011, "The neural
 autoregressive distribution estimator"). The toys are drawn afresh: 10,000, 1,000 and 1,000 points.
-Everything else is shuffled once by a fixed permutation and cut 80 : 10 : 10.
+Splits that are given as files are taken as they are. Everything else is shuffled once by a fixed
+permutation and cut 80 : 10 : 10.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import gzip
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from zoo.tables import ENDINGS, Column, agreed, matrix, prepared, read_array, read_frame, shown
 from zoo.toys import TOYS
 
 SETS: dict[str, str] = {
@@ -51,6 +52,9 @@ class DataSet:
         image_shape: (channels, height, width) of one row, or None where rows are not images.
         pixels: how pixels were treated (`load`). With `"dynamic"`, `train` holds the probabilities
             and `transform` draws from them; `valid` and `test` were drawn once.
+        columns: names of the D columns of a table, or None.
+        classes: names of the labels, where they are words.
+        shift, scale: (D,) each, of a set that was standardised: its rows are (x - shift) / scale.
     """
 
     name: str
@@ -62,6 +66,10 @@ class DataSet:
     test_labels: Tensor | None = field(default=None, repr=False)
     image_shape: tuple[int, int, int] | None = None
     pixels: str = "none"
+    columns: tuple[str, ...] | None = field(default=None, repr=False)
+    classes: tuple[str, ...] | None = field(default=None, repr=False)
+    shift: Tensor | None = field(default=None, repr=False)
+    scale: Tensor | None = field(default=None, repr=False)
 
     @property
     def data_dim(self) -> int:
@@ -76,6 +84,46 @@ class DataSet:
     def transform(self, x: Tensor) -> Tensor:
         """Transform a training batch: draw the pixels if they are dynamic."""
         return binarize(x) if self.pixels == "dynamic" else x
+
+    @property
+    def log_det(self) -> float:
+        """Nats to be added to a log density of standardised rows, for one of the rows as given."""
+        return 0.0 if self.scale is None else -float(self.scale.double().log().sum())
+
+    def standardised(self) -> DataSet:
+        """Return the set with each column at mean 0 and standard deviation 1 in training.
+
+        Raises:
+            ValueError: a column is constant in training.
+        """
+        mean, sd = self.train.double().mean(0), self.train.double().std(0)
+        constant = (self.train == self.train[:1]).all(0)
+        if constant.any():
+            d = int(constant.nonzero()[0])
+            name = self.columns[d] if self.columns else str(d + 1)
+            others = torch.cat([self.valid[:, d], self.test[:, d]])
+            moves = bool((others != self.train[0, d]).any())
+            raise ValueError(
+                f"{self.name}: column {name!r} is {float(self.train[0, d]):g} in every training "
+                f"row{' and not in validation or test' if moves else ''}, so it has no density. "
+                f"Leave it out: --drop {name}."
+            )
+        shift, scale = mean.float(), sd.float()
+        splits: dict[str, Any] = {
+            s: ((getattr(self, s).double() - mean) / sd).float() for s in ("train", "valid", "test")
+        }
+        return dataclasses.replace(self, shift=shift, scale=scale, **splits)
+
+    def original(self, x: Tensor) -> Tensor:
+        """Return rows (..., D) of a standardised set in the units that they were given in."""
+        return x if self.scale is None else x * self.scale.to(x) + self.shift.to(x)  # type: ignore[union-attr]
+
+    def in_own_units(self) -> DataSet:
+        """Return the set before it was standardised, to float32's rounding."""
+        splits: dict[str, Any] = {
+            s: self.original(getattr(self, s)) for s in ("train", "valid", "test")
+        }
+        return dataclasses.replace(self, shift=None, scale=None, **splits)
 
     def to(self, device: torch.device | str) -> DataSet:
         """Return the same set with its tensors on `device`."""
@@ -128,19 +176,27 @@ def hide_labels(data: DataSet, keep: int, seed: int = 0) -> DataSet:
 
 
 def load(
-    name: str | Path = "digits",
+    name: Any = "digits",
     root: str | Path | None = None,
     download: bool = False,
     *,
     pixels: str = "none",
     seed: int = 0,
+    label: str | None = None,
+    drop: Collection[str] = (),
+    missing: str = "refuse",
+    categorical: str = "refuse",
+    train: Any = None,
+    valid: Any = None,
+    test: Any = None,
 ) -> DataSet:
     """Load a data set by name, or a user's own table.
 
     Args:
-        name: one of `SETS`, or the path of a `.npy` file (N, D), (N, H, W) or (N, C, H, W), or of
-            a `.csv` file of numbers with or without a header. Arrays of uint8 images are divided
-            by 255.
+        name: one of `SETS`; a DataFrame or Arrow table; or the path of a table (`.csv` with or
+            without a header, `.tsv`, `.parquet`, `.feather`, `.npy` (N, D)), of images (`.npy` (N,
+            H, W), (N, C, H, W) or (N, H, W, C)), or of a folder of images, whose folders, if any,
+            are the labels. Images of 0 to 255 are divided by 255.
         root: the folder that holds `MNIST/raw`, `FashionMNIST/raw` (the published IDX files,
             packed or not) or `old_faithful`. Default: $ZOO_DATA, else ~/.cache/pyro-zoo. Nothing
             is written there unless `download`.
@@ -149,10 +205,16 @@ def load(
             `"static"` draws Bernoulli(pixel) once; `"dynamic"` leaves `train` as it is, to be drawn
             again at every step (`DataSet.transform`), and draws valid and test as `"static"` does.
         seed: of the toys' points and of the pixels drawn here. Splits do not depend on it.
+        label: the column of a table that holds labels; words become 0, 1, ...
+        drop: columns to leave out.
+        missing: `"refuse"`, `"drop-rows"`, or `"mean"`, which stands for what is missing.
+        categorical: columns of words: `"refuse"`, `"one-hot"`, or `"drop"`.
+        train, valid, test: published splits, each as `name`; taken as they are. Without `valid` or
+            `test`, a tenth of `train` is held out for it.
 
     Raises:
         ValueError: unknown name or pixels, a damaged file, a cell that is not a number, NaNs,
-            no data.
+            no data, a column that cannot be used, splits that overlap.
         FileNotFoundError: a file is missing; the message says where it was looked for.
     """
     if pixels not in PIXELS:
@@ -160,7 +222,18 @@ def load(
     root = Path(root or os.environ.get("ZOO_DATA") or "~/.cache/pyro-zoo").expanduser()
     generator = Generator().manual_seed(seed)
     key = str(name).lower().replace("_", "-")
-    if key in TOYS:
+    given = {"train": train, "valid": valid, "test": test}
+    splits = {k: v for k, v in given.items() if v is not None}
+    if splits and train is None:
+        raise ValueError(f"--{next(iter(splits))}: name the training rows too, with --train.")
+    how = {"label": label, "drop": drop, "missing": missing, "categorical": categorical}
+    if splits:
+        data = _published(splits, how)
+    elif hasattr(name, "columns") or Path(name).suffix.lower() in ENDINGS:
+        data = _table(name, how)
+    elif Path(name).expanduser().is_dir():
+        data = _image_folder(Path(name).expanduser())
+    elif key in TOYS:
         x, labels = TOYS[key](12_000, generator)
         data = _split(key, x, labels, sizes=(10_000, 1_000, 1_000))
     elif key == "digits":
@@ -168,13 +241,15 @@ def load(
     elif key in _IDX_FOLDERS:
         data = _idx_set(key, root, download)
     elif key == "old-faithful":
-        data = _shuffled(key, _read_csv(_existing(root / "old_faithful" / "faithful.csv", key)))
-    elif Path(name).suffix.lower() in (".npy", ".csv"):
-        data = _table(Path(name).expanduser())
+        data = _table(_existing(root / "old_faithful" / "faithful.csv", key), how)
+        data = dataclasses.replace(data, name=key)
     else:
         near = difflib.get_close_matches(key, SETS, n=2)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {list(SETS)}."
-        raise ValueError(f"data: no set {str(name)!r}, and no path to a .npy or .csv; {hint}")
+        raise ValueError(
+            f"data: no set {str(name)!r}, and no path to a folder of images or to a file that ends "
+            f"in {', '.join(ENDINGS)}; {hint}"
+        )
     return _treat_pixels(data, pixels, generator)
 
 
@@ -223,8 +298,18 @@ def _shuffled(
             f"{name}: expected at least 3 rows, one for each of train, valid and test, got an "
             f"array of shape {x.shape}."
         )
+    rows = _finite(name, x)
+    order = torch.randperm(len(rows), generator=Generator().manual_seed(0))
+    held_out = max(1, len(rows) // 10)
+    sizes = (len(rows) - 2 * held_out, held_out, held_out)
+    y = None if labels is None else labels[order]
+    return _split(name, rows[order], y, sizes, image_shape)
+
+
+def _finite(name: str, x: np.ndarray) -> Tensor:
+    """Rows (N, D) as float32, or ValueError."""
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: found below
-        rows = torch.from_numpy(x.astype(np.float32)).reshape(len(x), -1)  # (N, D)
+        rows = torch.from_numpy(x.astype(np.float32)).reshape(len(x), -1)
     bad = ~torch.isfinite(rows)
     if bad.any():
         row, column = bad.nonzero()[0].tolist()
@@ -232,11 +317,7 @@ def _shuffled(
             f"{name}: {int(bad.sum())} values are NaN or infinite, the first in row {row}, column "
             f"{column} (counted from 0, without the header). Drop or impute them first."
         )
-    order = torch.randperm(len(rows), generator=Generator().manual_seed(0))
-    held_out = max(1, len(rows) // 10)
-    sizes = (len(rows) - 2 * held_out, held_out, held_out)
-    y = None if labels is None else labels[order]
-    return _split(name, rows[order], y, sizes, image_shape)
+    return rows
 
 
 def _existing(path: Path, name: str) -> Path:
@@ -314,50 +395,101 @@ def _read_idx(path: Path) -> np.ndarray:
 # ---- a user's own ---------------------------------------------------------------------------
 
 
-def _table(path: Path) -> DataSet:
-    if not path.is_file():
-        raise FileNotFoundError(f"data: there is no file {path.absolute()}.")
-    if path.suffix.lower() == ".csv":
-        return _shuffled(path.name, _read_csv(path))
-    try:
-        x = np.load(path, allow_pickle=False)
-    except (EOFError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npy array of numbers ({error}).") from error
-    if x.dtype.kind not in "biuf" or x.ndim not in (1, 2, 3, 4):
+def _table(given: Any, how: Mapping[str, Any]) -> DataSet:
+    """A table, or an array of images, shuffled and cut."""
+    path = None if hasattr(given, "columns") else Path(given).expanduser()
+    if path is not None and path.suffix.lower() == ".npy" and path.is_file():
+        x = read_array(path)
+        if x.ndim > 2:
+            return _images(path.name, x)
+    frame, y = prepared(read_frame(given), **how)
+    labels, classes = _labels(y)
+    data = _shuffled(frame.name, matrix(frame), labels)
+    return dataclasses.replace(data, columns=tuple(frame.columns), classes=classes)
+
+
+def _labels(y: Column | None) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Labels 0, 1, ... and their names, where they are words or not these numbers."""
+    if y is None:
+        return None, None
+    if y.levels:
+        return y.tensor(), y.levels
+    values, codes = np.unique(y.values, return_inverse=True)
+    if len(values) > max(20, len(codes) // 5):
         raise ValueError(
-            f"{path}: expected real numbers of shape (N, D), (N, H, W) or (N, C, H, W), got "
-            f"{x.dtype} of shape {x.shape}."
+            f"--label: column {y.name!r} has {len(values):,} different values: expected labels, "
+            "of which there are few."
         )
-    shape = None if x.ndim < 3 else (1, *x.shape[1:]) if x.ndim == 3 else x.shape[1:]
-    if shape and x.dtype == np.uint8:
-        x = x / np.float32(255)
-    return _shuffled(path.name, x, image_shape=shape)
+    names = None if (values == np.arange(len(values))).all() else tuple(f"{v:g}" for v in values)
+    return torch.from_numpy(codes.astype(np.int64)), names
 
 
-def _read_csv(path: Path) -> np.ndarray:
-    """Numbers separated by commas; a first line without a single number is a header."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = [(i, line) for i, line in enumerate(csv.reader(file), start=1) if line]
-    header = lines.pop(0)[1] if lines and not any(map(_is_number, lines[0][1])) else []
-    for i, line in lines:
-        if len(line) != len(lines[0][1]):
+def _images(name: str, x: np.ndarray, labels: Tensor | None = None) -> DataSet:
+    """Images (N, H, W), (N, C, H, W) or (N, H, W, C), of 0 to 1 or of 0 to 255."""
+    if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        x = x.transpose(0, 3, 1, 2)
+    shape = (1, *x.shape[1:]) if x.ndim == 3 else x.shape[1:]
+    bytes_ = x.dtype == np.uint8 or (x.size and x.min() >= 0 and 1 < x.max() <= 255)
+    return _shuffled(name, x / np.float32(255) if bytes_ else x, labels, shape)
+
+
+def _image_folder(folder: Path) -> DataSet:
+    """Images of one size in a folder, or in folders of it, whose names are then the labels."""
+    from PIL import Image
+
+    endings = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in endings)
+    if len(paths) < 3:
+        raise ValueError(f"{folder}: expected a folder of 3 images or more, got {len(paths)}.")
+    images, first = [], None
+    for path in paths:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"))
+        first = first or (path, pixels.shape)
+        if pixels.shape != first[1]:
             raise ValueError(
-                f"{path}: line {i} has {len(line)} cells, the first line of data "
-                f"{len(lines[0][1])}. Make every line as long."
+                f"{path}: expected an image of {first[1]} (height, width, channels) as "
+                f"{first[0].name}, got {pixels.shape}. Make all images of one size."
             )
-        for j, cell in enumerate(line):
-            if not _is_number(cell):
-                column = f"{j + 1} ({header[j]})" if j < len(header) else f"{j + 1}"
-                raise ValueError(
-                    f"{path}: line {i}, column {column} is {cell!r}, not a number. Drop the "
-                    f"column, or code it as numbers."
-                )
-    return np.array([line for _, line in lines], dtype=np.float64)
+        images.append(pixels)
+    kinds = sorted({p.parent.name for p in paths})
+    there = [kinds.index(p.parent.name) for p in paths] if len(kinds) > 1 else None
+    data = _images(folder.name, np.stack(images), None if there is None else torch.tensor(there))
+    return dataclasses.replace(data, classes=tuple(kinds) if there else None)
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _published(given: Mapping[str, Any], how: Mapping[str, Any]) -> DataSet:
+    """Splits as they are; a tenth of the training rows stands for one that is not given."""
+    frames = agreed({split: read_frame(g) for split, g in given.items()})
+    made = {split: prepared(frame, **how) for split, frame in frames.items()}
+    rows = {s: _finite(f.name, matrix(f)) for s, (f, _) in made.items()}
+    labels: dict[str, Tensor | None] = dict.fromkeys(made)
+    classes = None
+    if made["train"][1] is not None:
+        columns = [y for _, y in made.values() if y is not None]
+        every = dataclasses.replace(columns[0], values=np.concatenate([y.values for y in columns]))
+        codes, classes = _labels(every)
+        assert codes is not None
+        seen = {*codes[: len(rows["train"])].tolist()}
+        if unseen := sorted({*codes.tolist()} - seen):
+            names = classes or tuple(map(str, range(int(codes.max()) + 1)))
+            raise ValueError(
+                f"--label: {shown([names[i] for i in unseen])} of column {columns[0].name!r} is in "
+                "no training row. Leave out such rows."
+            )
+        labels = dict(zip(rows, codes.split([len(x) for x in rows.values()])))
+    for split in ("valid", "test"):
+        if split not in rows:
+            order = torch.randperm(len(rows["train"]), generator=Generator().manual_seed(0))
+            n = max(1, len(order) // 10)
+            if len(order) < 3:
+                raise ValueError(f"--train: expected at least 3 rows, got {len(order)}.")
+            for parts in (rows, labels):
+                whole = parts["train"]
+                parts[split] = None if whole is None else whole[order[:n]]
+                parts["train"] = None if whole is None else whole[order[n:]]
+    name = made["train"][0].name
+    x = [rows[s] for s in ("train", "valid", "test")]
+    y = [labels[s] for s in ("train", "valid", "test")]
+    columns_ = tuple(made["train"][0].columns)
+    return DataSet(name, x[0], x[1], x[2], y[0], y[1], y[2], columns=columns_, classes=classes)

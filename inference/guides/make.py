@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 import pyro
@@ -93,11 +94,13 @@ def make_guide(
         ValueError: an unknown kind (the nearest is named), or one that cannot be amortised.
         TypeError: an option that this kind does not have.
     """
-    if kind not in KINDS:
+    others = {e.name: e for e in entry_points(group="zoo.guides")}  # of installed packages
+    known = (*KINDS, *others)
+    if kind not in known:
         raise ValueError(
-            f"guide: there is no {kind!r}; known are {', '.join(KINDS)}.{nearest(kind, KINDS)}"
+            f"guide: there is no {kind!r}; known are {', '.join(known)}.{nearest(kind, known)}"
         )
-    make = KINDS[kind]
+    make: Callable[..., Any] = KINDS[kind] if kind in KINDS else others[kind].load()
     if amortized:
         if kind not in FAMILIES:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 LINES = 10  # in all, where the output is not a terminal
@@ -27,7 +28,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._first = (0, time.perf_counter())
-        if self.show and sys.stderr.isatty():
+        if self.show and sys.stderr.isatty() and find_spec("rich") is not None:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar

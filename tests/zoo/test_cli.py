@@ -116,7 +116,7 @@ def test_a_run_folder_holds_everything(fitted):
     assert plan["model"] == "vae" and read_run(fitted).steps == 6
     assert plan["options"]["hidden"] == [8] and plan["options"]["likelihood"] == "bernoulli"
     assert plan["data"].pop("fingerprint") and plan["data"] == {
-        "name": "digits", "root": None, "pixels": "dynamic",
+        "name": "digits", "root": None, "pixels": "dynamic", "table": {},
     }  # fmt: skip
     assert plan["command"].startswith("zoo fit vae --latent-dim 2 --hidden 8 --steps 6")
     numbers = json.loads((fitted / "metrics.json").read_text())

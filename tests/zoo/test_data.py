@@ -5,6 +5,7 @@ import sys
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -206,9 +207,14 @@ def test_csv_with_and_without_a_header(tmp_path, header):
     "text, message",
     [
         ("a,b\n1,2\n3,x\n5,6\n", r"line 3, column 2 \(b\) is 'x', not a number"),
-        ("1,2\n3,\n5,6\n", r"line 2, column 2 is '', not a number"),
+        ("1,2\n3,\n5,6\n", r"column '2' misses 1 of 3 values, the first in row 1"),
         ("1,2\n3\n5,6\n", r"line 2 has 1 cells, the first line of data 2"),
-        ("a,b\n1,2\nnan,4\n5,inf\n", r"2 values are NaN or infinite, the first in row 1, column 0"),
+        ("a,b\n1,2\nnan,4\n5,inf\n", r"column 'a' misses 1 of 3 values, the first in row 1"),
+        ("a,b\n1,2\n3,4\n5,inf\n", r"1 values are NaN or infinite, the first in row 2, column 1"),
+        ("a,b\n1,2020-01-01\n2,2020-01-02\n3,2020-01-03\n", r"'b' holds dates.*--drop b\.$"),
+        ("a,b\n1,red\n2,red\n3,blue\n", r"'b' is no number but one of blue, red.*--label b"),
+        ("b\nred\nred\nblue\n", r"'b' is no number"),
+        ("a,a\n1,2\n3,4\n5,6\n", r"two columns are called 'a'"),
         ("a,b\n", "at least 3 rows"),
         ("", "at least 3 rows"),
     ],
@@ -237,7 +243,7 @@ def test_npy(tmp_path):
 @pytest.mark.parametrize(
     "array, message",
     [
-        (np.array([[1.0, np.nan]] * 4), "4 values are NaN or infinite.*row 0, column 1"),
+        (np.array([[1.0, np.nan]] * 4), "'2' misses 4 of 4 values, the first in row 0"),
         (np.array([[1.0, 1e300]] * 4), "4 values are NaN or infinite"),  # too large for float32
         (np.zeros((0, 3)), r"at least 3 rows.*\(0, 3\)"),
         (np.zeros((5, 0)), r"at least 3 rows.*\(5, 0\)"),
@@ -328,3 +334,129 @@ def test_to_moves_every_tensor():
         assert x.device.type == "meta"
     assert load("checkerboard").to("meta").train_labels is None
     assert repr(load()) == "DataSet(name='digits', image_shape=(1, 8, 8), pixels='none')"
+
+
+PEOPLE = pd.DataFrame({
+    "age": [20, 30, 40, 50, 60, 70], "weight": [50.5, 60, 70, 80, 90, 99],
+    "smokes": [True, False, True, False, True, False], "town": list("abcabc"),
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "feather", "arrow", ""])
+def test_a_table_is_the_same_from_everywhere(tmp_path, ending):
+    """Truth values are 0 and 1, words that are labels 0, 1, ..., and names are kept."""
+    given = tmp_path / f"people.{ending}"
+    if ending in ("csv", "tsv"):
+        PEOPLE.to_csv(given, index=False, sep="," if ending == "csv" else "\t")
+    elif ending:
+        (PEOPLE.to_parquet if ending == "parquet" else PEOPLE.to_feather)(given)
+    else:
+        given = PEOPLE
+    data = load(given, label="town")
+    assert data.columns == ("age", "weight", "smokes") and data.classes == ("a", "b", "c")
+    labels = torch.cat([data.train_labels, data.valid_labels, data.test_labels])
+    rows = dict(zip(data.all[:, 0].int().tolist(), labels.tolist()))
+    assert rows == {20: 0, 30: 1, 40: 2, 50: 0, 60: 1, 70: 2}
+    smokes = dict(zip(data.all[:, 0].int().tolist(), data.all[:, 2].tolist()))
+    assert smokes == {20: 1, 30: 0, 40: 1, 50: 0, 60: 1, 70: 0}
+    coded = load(given, categorical="one-hot", drop=["age"])
+    assert coded.columns == ("weight", "smokes", "town=a", "town=b", "town=c")
+    assert (coded.all[:, 2:].sum(1) == 1).all()
+
+
+def test_missing_values_are_dropped_or_filled_when_asked():
+    holes = PEOPLE.drop(columns="town").astype({"age": float})
+    holes.loc[1, "age"] = None
+    with pytest.raises(ValueError, match=r"'age' misses 1 of 6 values, the first in row 1"):
+        load(holes)
+    assert load(holes, missing="drop-rows").all.shape == (5, 3)
+    assert sorted(load(holes, missing="mean").all[:, 0].tolist())[2] == 48  # mean of the others
+
+
+def test_standardising_is_undone_and_its_determinant_is_counted():
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 7 + 100
+    data = load(pd.DataFrame(x.numpy(), columns=list("abc")))
+    std = data.standardised()
+    torch.testing.assert_close(std.train.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(std.train.std(0), torch.ones(3))
+    torch.testing.assert_close(std.in_own_units().test, data.test)
+    mean, sd = data.train.mean(0), data.train.std(0)
+    own = torch.distributions.Normal(mean, sd).log_prob(data.test).sum(1)
+    unit = torch.distributions.Normal(0, 1).log_prob(std.test).sum(1) + std.log_det
+    torch.testing.assert_close(unit, own, atol=1e-4, rtol=0)  # change of variables
+
+
+def published(**changes):
+    rng = np.random.default_rng(0)
+    splits = {s: pd.DataFrame(rng.normal(size=(n, 2)), columns=["a", "b"])
+              for s, n in (("train", 30), ("valid", 8), ("test", 9))}  # fmt: skip
+    for frame in splits.values():
+        frame["k"] = ["red", "blue"] * (len(frame) // 2) + ["red"] * (len(frame) % 2)
+    return splits | changes
+
+
+def test_published_splits_are_taken_as_they_are():
+    splits = published()
+    data = load(**splits, label="k")
+    for s, frame in splits.items():
+        np.testing.assert_array_equal(
+            getattr(data, s).numpy(), frame[["a", "b"]].to_numpy(np.float32)
+        )
+        named = [data.classes[c] for c in getattr(data, f"{s}_labels")]
+        assert named == frame["k"].tolist()
+    assert sizes(load(train=splits["train"], test=splits["test"], drop=["k"])) == [27, 3, 9]
+
+
+@pytest.mark.parametrize("split, change, message", [
+    ("test", lambda s: s["train"].head(9), r"--test: 9 of its rows .* are rows of --train"),
+    ("valid", lambda s: s["valid"].assign(k="green"), r"'k' of .* has green, which no training"),
+    ("test", lambda s: s["test"].drop(columns="a"), r"differ in their columns \(a\)"),
+    ("test", lambda s: s["test"].assign(a="x"), r"'a' of .* holds categories, in training"),
+])  # fmt: skip
+def test_mistakes_of_splits(split, change, message):
+    splits = published()
+    splits[split] = change(splits)
+    with pytest.raises(ValueError, match=message) as error:
+        load(**splits, label="k")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"label": "colour"}, r"--label: DataFrame has no column 'colour'; it has age"),
+    ({"drop": ["age", "weight", "smokes"], "label": "town"}, r"no numeric column is left"),
+    ({"label": "weight", "drop": ["town"]}, None),
+    ({"missing": "guess"}, r"--missing: expected refuse"),
+])  # fmt: skip
+def test_mistakes_of_columns(options, message):
+    if message is None:
+        assert load(PEOPLE, **options).classes[0] == "50.5"
+        return
+    with pytest.raises(ValueError, match=message):
+        load(PEOPLE, **options)
+
+
+def test_a_column_constant_in_training_alone_has_no_density():
+    splits = published()
+    splits["train"] = splits["train"].assign(b=3.0)
+    with pytest.raises(ValueError, match=r"'b' is 3 in every training row and not in validation"):
+        load(**splits, drop=["k"]).standardised()
+
+
+def test_images_of_255_and_channels_last_and_folders(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "mine.npy"
+    np.save(path, np.full((10, 5, 4, 3), 255.0))
+    data = load(path)
+    assert data.image_shape == (3, 5, 4) and (data.all == 1).all()
+    for kind, grey in (("cat", 0), ("dog", 255)):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (4, 6), grey).save(tmp_path / "pets" / kind / f"{i}.png")
+    data = load(tmp_path / "pets")
+    assert data.image_shape == (1, 6, 4) and data.classes == ("cat", "dog")
+    labels = torch.cat([data.train_labels, data.valid_labels, data.test_labels])
+    assert torch.equal(data.all.mean(1), labels.float())
+    Image.new("L", (3, 6)).save(tmp_path / "pets" / "cat" / "9.png")
+    with pytest.raises(ValueError, match="Make all images of one size"):
+        load(tmp_path / "pets")

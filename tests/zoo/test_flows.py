@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from inference import elbo, fit, log_weights
+from inference.networks import ActivationNorm, LULinear, Permutation
 from zoo.flows import (
     IAF,
     MAF,
@@ -30,6 +31,8 @@ FLOWS = {
     "MAF": lambda d, **kw: MAF(d, layers=3, **kw),
     "spline autoregressive": lambda d, **kw: NeuralSplineFlow(d, layers=2, **kw),
     "spline coupling": lambda d, **kw: NeuralSplineFlow(d, layers=2, transform="coupling", **kw),
+    "MAF with LU": lambda d, **kw: MAF(d, layers=2, linear="lu", **kw),
+    "RealNVP permuted": lambda d, **kw: RealNVP(d, layers=2, linear="permutation", **kw),
 }
 TRANSFORMS = {
     "affine coupling": lambda: Coupling(5, Affine()),
@@ -39,6 +42,9 @@ TRANSFORMS = {
     "spline autoregressive": lambda: Autoregressive(5, RationalQuadratic(), order="reversed"),
     "random order": lambda: Autoregressive(5, Affine(), order="random", seed=3),
     "affine conditioner": lambda: Autoregressive(5, Affine(), hidden=()),
+    "activation norm": lambda: ActivationNorm(5),
+    "permutation": lambda: Permutation(5, seed=1),
+    "LU": lambda: LULinear(5),
     "one variable": lambda: Autoregressive(1, RationalQuadratic(bins=2)),
 }
 
@@ -418,3 +424,16 @@ def test_the_example_of_a_flow_guide_runs(tmp_path):
     gaps = main(steps=100, out=str(tmp_path / "picture.png"))
     assert all(gap > -3 * error for gap, error in gaps.values())  # no bound above the evidence
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("make", [MAF, RealNVP, NeuralSplineFlow])
+def test_a_flow_with_matrices_begins_at_the_gaussian_of_best_fit(make):
+    """Layers start at the identity, so the matrix alone makes the density: N(mean, covariance)."""
+    x = (torch.randn(300, 4) @ torch.randn(4, 4) + 3).double()
+    flow = make(4, layers=2, linear="lu").double()
+    flow.initialise(x)
+    best = dist.MultivariateNormal(x.mean(0), torch.cov(x.mT, correction=0))
+    # splines leave what is beyond their bound of 5 standard deviations alone too
+    torch.testing.assert_close(flow.log_prob(x), best.log_prob(x), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="linear: expected none, norm"):
+        make(4, linear="plu")

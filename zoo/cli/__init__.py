@@ -1,4 +1,4 @@
-"""The command `zoo`: list, fit, report, sample, complete, diagnose, compare, mixture.
+"""The command `zoo`: a model or a pair of one's own, fitted, judged, compared.
 
 A new command is a function under `@app.command()`. The options of `zoo fit MODEL` come from the
 signatures of the model and of its trainers (`options`), so that a new model needs a card only.
@@ -18,14 +18,9 @@ from .fit import Done, Ended, Models, go_on
 from .options import explained
 
 ORDER = (
-    "list",
-    "fit",
-    "report",
-    "sample",
-    "complete",
-    "diagnose",
-    "compare",
-)  # of the commands in the help; others follow
+    "list", "new", "check", "fit", "posterior", "report", "sample", "complete", "diagnose",
+    "compare", "leaderboard", "runs",
+)  # of the commands in the help; others follow  # fmt: skip
 
 
 class Commands(typer.core.TyperGroup):
@@ -38,9 +33,27 @@ class Commands(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=Commands, help="A model zoo for Pyro: fit a model, judge it, look at it.",
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    no_args_is_help=True, add_completion=True, rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from zoo import __version__
+
+        print(f"zoo {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="say which")
+    ] = False,
+) -> None:
+    """A model zoo for Pyro: fit a model or a pair of your own, judge it, look at it."""
+
 
 fit_app = typer.Typer(
     cls=Models, invoke_without_command=True, rich_markup_mode="rich",
@@ -64,16 +77,66 @@ def list_(
 
 
 Folder = Annotated[str, typer.Argument(metavar="RUN", help="the folder of a run")]
+Own = Annotated[str | None, explained("FILE:NAME, for a run of a pair of your own")]
 
 
 @app.command()
-def report(run: Folder) -> None:
+def new(
+    name: Annotated[str, typer.Argument(help="of the pair: a file name.py and a test are written")],
+    kind: Annotated[str, explained("regression, or autoencoder", "regression")] = "regression",
+) -> None:
+    """Write a skeleton of a pair of your own, with its test and data to try it on."""
+    from .skeleton import write
+
+    print(write(name, kind))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def check(
+    ctx: typer.Context,
+    subject: Annotated[str, typer.Argument(metavar="MODEL", help="a name, or FILE:NAME")],
+    rows: Annotated[int, explained("training data to look at", "64")] = 64,
+) -> None:
+    """Find what is wrong with a pair before it is fitted: cause, line, mend.
+
+    Other options are those of zoo fit MODEL.
+
+    Example: zoo check my_pair.py:Pair --data my.csv
+    """
+    from .verdict import check
+
+    raise Done(check(subject, ctx.args, rows))
+
+
+@app.command()
+def posterior(
+    model: Annotated[str, typer.Argument(metavar="FILE:NAME", help="a model: a function")],
+    data: Annotated[str, explained("a table, or a .json or .npz of named values")],
+    seconds: Annotated[float, explained("the budget", "60")] = 60.0,
+    draws: Annotated[int, explained("from the posterior", "4000")] = 4_000,
+    drop: Annotated[str, explained("columns to leave out, with commas between")] = "",
+    seed: Annotated[int, explained("of everything random", "0")] = 0,
+    out: Annotated[str | None, explained("a new folder", "runs/posterior-MODEL-DATA-001")] = None,
+) -> None:
+    """Find the posterior of a model's latents and say whether it can be trusted.
+
+    The model's arguments are columns of the table, by name; x is all columns that are left.
+
+    Example: zoo posterior my_model.py:model --data my.csv
+    """
+    from .posterior import climb
+
+    climb(model, data, seconds, draws, drop, seed, out)
+
+
+@app.command()
+def report(run: Folder, pair: Own = None) -> None:
     """Judge a run, now or again, and write its figures and page anew."""
     from .output import tell
     from .runs import present, read, require_writable
 
     folder = Path(run)
-    plan, data, fitted = read(folder)
+    plan, data, fitted = read(folder, pair)
     require_writable(folder)
     tell(present(plan, data, fitted, folder).metrics, folder / "report.html")
 
@@ -87,11 +150,12 @@ def sample(
         str | None, explained("a new .png, .npy or .csv", "RUN-samples.png or .csv")
     ] = None,
     seed: Annotated[int, explained("of the draws", "0")] = 0,
+    pair: Own = None,
 ) -> None:
     """Draw x from a fitted model: a picture, an array or a table."""
     from .sample import draw
 
-    print(draw(run, n, label, out, seed))
+    print(draw(run, n, label, out, seed, pair))
 
 
 @app.command()
@@ -113,16 +177,23 @@ def complete(
     print(draw(run, given, rows, n, out, seed))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def diagnose(
-    run: Folder,
+    ctx: typer.Context,
+    subject: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="the folder of a run, or a model to fit now")
+    ],
     rows: Annotated[int, explained("test data to look at", "100")] = 100,
     out: Annotated[str | None, explained("also a new folder for figures and JSON")] = None,
+    pair: Own = None,
 ) -> None:
-    """Say whether a fitted posterior can be trusted; the evidence goes on the page of the run."""
+    """Say whether a fitted posterior can be trusted; the evidence goes on the page of the run.
+
+    With the name of a model or FILE:NAME, other options are those of zoo fit MODEL.
+    """
     from .verdict import diagnose
 
-    diagnose(run, rows, out)
+    diagnose(subject, rows, out, pair, ctx.args)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -134,6 +205,7 @@ def compare(
     elbo: Annotated[list[str], explained("an estimator, such as iwae:8; give it several times")],
     rows: Annotated[int, explained("test data to measure on", "64")] = 64,
     draws: Annotated[int, explained("of value and gradient, each", "1000")] = 1_000,
+    pair: Own = None,
 ) -> None:
     """Measure which ELBO estimator suits a fitted pair: bias, variance, signal-to-noise, cost.
 
@@ -145,7 +217,63 @@ def compare(
     """
     from .verdict import compare
 
-    compare(subject, elbo, rows, draws, ctx.args)
+    compare(subject, elbo, rows, draws, ctx.args, pair)
+
+
+@app.command()
+def leaderboard(
+    data: Annotated[str, explained("a set by name, or a table of your own", "digits")] = "digits",
+    models: Annotated[
+        str, explained("names with commas between, FILE:NAME too", "every density that suits")
+    ] = "",
+    minutes: Annotated[float, explained("for all of them together", "10")] = 10.0,
+    train: Annotated[str | None, explained("a published split, taken as it is")] = None,
+    valid: Annotated[str | None, explained("likewise")] = None,
+    test: Annotated[str | None, explained("likewise")] = None,
+    standardise: Annotated[str, explained("columns of numbers: yes or no", "yes")] = "yes",
+    drop: Annotated[str, explained("columns to leave out, with commas between")] = "",
+    missing: Annotated[str, explained("refuse, drop-rows or mean", "refuse")] = "refuse",
+    categorical: Annotated[str, explained("refuse, one-hot or drop", "refuse")] = "refuse",
+    root: Annotated[str | None, explained("the folder of the data", "$ZOO_DATA")] = None,
+    seed: Annotated[int, explained("of everything random", "0")] = 0,
+    out: Annotated[str | None, explained("a new folder", "runs/leaderboard-DATA-001")] = None,
+) -> None:
+    """Which model fits these data best? All under one budget, compared on held-out data.
+
+    Exact log-likelihood, else a bound; errors are paired over data. One page, one JSON.
+
+    Example: zoo leaderboard --data my.csv --minutes 5
+    """
+    from zoo.data import load
+
+    from .leaderboard import run_leaderboard
+
+    if standardise not in ("yes", "no"):
+        raise ValueError(f"--standardise: expected yes or no, got {standardise!r}.")
+    how: dict[str, Any] = {
+        "drop": tuple(d.strip() for d in drop.split(",") if d.strip()),
+        "missing": missing, "categorical": categorical,
+        "train": train, "valid": valid, "test": test,
+    }  # fmt: skip
+    found = load(data, root, seed=seed, **how)
+    if found.image_shape:
+        found = load(data, root, pixels="dynamic", seed=seed)
+    typed = ["zoo", "leaderboard", *([] if train else ["--data", data])]
+    given = {"models": models, "train": train, "valid": valid, "test": test, "drop": drop}
+    typed += [w for k, v in given.items() if v for w in (f"--{k}", v)]
+    typed += ["--minutes", f"{minutes:g}", *(["--seed", str(seed)] if seed else [])]
+    run_leaderboard(found, models, minutes, seed, out, typed, standardise == "yes")
+
+
+@app.command()
+def runs(
+    folder: Annotated[str, typer.Argument(help="a folder of runs, or one run")] = "runs",
+) -> None:
+    """List the folders of runs with their numbers and verdicts."""
+    from .listing import list_runs
+    from .output import say
+
+    say(list_runs(folder))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -15,15 +16,25 @@ from zoo.data import DataSet
 
 from .options import takes
 
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
 
 def build(card: Card, options: Mapping[str, Any], data: DataSet, seed: int) -> Any:
     """Build the untrained model of a card for a data set, its weights drawn from the seed."""
-    cls = card.load()
-    first, *others = takes(cls)
-    known = {"image_shape": data.image_shape, "seed": seed}
-    options = {**{k: v for k, v in known.items() if k in others}, **options}
+    make = card.load()
+    known = {"data_dim": data.data_dim, "data": data.train, "seed": seed}
+    known["image_shape"] = data.image_shape
+    parameters = signature(make).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in VARIADIC]
+    if [n for n in required[1:] if n not in known]:
+        raise ValueError(
+            f"{card.path}: argument {required[1]!r} has no default. Give it one: it is then an "
+            "option of the command."
+        )
+    first = [known.get(n, data.data_dim) for n in required[:1]]  # D, whatever it is called
+    others = {k: v for k, v in known.items() if k in takes(make) and k not in required[:1]}
     with forked(seed):
-        return cls(data.train if first == "data" else data.data_dim, **options)
+        return make(*first, **{**others, **options})
 
 
 def validate(model: Any, data: DataSet) -> None:
@@ -46,12 +57,6 @@ def validate(model: Any, data: DataSet) -> None:
             raise ValueError(f"{data.name} ({split}): {error}") from error
 
 
-def arguments_of(model: Any, data: DataSet, split: str) -> tuple[Tensor, ...]:
-    """(x,) or (x, y) of a split, as the pair takes them; a classifier is judged without labels."""
-    x, y = getattr(data, split), getattr(data, f"{split}_labels")
-    return (x, y) if "y" in takes(model.model) and not hasattr(model, "classify") else (x,)
-
-
 def build_like(plan: Any, data: DataSet, params: Mapping[str, Tensor] | None) -> Any:
     """Build the model of a plan that was read from a file.
 
@@ -65,9 +70,9 @@ def build_like(plan: Any, data: DataSet, params: Mapping[str, Tensor] | None) ->
     try:
         if params is not None:
             with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):
-                numbers = sum(
-                    p.numel() for p in build(plan.card, plan.options, data, 0).parameters()
-                )
+                made = build(plan.card, plan.options, data, 0)
+                own = made.parameters() if hasattr(made, "parameters") else ()
+                numbers = sum(p.numel() for p in own)
                 if numbers > 2 * sum(p.numel() for p in params.values()) + 1_000:
                     raise ValueError(f"they make a model of {numbers:,} parameters")
         return build(plan.card, plan.options, data, plan.seed)

@@ -12,7 +12,7 @@ from zoo.completion import Completion, complete, part_of
 from ..report import Metric, Subject
 from ..report.images import columns_of_images
 from ..report.theme import png
-from .build import arguments_of
+from .inputs import arguments_of
 from .output import say
 from .runs import read
 from .sample import target

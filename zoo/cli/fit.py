@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ import typer
 from zoo.cards import CARDS, TRAINERS, Card, card
 
 from .options import FILLED, Argument, arguments, command, explained, option
+from .own import OwnCard, installed, is_own, own_card
 
 if TYPE_CHECKING:
     from zoo.data import DataSet
@@ -31,7 +32,8 @@ def what(
     """Declare the options that choose the data.
 
     Args:
-        data: a set by name (zoo list data), or the path of a .npy or .csv file of your own.
+        data: a set by name (zoo list data), or the path of your own table (.csv, .tsv, .parquet,
+            .feather, .npy), images (.npy) or folder of images.
         root: the folder that holds MNIST/raw and the like; by default $ZOO_DATA, else a cache.
         download: fetch the set where it is missing.
         pixels: how images are treated: none, threshold, static, or dynamic (drawn at every step).
@@ -70,12 +72,12 @@ class Models(typer.core.TyperGroup):
     """The subcommands of `zoo fit`. Only the chosen model is imported."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Every name of the catalogue."""
-        return list(CARDS)
+        """Every name of the catalogue, and of installed packages."""
+        return [*CARDS, *installed()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a stand-in for the list of models, without options."""
-        entry = CARDS.get(cmd_name)
+        entry = {**CARDS, **installed()}.get(cmd_name)
         if entry is None:
             return None
         stub = command(cmd_name, lambda: None, [], entry.summary)
@@ -84,12 +86,22 @@ class Models(typer.core.TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the model that was asked for, with its options."""
-        found = card(args[0])
+        found = any_card(args[0])
         return found.name, fit_command(found), args[1:]
+
+
+def any_card(name: str) -> Card:
+    """The card of the catalogue, of an installed package, or of one's own FILE:NAME."""
+    if is_own(name):
+        return own_card(name)
+    return installed().get(name) or card(name)
 
 
 def go_on(
     ctx: typer.Context,
+    pair: Annotated[
+        str | None, explained("with --resume: FILE:NAME, of a pair of your own")
+    ] = None,
     resume: Annotated[str | None, explained("go on from this run folder", metavar="RUN")] = None,
     steps: Annotated[int | None, explained("with --resume: updates in all", "as before")] = None,
     out: Annotated[str | None, explained("with --resume: the new folder", "runs/...")] = None,
@@ -99,7 +111,8 @@ def go_on(
 ) -> None:
     """Fit a model and write a run folder, with a page that shows it.
 
-    zoo fit MODEL --help lists the options of one model.
+    MODEL is a name of the catalogue (zoo list), or FILE:NAME for a pair of your own, such as
+    my_pair.py:Pair. zoo fit MODEL --help lists the options of one model.
     """
     if ctx.invoked_subcommand is not None:
         if resume is not None:
@@ -108,15 +121,16 @@ def go_on(
     if resume is None:
         raise ValueError("fit: name a model (zoo list shows them), or --resume RUN.")
     from .build import build, build_like
+    from .inputs import settled
     from .plan import Plan
     from .runs import STEPPED, read, state_in
     from .train import Task
 
     folder = Path(resume)
-    plan = Plan.read(folder)
+    plan = Plan.read(folder, pair)
     saved = state_in(folder)
     if plan.trainer not in STEPPED and saved is not None:
-        read(folder)
+        read(folder, pair)
         raise ValueError(f"{folder}: a run trained by {plan.trainer} is at its end.")
     data = plan.load()
     if saved is not None:
@@ -130,7 +144,12 @@ def go_on(
     else:
         total = plan.settings.get("steps") if steps is None else steps
         model = build(plan.card, plan.options, data, plan.seed)
-    typed = ["zoo", "fit", "--resume", str(resume)] + ["--steps", str(total)] * (total is not None)
+    data = settled(model, data) if isinstance(plan.card, OwnCard) else data
+    typed = (
+        ["zoo", "fit", "--resume", str(resume)]
+        + ["--pair", str(pair)] * (pair is not None)
+        + ["--steps", str(total)] * (total is not None)
+    )
     settings = {**plan.settings, "steps": total} if total is not None else plan.settings
     plan = dataclasses.replace(
         plan, settings=settings, resumed=str(folder.resolve()), command=shlex.join(typed)
@@ -138,10 +157,11 @@ def go_on(
     _train(plan, Task(plan.card, model, data, plan.seed, saved, save_every=save_every), out)
 
 
-def fit_command(entry: Card) -> Any:
-    """`zoo fit NAME` for one card."""
+def fit_command(entry: Card, run: Callable[[Card, Mapping], Any] | None = None) -> Any:
+    """`zoo fit NAME` for one card, or what else is done with its options."""
+    run = run or fit_model
     panels = {
-        "Data": [_with_default_of(entry, a) for a in arguments(what)],
+        "Data": [_with_default_of(entry, a) for a in data_arguments()],
         "Model": arguments(entry.load(), skip=FILLED),
         "Training": [_with_default_of(entry, a) for a in trainer_arguments(entry)],
         "Run": [_with_default_of(entry, a) for a in run_arguments(entry)],
@@ -152,11 +172,21 @@ def fit_command(entry: Card) -> Any:
         for a in found
     ]
     text = f"{entry.summary[0].upper()}{entry.summary[1:]} ({entry.paper})."
+    if isinstance(entry, OwnCard):
+        return command(entry.name, lambda **given: run(entry, given), parameters,
+                       f"{entry.summary[0].upper()}{entry.summary[1:]}.")  # fmt: skip
     trained = "; or ".join(TRAINERS[t] for t in entry.trainers)
     return command(
-        entry.name, lambda **given: fit_model(entry, given), parameters,
+        entry.name, lambda **given: run(entry, given), parameters,
         f"{text}\n\nTrained by {trained}. Known exactly: {entry.exact}.",
     )  # fmt: skip
+
+
+def data_arguments() -> list[Argument]:
+    """Return the options that choose the data, and how a table of them is read."""
+    from .plan import columns
+
+    return [*arguments(what), *arguments(columns)]
 
 
 def trainer_arguments(entry: Card, trainers: Collection[str] = ()) -> list[Argument]:
@@ -198,9 +228,25 @@ def _cases(entry: Card, name: str) -> dict[str, Any]:
 
 def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
     """Fit a card's model with the options given on the command line; the run's folder."""
-    from .build import build, validate
-    from .plan import Plan
+    from .build import validate
     from .train import Task
+
+    plan, data, model = prepare(entry, given)
+    validate(model, data)
+    every = given.get("save_every", 60.0)
+    task = Task(entry, model, data, plan.seed, save_every=every)
+    return _train(plan.pinned(data), task, given.get("out"))
+
+
+def prepare(entry: Card, given: Mapping[str, Any]) -> tuple[Plan, DataSet, Any]:
+    """Return the plan of a fit with the options given, its data, and the model before its fit.
+
+    Raises:
+        ValueError: an option is none of the trainer's, or out of range; no data.
+    """
+    from .build import build
+    from .inputs import settled
+    from .plan import Plan, columns
 
     trainer = given.get("trainer", entry.trainers[0])
     if trainer not in entry.trainers:
@@ -223,12 +269,18 @@ def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
         a.name: given.get(a.name, _with_default_of(entry, a).default) for a in arguments(what)
     }
     own = {a.name: _read(a, given[a.name]) for a in _model(entry) if a.name in given}
+    table = {a.name: _read(a, given[a.name]) for a in arguments(columns) if a.name in given}
+    if not chosen["data"] and "train" not in table:
+        raise ValueError(
+            "--data: name the data of your pair: a set (zoo list data), or a file such as my.csv."
+        )
     plan = Plan(
         command=typed(entry, given),
         card=entry,
         options=own,
         data=chosen["data"],
         root=chosen["root"],
+        table=table,
         trainer=trainer,
         settings={n: given.get(n, _with_default_of(entry, a).default) for n, a in mine.items()},
         seed=given.get("seed", 0),
@@ -241,20 +293,22 @@ def fit_model(entry: Card, given: Mapping[str, Any]) -> Path:
     if pixels != "none":
         plan = dataclasses.replace(plan, pixels=pixels)
         data = plan.load()
+    model = None
+    if isinstance(entry, OwnCard):
+        model = build(entry, plan.options, data, plan.seed)
+        data = settled(model, data)
     if "batch_size" in plan.settings and "batch_size" not in given:
-        fitting = min(plan.settings["batch_size"], len(data.train))
+        most = len(data.train) if getattr(data, "whole", False) else plan.settings["batch_size"]
+        fitting = min(most, len(data.train))
         plan = dataclasses.replace(plan, settings={**plan.settings, "batch_size": fitting})
-    model = build(entry, plan.options, data, plan.seed)
-    validate(model, data)
-    every = given.get("save_every", 60.0)
-    task = Task(entry, model, data, plan.seed, save_every=every)
-    return _train(plan.pinned(data), task, given.get("out"))
+    return plan, data, model or build(entry, plan.options, data, plan.seed)
 
 
 def typed(entry: Card, given: Mapping[str, Any]) -> str:
     """Return the command line that gives these options."""
-    words = ["zoo", "fit", entry.name]
-    for a in (*arguments(what), *_model(entry), *trainer_arguments(entry), *run_arguments(entry)):
+    name = entry.path if isinstance(entry, OwnCard) else entry.name
+    words = ["zoo", "fit", os.path.relpath(name) if os.path.isabs(name) else name]
+    for a in (*data_arguments(), *_model(entry), *trainer_arguments(entry), *run_arguments(entry)):
         if a.kind is bool and a.name in given:
             words.append(a.flag)
         elif a.name in given:
@@ -301,6 +355,9 @@ def _train(plan: Plan, task: Any, out: str | None) -> Path:
             f"{plan.card.name} on {data.name}: {len(data.train):,} training, {len(data.valid):,} "
             f"validation and {len(data.test):,} test rows of {data.data_dim} values"
             + (f", pixels {data.pixels}" if data.image_shape else "")
+            + (", standardised" if data.scale is not None else "")
+            if not getattr(data, "whole", False)
+            else f"{plan.card.name} on {data.name}: {len(data.train):,} rows, fitted together"
         )
         where = shlex.quote(str(folder))
         more = f"Go on with: zoo fit --resume {where}"

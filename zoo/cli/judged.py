@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from zoo.cards import TRAINERS
 from zoo.data import DataSet
 
 from ..report import Metric, Report, Subject, metrics, pictures
-from .build import arguments_of
+from .inputs import arguments_of
 from .options import shown
 from .plan import Plan
 from .train import Fitted
@@ -35,14 +36,20 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
             fitted.run, *args, particles=plan.particles, seed=plan.seed
         )  # fmt: skip
     if plan.trainer == "adversarial":
-        x = torch.cat([data.test, data.valid])[: plan.test_rows * 4].cpu()  # neither was trained on
+        own = subject.data
+        x = torch.cat([own.test, own.valid])[: plan.test_rows * 4].cpu()  # neither was trained on
         subject.ratio = density_ratio(x, subject.call("sample", len(x)), seed=plan.seed)
     shape = data.image_shape
     kind = "×".join(map(str, shape[1:])) + " images" if shape else f"rows of {data.data_dim}"
     notes = list(fitted.notes)
     if fitted.stopped:
         notes.insert(0, f"Stopped at step {fitted.done:,} of {fitted.steps:,}: {fitted.stopped}.")
-    own = [*fitted.metrics, *_by_critic(fitted, data, plan.seed)]
+    told = [
+        dataclasses.replace(m, value=m.value + len(data.train) * data.log_det)
+        if m.key in ("log_likelihood", "elbo") and m.value is not None else m
+        for m in fitted.metrics
+    ]  # fmt: skip
+    own = [*told, *_by_critic(fitted, data, plan.seed)]
     measured = [*metrics(subject), *own]
     return Report(
         title=f"{plan.card.name} on {data.name}",
@@ -51,20 +58,27 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
         metrics=measured if plan.card.bound else [*own, *metrics(subject, bound=False)],
         pictures=pictures(subject),
         facts={
-            "Model": _facts(plan.options),
+            "Model": facts_of(plan.options),
             "Data": {
-                "set": data.name, "kind": kind, "pixels": data.pixels,
+                "set": data.name, "kind": kind, **_treated(data),
                 "train / valid / test": " / ".join(
                     f"{len(x):,}" for x in (data.train, data.valid, data.test)
                 ),
             },
             "Training": {
-                "by": _trained_by(plan), **_facts(plan.settings), "seed": plan.seed,
-                **_pace(fitted),
+                "by": _trained_by(plan), **facts_of(plan.settings), "seed": plan.seed,
+                **pace_of(fitted),
             },
         },
         notes=notes,
     )  # fmt: skip
+
+
+def _treated(data: DataSet) -> dict[str, str]:
+    """How the values were treated."""
+    if data.scale is None:
+        return {"pixels": data.pixels} if data.image_shape else {}
+    return {"standardised": "by training means and deviations; all numbers are in own units"}
 
 
 def _by_critic(fitted: Fitted, data: DataSet, seed: int) -> list[Metric]:
@@ -87,11 +101,13 @@ def _trained_by(plan: Plan) -> str:
     return TRAINERS[plan.trainer]
 
 
-def _facts(options: Mapping[str, Any]) -> dict[str, str]:
+def facts_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options as the page shows them."""
     return {k.replace("_", " "): shown(v) for k, v in options.items() if v is not None}
 
 
-def _pace(fitted: Fitted) -> dict[str, str]:
+def pace_of(fitted: Fitted) -> dict[str, str]:
+    """How long the training took."""
     pace = {"seconds": f"{fitted.seconds:.1f}"}
     if fitted.done and fitted.seconds:
         pace = {"steps done": f"{fitted.done:,}", **pace,

@@ -10,11 +10,13 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, Union
 
 import typer
 from rich.markup import escape
 
+PLAIN = (bool, int, float, str)
 FILLED = ("data_dim", "data", "image_shape", "seed", "validate_args")  # not options of a model
 
 
@@ -40,16 +42,26 @@ def arguments(function: Callable, skip: Collection[str] = ()) -> list[Argument]:
     Their help is what the docstring's `Args` section says of them.
     """
     target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target)
+    try:
+        hints = typing.get_type_hints(target)
+    except (NameError, TypeError):  # a user's own, whose names are not there at run time
+        hints = {}
     texts = _texts(function)
     found = []
     for p in inspect.signature(target).parameters.values():
         if p.name in skip or p.default is p.empty or p.kind is p.VAR_KEYWORD:
             continue
-        reader = _reader(hints.get(p.name, str))
+        reader = _reader(hints.get(p.name) or _kind_of(p.default))
         if reader is not None:
             found.append(Argument(p.name, reader[0], p.default, texts.get(p.name, ""), reader[1]))
     return found
+
+
+def _kind_of(default: Any) -> Any:
+    """The type of an argument that is not annotated."""
+    if isinstance(default, tuple | list):
+        return tuple[int, ...]
+    return type(default) if type(default) in PLAIN else str
 
 
 def takes(function: Callable) -> list[str]:
@@ -175,6 +187,8 @@ def _reader(hint: Any) -> tuple[type, Callable[[Any], Any]] | None:
         return str, str
     if sequences:
         nested = any(typing.get_origin(a) in _SEQUENCES for a in typing.get_args(sequences[0]))
+        if str in typing.get_args(sequences[0]):
+            return str, _words
         if nested:
             return str, _layers
         return str, _word_or_numbers if str in plain else numbers
@@ -188,6 +202,10 @@ _SEQUENCES = (Sequence, tuple, list)
 
 def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(t.strip() for t in text.split(",") if t.strip())
 
 
 def _layers(text: str) -> tuple[tuple[int, ...], ...]:
@@ -254,15 +272,16 @@ def estimator(spec: str) -> Any:
 
 
 def estimators() -> dict[str, type]:
-    """Return the estimators of `inference.elbo`, by the names the command has for them."""
+    """Return the estimators of `inference.elbo`, and of installed packages, by their names."""
     from inference import elbo
 
     classes = {n: c for n, c in vars(elbo).items() if inspect.isclass(c)}
-    return {
+    ours = {
         _kebab(n): c
         for n, c in sorted(classes.items())
         if issubclass(c, elbo.Estimator) and c is not elbo.Estimator
     }
+    return ours | {e.name: e.load() for e in entry_points(group="zoo.estimators")}
 
 
 def _kebab(name: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ from inference.training.batches import fingerprint
 from inference.training.checkpoint import FORMAT, Fields, whole
 from inference.training.folders import read_whole
 from zoo.cards import CARDS, Card
-from zoo.data import PIXELS, DataSet, load
+from zoo.data import PIXELS, SETS, DataSet, load
 
+from .inputs import NamedSet, is_named, load_own
 from .options import FILLED, Argument, arguments, shown
+from .own import OwnCard, installed, is_own, own_card
 
+log = logging.getLogger("zoo")
 MOST = 1_000_000  # draws for a test datum, and test data
 
 
@@ -31,7 +36,8 @@ class Plan:
         command: as typed.
         card: of the model.
         options: of the model.
-        data, root, pixels, seed: what `zoo.data.load` was asked for.
+        data, root, pixels, seed: what `zoo.data.load` was asked for; `table`: the other options of
+            the data, by name.
         fingerprint: of the data set, once it was loaded.
         trainer, settings: which, and its keyword arguments.
         particles, test_rows: how it is judged.
@@ -46,6 +52,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     root: str | None = None
     pixels: str = "none"
+    table: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     seed: int = 0
     particles: int = 500
@@ -55,16 +62,42 @@ class Plan:
     @property
     def stem(self) -> str:
         """The name of the run's folder, without its number."""
-        return f"{self.card.name}-{Path(self.data).stem}"
+        return f"{self.card.name}-{Path(self.table.get('train') or self.data).stem}"
 
     def load(self, download: bool = False) -> DataSet:
-        """Return the data set."""
-        return load(self.data, self.root, download, pixels=self.pixels, seed=self.seed)
+        """Return the data set, standardised where that was asked for."""
+        table = {k: v for k, v in self.table.items() if v is not None and k != "standardise"}
+        if isinstance(self.card, OwnCard) and is_named(table.get("train") or self.data):
+            return load_own(self.card, self.data, table)
+        data = load(
+            self.data, self.root, download, pixels=self.pixels, seed=self.seed, **table
+        )  # fmt: skip
+        return data.standardised() if self.standardises(data) else data
+
+    def standardises(self, data: DataSet) -> bool:
+        """Return whether the columns are standardised: by default those of a table of numbers.
+
+        Raises:
+            ValueError: neither yes, no nor auto.
+        """
+        word = self.table.get("standardise", "auto")
+        if word not in ("yes", "no", "auto"):
+            raise ValueError(f"--standardise: expected yes, no or auto, got {word!r}.")
+        if word != "auto":
+            return word == "yes"
+        own = isinstance(self.card, OwnCard) or not self.card.standardise
+        named = self.data in SETS and not self.table.get("train")
+        binary = bool(((data.train == 0) | (data.train == 1)).all())
+        return not (own or named or binary or data.image_shape)
 
     def pinned(self, data: DataSet) -> Plan:
         """Return the plan with absolute paths and the fingerprint of its data."""
         pinned: dict[str, Any] = {"fingerprint": fingerprint_of(data)}
-        if Path(self.data).suffix.lower() in (".npy", ".csv"):
+        files = {s: self.table[s] for s in ("train", "valid", "test") if self.table.get(s)}
+        if files:
+            paths = {s: str(Path(f).expanduser().resolve()) for s, f in files.items()}
+            pinned["table"] = {**self.table, **paths}
+        elif self.data not in SETS and Path(self.data).expanduser().exists():
             pinned["data"] = str(Path(self.data).expanduser().resolve())
         elif data.name in ("mnist", "fashion-mnist", "old-faithful"):
             root = self.root or os.environ.get("ZOO_DATA") or "~/.cache/pyro-zoo"
@@ -78,11 +111,12 @@ class Plan:
         text = json.dumps({
             "format": FORMAT,
             "command": self.command,
-            "model": self.card.name,
+            "model": self.card.path if isinstance(self.card, OwnCard) else self.card.name,
+            "source": self.card.source if isinstance(self.card, OwnCard) else None,
             "options": dict(self.options),
             "data": {
                 "name": self.data, "root": self.root, "pixels": self.pixels,
-                "fingerprint": self.fingerprint,
+                "fingerprint": self.fingerprint, "table": dict(self.table),
             },
             "seed": self.seed,
             "trainer": self.trainer,
@@ -94,8 +128,12 @@ class Plan:
         return f"{text}\n".encode()
 
     @staticmethod
-    def read(folder: Path) -> Plan:
+    def read(folder: Path, pair: str | None = None) -> Plan:
         """Read the plan in a run folder.
+
+        Args:
+            folder: of the run.
+            pair: FILE:NAME, of a run of one's own pair. Code is run only where it is named here.
 
         Raises:
             FileNotFoundError: there is no run.
@@ -113,8 +151,7 @@ class Plan:
             ) from error
         if fields.values.get("format") != FORMAT:
             raise fields.wrong("field 'format'", str(FORMAT), fields.values.get("format", "none"))
-        name = fields.take("model", f"one of {', '.join(CARDS)}", lambda v: v in CARDS)
-        card = CARDS[name]
+        card = _card_of(fields, folder, pair)
         known = {a.name: a for a in arguments(card.load(), skip=FILLED)}
         options = _options(fields, "options", known)
         trainer = fields.take("trainer", " or ".join(card.trainers), lambda v: v in card.trainers)
@@ -132,13 +169,65 @@ class Plan:
             fields.text("command"), card, options, data.text("name"), trainer, settings,
             data.text("root", optional=True),
             data.take("pixels", f"one of {', '.join(PIXELS)}", lambda v: v in PIXELS),
+            _options(data, "table", {a.name: a for a in arguments(columns)}),
             data.text("fingerprint"), fields.whole("seed"), **numbers,
             resumed=fields.text("resumed", optional=True),
         )  # fmt: skip
 
 
+def columns(
+    standardise: str = "auto",
+    label: str | None = None,
+    drop: Sequence[str] = (),
+    missing: str = "refuse",
+    categorical: str = "refuse",
+    train: str | None = None,
+    valid: str | None = None,
+    test: str | None = None,
+) -> None:
+    """Declare the options of tables.
+
+    Args:
+        standardise: columns to mean 0 and deviation 1 in training, undone in draws and densities:
+            yes, no, or auto, for tables of numbers.
+        label: the column of labels.
+        drop: columns to leave out, with commas between.
+        missing: rows with missing values: refuse, drop-rows, or mean (of the column, in its place).
+        categorical: columns of words: refuse, one-hot or drop.
+        train: a published split, taken as it is, with --valid and --test.
+        valid: likewise; else a tenth of the training rows.
+        test: likewise; else a tenth of the training rows.
+    """
+
+
+def _card_of(fields: Fields, folder: Path, pair: str | None) -> Card:
+    """The card of a run: of the catalogue, or of the pair that was named.
+
+    Raises:
+        ValueError: there is no such model; the run is of one's own pair, which was not named.
+    """
+    known = {**CARDS, **installed()}
+    name = fields.take("model", f"one of {', '.join(known)}, or FILE:NAME", lambda v: (
+        isinstance(v, str) and (v in known or is_own(v))
+    ))  # fmt: skip
+    if name in known:
+        if pair is not None:
+            raise ValueError(f"--pair: {folder} is a run of {name}. Leave it out.")
+        return known[name]
+    if pair is None:
+        raise ValueError(
+            f"{folder} is a run of a pair of your own. Name its file, which is run: --pair {name}"
+        )
+    card = own_card(pair)
+    if card.source != fields.values.get("source"):
+        log.warning("%s has changed since the run was fitted.", pair)
+    return card
+
+
 def fingerprint_of(data: DataSet) -> str:
-    """The hash of all splits and their labels."""
+    """The hash of all splits and their labels, or of a pair's arguments."""
+    if isinstance(data, NamedSet):
+        return fingerprint([a for s in sorted(data.given) for a in data.given[s]])
     splits = ("train", "valid", "test")
     return fingerprint([getattr(data, s + end) for s in splits for end in ("", "_labels")])
 
@@ -154,9 +243,13 @@ def _options(fields: Fields, name: str, known: Mapping[str, Argument]) -> dict[s
     found = {}
     for key in given:
         a = known[key]
-        value = inner.take(key, f"a value of {a.flag}", lambda v, a=a: _fits(a, _tuples(v)))
+        value = inner.take(key, f"a value of {a.flag}", partial(_fits_list, a))
         found[key] = _tuples(value)
     return found
+
+
+def _fits_list(a: Argument, value: Any) -> bool:
+    return _fits(a, _tuples(value))
 
 
 def _tuples(value: Any) -> Any:

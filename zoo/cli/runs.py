@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference.pairs.arguments import take_rows
 from inference.pairs.options import device_of
 from inference.training import checkpoint
 from inference.training.checkpoint import Fields, number, whole
@@ -28,11 +28,14 @@ from inference.training.saved import Saved, read_run
 from inference.training.state import History
 from zoo.data import DataSet
 
-from ..report import Metric, Report, write
-from .build import arguments_of, build_like
+from ..report import Metric, Report, labelled, write
+from .build import build_like
+from .inputs import NamedSet, arguments_of, settled
 from .judged import judge
 from .output import say
+from .own import OwnCard
 from .plan import Plan, fingerprint_of
+from .posterior import judge_whole, store_tree
 from .train import TRAINERS, Fitted, Task
 
 DRAWS, POSTERIOR_ROWS = 200, 100  # of posterior.nc
@@ -105,15 +108,19 @@ def state_in(folder: Path) -> Saved | None:
         return None
 
 
-def read(folder: str | Path) -> tuple[Plan, DataSet, Fitted]:
+def read(folder: str | Path, pair: str | None = None) -> tuple[Plan, DataSet, Fitted]:
     """Read a run folder: its plan, its data, and what was fitted.
+
+    Args:
+        folder: of the run.
+        pair: FILE:NAME, of a run of one's own pair.
 
     Raises:
         FileNotFoundError: there is no run, or a file of it is missing.
         ValueError: a file is damaged.
     """
     folder = Path(folder)
-    plan = Plan.read(folder)
+    plan = Plan.read(folder, pair)
     data = plan.load()
     if not any((folder / name).exists() for name in (STATE, checkpoint.BEFORE)):
         raise FileNotFoundError(
@@ -124,6 +131,7 @@ def read(folder: str | Path) -> tuple[Plan, DataSet, Fitted]:
         saved = read_run(folder)
         saved.held = True
         model = build_like(plan, data, saved.variables.params)
+        data = settled(model, data) if isinstance(plan.card, OwnCard) else data
         fitted = train(plan, Task(plan.card, model, data, plan.seed, saved))
     else:
         fitted = checkpoint.read(folder, lambda tensors, f: _stored(plan, data, tensors, f))
@@ -186,7 +194,9 @@ def _is_metric(m: Any) -> bool:
     )  # fmt: skip
 
 
-def fitted_pair(folder: str | Path, rows: int) -> tuple[Plan, DataSet, Run]:
+def fitted_pair(
+    folder: str | Path, rows: int, pair: str | None = None
+) -> tuple[Plan, DataSet, Run]:
     """Read a run folder that holds a fitted pair, to be looked at on some rows.
 
     Raises:
@@ -194,7 +204,7 @@ def fitted_pair(folder: str | Path, rows: int) -> tuple[Plan, DataSet, Run]:
     """
     if rows < 1:
         raise ValueError(f"--rows: expected at least 1, got {rows}.")
-    plan, data, fitted = read(folder)
+    plan, data, fitted = read(folder, pair)
     if not isinstance(fitted.run, Run):
         raise ValueError(f"{folder} was trained by {plan.trainer}: there is no guide to look at.")
     return plan, data, fitted.run
@@ -203,6 +213,9 @@ def fitted_pair(folder: str | Path, rows: int) -> tuple[Plan, DataSet, Run]:
 def present(plan: Plan, data: DataSet, fitted: Fitted, folder: Path) -> Report:
     """Judge a fit, draw it, and write what shows it into its folder, in place of earlier files."""
     sweep(folder)
+    if isinstance(data, NamedSet) and data.whole:
+        write_whole(folder / "history.csv", fitted.history.to_csv().encode())
+        return judge_whole(plan, data, fitted, folder)
     report = judge(plan, data, fitted)
     write_whole(folder / "history.csv", fitted.history.to_csv().encode())
     if isinstance(fitted.run, Run):
@@ -213,11 +226,14 @@ def present(plan: Plan, data: DataSet, fitted: Fitted, folder: Path) -> Report:
 
 def _write_posterior(folder: Path, plan: Plan, data: DataSet, fitted: Fitted) -> None:
     """`posterior.nc`: draws of the latents of a few test data, with their densities."""
-    from inference.draws.datatree import write_datatree
+    from inference.draws.datatree import to_datatree
 
-    args = tuple(a[:POSTERIOR_ROWS] for a in arguments_of(fitted.model, data, "test"))
-    with tempfile.TemporaryDirectory() as elsewhere:
-        path = Path(elsewhere) / "posterior.nc"
-        groups = ("posterior", "log_likelihood")
-        write_datatree(path, fitted.run, *args, draws=DRAWS, groups=groups, seed=plan.seed)
-        write_whole(folder / "posterior.nc", path.read_bytes())
+    pair = None if isinstance(data, NamedSet) else fitted.model
+    args = take_rows(arguments_of(pair, data, "test"), slice(POSTERIOR_ROWS))
+    groups = ("posterior", "log_likelihood")
+    tree = to_datatree(fitted.run, *args, draws=DRAWS, groups=groups, seed=plan.seed)
+    tree = labelled(tree, {"x": data.columns} if data.columns else {})
+    if data.scale is not None:  # log densities of the data in their own units
+        shifted = tree["log_likelihood"].to_dataset() + data.log_det
+        tree["log_likelihood"] = shifted.assign_attrs(standardised="undone")
+    store_tree(tree, folder)

@@ -13,7 +13,9 @@ from ..report.theme import png
 from .runs import read
 
 
-def draw(folder: str, n: int, label: int | None, out: str | None, seed: int) -> Path:
+def draw(
+    folder: str, n: int, label: int | None, out: str | None, seed: int, pair: str | None = None
+) -> Path:
     """Write `n` draws of x to a new file and return its path.
 
     Raises:
@@ -22,7 +24,7 @@ def draw(folder: str, n: int, label: int | None, out: str | None, seed: int) -> 
     """
     if n < 1:
         raise ValueError(f"--n: expected at least 1, got {n}.")
-    plan, data, fitted = read(folder)
+    plan, data, fitted = read(folder, pair)
     subject = Subject(fitted.model, data, seed=seed)
     if not subject.offers("sample"):
         raise ValueError(f"{plan.card.name} has no density or prior to draw from.")
@@ -34,7 +36,8 @@ def draw(folder: str, n: int, label: int | None, out: str | None, seed: int) -> 
     if path.suffix == ".npy":
         np.save(path, x.reshape(n, *(data.image_shape or (-1,))).numpy())
     elif path.suffix == ".csv":
-        np.savetxt(path, x.numpy(), delimiter=",", fmt="%.7g")
+        head = ",".join(data.columns or ())
+        np.savetxt(path, x.numpy(), delimiter=",", fmt="%.7g", header=head, comments="")
     else:
         path.write_bytes(png(image_grid(subject.images(x), columns=min(8, n))))
     return path

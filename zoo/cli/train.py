@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference import fit
+from inference.optim import AdamW
+from inference.pairs.arguments import rows_of
 from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
 from inference.training.state import History, Training
@@ -19,7 +21,9 @@ from zoo.data import DataSet, hide_labels
 
 from ..em import expectation_maximization, kmeans_plus_plus, variational_bayes
 from ..report import Metric
+from .inputs import NamedSet
 from .options import estimator
+from .own import Halves
 
 
 @dataclass
@@ -86,7 +90,9 @@ def by_elbo(
     batch_size: int = 128,
     lr: float = 1e-3,
     lr_schedule: str = "constant",
+    weight_decay: float = 0.0,
     clip: float | None = None,
+    valid_every: int | None = None,
     patience: int | None = None,
     compile: str = "auto",
     device: str = "auto",
@@ -102,24 +108,43 @@ def by_elbo(
         batch_size: rows in a step.
         lr: learning rate of Adam.
         lr_schedule: constant, linear or cosine (both to zero).
+        weight_decay: part of a parameter taken off at each step, times lr (AdamW).
         clip: largest norm of the gradient; none leaves it.
+        valid_every: steps between validations.
         patience: stop after so many validations without a better value.
         compile: the step: yes, no, or auto, where the run is long enough to earn it.
         device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
         not_finite: a loss that is not: stop, at the last good state, or skip such steps.
         labels: how many training rows keep their label, as many of each class; by default all.
     """
-    data = task.data if labels is None else hide_labels(task.data, labels, task.seed)
-    if task.resume is None and hasattr(task.model, "components"):
-        x = task.data.train
-        means = kmeans_plus_plus(x, task.model.components, restarts=1, seed=task.seed)[0]
-        task.model.initialise(x, means)
+    if task.resume is None:
+        begin_at(task.model, task.data, task.seed)
+    given: Any = task.data if labels is None else hide_labels(task.data, labels, task.seed)
+    rows: int | None = batch_size
+    valid = None
+    if isinstance(given, NamedSet):
+        valid = None if given.whole else given.given["valid"]
+        given = given.given["train"]
+        rows = None if batch_size >= rows_of(given) else batch_size
     run = fit(
-        task.model, data, elbo=estimator(elbo), steps=steps, batch_size=batch_size, lr=lr,
-        schedule=lr_schedule, clip=clip, patience=patience, compile=_compile(compile),
-        device=device, not_finite=not_finite, **task.options,
+        task.model, given, valid=valid, elbo=estimator(elbo), steps=steps, batch_size=rows, lr=lr,
+        optimiser=AdamW(lr, weight_decay=weight_decay) if weight_decay else None,
+        schedule=lr_schedule, clip=clip, valid_every=valid_every, patience=patience,
+        compile=_compile(compile), device=device, not_finite=not_finite, **task.options,
     )  # fmt: skip
-    return _of_run(run, run.pair, run.unit, steps)
+    pair = run.pair if isinstance(task.model, nn.Module) else Halves(run.model, run.guide)
+    return _of_run(run, pair, run.unit, steps)
+
+
+def begin_at(model: Any, data: DataSet, seed: int) -> None:
+    """Let a model begin at its training data, where it can: components by k-means++, a flow."""
+    if not hasattr(model, "initialise"):
+        return
+    if hasattr(model, "components"):
+        means = kmeans_plus_plus(data.train, model.components, restarts=1, seed=seed)[0]
+        model.initialise(data.train, means)
+    else:
+        model.initialise(data.train)
 
 
 def _of_run(run: Any, model: Any, unit: str, steps: int) -> Fitted:

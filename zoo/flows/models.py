@@ -16,6 +16,7 @@ from inference.networks import (
     OnePass,
     RationalQuadratic,
     autoregressive_layers,
+    with_linear,
 )
 from zoo.networks import check_rows, check_sizes
 
@@ -66,6 +67,14 @@ class Flow(nn.Module):
             n = int((~torch.isfinite(x)).sum())
             raise ValueError(f"x: {n} values are NaN or infinite. Drop or impute them first.")
 
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Set linear layers so that their output of x (N, D) is standardised."""
+        for transform in self.transforms:
+            if hasattr(transform, "initialise"):
+                transform.initialise(x)
+            x = transform.call_and_ladj(x)[0]
+
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats: (..., D) -> (...)."""
         return self.distribution().log_prob(x)
@@ -88,6 +97,7 @@ class RealNVP(Flow):
         layers: number of coupling layers.
         hidden: widths of each layer's network.
         act: its activation.
+        linear: before each layer: none, norm (activation norm), permutation or lu (a matrix).
 
     Raises:
         ValueError: one dimension, no layers.
@@ -101,12 +111,13 @@ class RealNVP(Flow):
         layers: int = 8,
         hidden: Sequence[int] = (64, 64),
         act: str = "relu",
+        linear: str = "none",
     ):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
-        super().__init__(
-            data_dim,
-            (Coupling(data_dim, Affine(), hidden, act, swap=i % 2 == 1) for i in range(layers)),
-        )
+        steps: list[FlowTransform] = [
+            Coupling(data_dim, Affine(), hidden, act, swap=i % 2 == 1) for i in range(layers)
+        ]
+        super().__init__(data_dim, with_linear(linear, data_dim, steps))
 
 
 class MAF(Flow):
@@ -122,6 +133,7 @@ class MAF(Flow):
         layers: number of autoregressive layers.
         hidden: widths of each layer's network.
         act: its activation.
+        linear: before each layer: none, norm (activation norm), permutation or lu (a matrix).
 
     Raises:
         ValueError: no layers.
@@ -136,9 +148,11 @@ class MAF(Flow):
         layers: int = 4,
         hidden: Sequence[int] = (64, 64),
         act: str = "relu",
+        linear: str = "none",
     ):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
-        super().__init__(data_dim, autoregressive_layers(data_dim, Affine(), layers, hidden, act))
+        steps = autoregressive_layers(data_dim, Affine(), layers, hidden, act)
+        super().__init__(data_dim, with_linear(linear, data_dim, steps))
 
 
 class NeuralSplineFlow(Flow):
@@ -158,6 +172,7 @@ class NeuralSplineFlow(Flow):
         bound: half the width of the interval on which a spline acts, in units of x.
         transform: `"autoregressive"` or `"coupling"`.
         act: the networks' activation.
+        linear: before each layer: none, norm (activation norm), permutation or lu (a matrix).
 
     Raises:
         ValueError: fewer than 2 bins, no layers, another transform, coupling on one dimension.
@@ -174,20 +189,19 @@ class NeuralSplineFlow(Flow):
         bound: float = 5.0,
         transform: str = "autoregressive",
         act: str = "relu",
+        linear: str = "none",
     ):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
         spline = RationalQuadratic(bins, bound)
         if transform == "autoregressive":
-            steps: Iterable[FlowTransform] = autoregressive_layers(
-                data_dim, spline, layers, hidden, act
-            )
+            steps = autoregressive_layers(data_dim, spline, layers, hidden, act)
         elif transform == "coupling":
-            steps = (
+            steps = [
                 Coupling(data_dim, spline, hidden, act, swap=i % 2 == 1) for i in range(layers)
-            )
+            ]
         else:
             raise ValueError(f"transform: expected autoregressive or coupling, got {transform!r}.")
-        super().__init__(data_dim, steps)
+        super().__init__(data_dim, with_linear(linear, data_dim, steps))
 
 
 class IAF(nn.Module):

@@ -12,6 +12,7 @@ from .gallery import PICTURES, pictures
 from .images import image_grid
 from .numbers import Metric, as_json, metrics
 from .page import Report, require_page, write
+from .posterior import labelled
 from .subject import Subject
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "image_grid",
     "include_comparison",
     "include_diagnosis",
+    "labelled",
     "metrics",
     "pictures",
     "require_page",

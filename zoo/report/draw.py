@@ -128,7 +128,7 @@ def histograms(columns: Mapping[str, Mapping[str, Array]]) -> Drawing:
 
     def draw(theme: Theme) -> Figure:
         n = len(columns)
-        across = min(n, 3)
+        across = min(n, 4 if n % 4 == 0 else 3)
         down = math.ceil(n / across)
         figure = new_figure(WIDTH if n > 1 else NARROW, 2.6 * down + 0.4)
         row = figure.subplots(down, across, squeeze=False).ravel()
@@ -141,7 +141,8 @@ def histograms(columns: Mapping[str, Mapping[str, Array]]) -> Drawing:
             for label, values in samples.items():
                 ax.hist(values, bins, density=True, alpha=0.55, label=label)
             ax.set(xlabel=title, yticks=[])
-        row[0].legend()
+        if any(len(samples) > 1 for samples in columns.values()):
+            row[0].legend()
         return figure
 
     return draw
@@ -212,8 +213,9 @@ def khat_plot(khat: Array) -> Drawing:
 
 
 def density_map(
-    grid: tuple[Array, Array], density: Array, points: Array, ellipses: Sequence[Ellipse] = ()
-) -> Drawing:
+    grid: tuple[Array, Array], density: Array, points: Array, ellipses: Sequence[Ellipse] = (),
+    axes: tuple[str, str] = ("x₁", "x₂"),
+) -> Drawing:  # fmt: skip
     """Draw a density over the plane, and data beside it.
 
     Args:
@@ -221,6 +223,7 @@ def density_map(
         density: (H, W).
         points: (n, 2).
         ellipses: drawn over both.
+        axes: their names.
     """
 
     def draw(theme: Theme) -> Figure:
@@ -235,7 +238,7 @@ def density_map(
             color=ACCENT,
         )
         for ax, title in ((left, "density of the model"), (right, "data")):
-            ax.set(xlabel="x₁", ylabel="x₂" if ax is left else "", title=title)
+            ax.set(xlabel=axes[0], ylabel=axes[1] if ax is left else "", title=title)
             ax.set(xlim=(grid[0][0], grid[0][-1]), ylim=(grid[1][0], grid[1][-1]))
             ax.grid(visible=False)
             outline(ax, ellipses, theme)

@@ -28,7 +28,11 @@ def density(s: Subject) -> Picture | None:
     if ellipses:
         text += f" Ellipses: two standard deviations of the {len(ellipses)} components in use."
     drawing = draw.density_map(
-        (xs.numpy(), ys.numpy()), log_p.exp().reshape(120, 120).numpy(), x.numpy(), ellipses
+        (xs.numpy(), ys.numpy()),
+        log_p.exp().reshape(120, 120).numpy(),
+        x.numpy(),
+        ellipses,
+        s.axes,
     )
     return Picture("density", "Density", text, drawing, wide=True)
 
@@ -59,7 +63,10 @@ def _ellipses(s: Subject) -> list[Ellipse]:
         weights = p.mixture_distribution.probs
         covariances = getattr(parts, "covariance_matrix", None)
         covariances = parts.variance.diag_embed() if covariances is None else covariances
-        numbers = [t.detach().double().cpu().numpy() for t in (weights, parts.mean, covariances)]
+        scale = s.original(torch.ones(2)) - s.original(torch.zeros(2))
+        means = s.original(parts.mean.detach().float().cpu())
+        covariances = covariances.cpu() * scale * scale[:, None]
+        numbers = [t.detach().double().cpu().numpy() for t in (weights, means, covariances)]
     return [e for e in zip(*numbers) if e[0] * len(s.data.train) >= 1]
 
 

@@ -42,6 +42,8 @@ def loss(s: Subject) -> Picture | None:
         text += " The parameters kept are those of the best held-out value."
     if any("divergence" in c for c in columns):
         text = "Both players and the divergence that the critic sees. No curve here is a bound."
+    if s.data is not s.fitted:
+        text += f" Of standardised columns: {-s.log_det:+.3f} nats against the numbers."
     return Picture("loss", "Loss", text, draw.curves(s.history["step"], lines, s.unit, s.kept))
 
 
@@ -63,11 +65,11 @@ def samples(s: Subject) -> Picture | None:
         x, _ = s.held_out()
         panels = {"data": (x.numpy(), None), "draws": (s.call("sample", len(x)).numpy(), None)}
         text = f"{len(x):,} held-out points and as many draws from the model."
-        return Picture("samples", "Draws", text, draw.scatter(panels), wide=True)
+        return Picture("samples", "Draws", text, draw.scatter(panels, s.axes), wide=True)
     x, _ = s.held_out()
     drawn = s.call("sample", len(x))
     columns = {
-        f"column {d + 1}": {"data": x[:, d].numpy(), "draws": drawn[:, d].numpy()}
+        s.names[d]: {"data": x[:, d].numpy(), "draws": drawn[:, d].numpy()}
         for d in range(min(s.width, 6))
     }
     text = f"Held-out data and draws from the model, the first {len(columns)} of {s.width} columns."
@@ -132,7 +134,9 @@ def reconstructions(s: Subject) -> Picture | None:
     if s.width == 2:
         panels = {"x": (x.numpy(), None), "x̂": (again.numpy(), None)}
         text = "Held-out data, and E[x | z] at the mean of the guide."
-        return Picture("reconstructions", "Reconstructions", text, draw.scatter(panels), wide=True)
+        return Picture(
+            "reconstructions", "Reconstructions", text, draw.scatter(panels, s.axes), wide=True
+        )
     left = ((x - again) ** 2).mean(0) / x.var(0).clamp_min(1e-12)
     text = "Mean squared error of each column over its variance; 1 is no better than the mean."
     return Picture(

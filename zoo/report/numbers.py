@@ -120,7 +120,10 @@ def _bounds(s: Subject) -> list[Metric]:
 
     def add(key: str, label: str, estimate: Estimate, unit: str = "", note: str = "") -> None:
         if estimate.value is not None:  # what has no estimate is not told as a number
-            out.append(Metric(key, label, estimate.value, unit or e.unit, estimate.se, note))
+            value = estimate.value + (
+                s.log_det if key in ("log_px", "elbo", "reconstruction") else 0
+            )
+            out.append(Metric(key, label, value, unit or e.unit, estimate.se, note))
 
     data = f"{e.n:,} test data"
     if e.exact or not e.kl_estimates:

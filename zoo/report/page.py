@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, UndefinedError
 
 from inference.results.result import plain
+from inference.results.table import Table
 from inference.training.checkpoint import Fields
 from inference.training.folders import read_whole, subfolder, write_whole
 
@@ -40,6 +41,8 @@ class Report:
         pictures: in their order.
         facts: heading -> name -> value.
         notes: sentences that a reader must not miss (interrupted, eager because ...).
+        headline: how many metrics stand at the top.
+        tables: heading -> table.
     """
 
     title: str
@@ -50,6 +53,7 @@ class Report:
     facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     headline: int = 4
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
 
 def write(report: Report, folder: str | Path) -> Path:
@@ -70,6 +74,10 @@ def write(report: Report, folder: str | Path) -> Path:
         "title": report.title, "subtitle": report.subtitle, "command": report.command,
         "notes": list(report.notes), "metrics": shown, "headline": report.headline,
         "facts": {h: {k: str(v) for k, v in f.items()} for h, f in report.facts.items()},
+        "tables": [
+            {"title": title, "head": list(t.head), "rows": [list(map(str, r)) for r in t.rows]}
+            for title, t in report.tables.items()
+        ],
     }  # fmt: skip
     drawn = {p.name: (png(p.drawing, LIGHT), png(p.drawing, DARK)) for p in report.pictures}
     numbers = json.dumps(as_json(list(report.metrics)), indent=2)

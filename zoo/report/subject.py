@@ -17,6 +17,9 @@ from inference.training.state import History
 from inference.weights import no_validation, simulate
 
 ROWS = 2_000  # most data in one picture
+OF_DATA = ("encode", "reconstruct", "log_prob", "responsibilities", "usage", "elbo")  # take x
+INTO_DATA = ("sample", "reconstruct", "decode", "reverse")  # return x
+DENSITIES = ("log_prob", "elbo")  # of x
 
 
 @dataclass
@@ -38,6 +41,9 @@ class Subject:
         kept: the step whose parameters were kept, if not the last.
         seed: of the draws for pictures.
         rows: how many test data the numbers are of.
+
+    Of a set that was standardised, everything here is in the units of the data as they were given:
+    rows, draws, densities.
     """
 
     model: Any
@@ -51,6 +57,16 @@ class Subject:
     seed: int = 0
     rows: int = 10_000
 
+    def __post_init__(self) -> None:
+        self.fitted = self.data  # as the model saw them
+        if getattr(self.data, "scale", None) is not None:
+            self.data = self.data.in_own_units()
+
+    @property
+    def log_det(self) -> float:
+        """Nats to be added to a log density of the model, for one of the data as given."""
+        return getattr(self.fitted, "log_det", 0.0)
+
     def offers(self, *names: str) -> bool:
         """Return whether the model has all these methods."""
         return all(callable(getattr(self.model, n, None)) for n in names)
@@ -62,8 +78,22 @@ class Subject:
             args = (args,)
         if labels is not None and "y" in inspect.signature(method).parameters:
             args = (*args, labels)
+        if name in OF_DATA and args and self.data is not self.fitted:
+            args = (self.standardised(args[0]), *args[1:])
         with torch.no_grad(), forked(self.seed):
-            return method(*(self._on_device(a) for a in args)).detach().float().cpu()
+            found = method(*(self._on_device(a) for a in args)).detach().float().cpu()
+        if name in INTO_DATA:
+            return self.original(found)
+        return found + self.log_det if name in DENSITIES else found
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """Rows as the model saw them."""
+        scale = getattr(self.fitted, "scale", None)
+        return x if scale is None else (x - self.fitted.shift.to(x)) / scale.to(x)
+
+    def original(self, x: Tensor) -> Tensor:
+        """Rows of the model in the units of the data."""
+        return x if self.data is self.fitted else self.fitted.original(x)
 
     def log_prob(self, x: Tensor) -> Tensor | None:
         """log p(x), nats, (N,), where the model has a density."""
@@ -71,7 +101,8 @@ class Subject:
             return self.call("log_prob", x)
         if self.offers("distribution"):
             with torch.no_grad():
-                return self.model.distribution().log_prob(self._on_device(x)).float().cpu()
+                seen = self._on_device(self.standardised(x))
+                return self.model.distribution().log_prob(seen).float().cpu() + self.log_det
         return None
 
     def prior(self, n: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
@@ -84,7 +115,8 @@ class Subject:
         with torch.no_grad(), forked(self.seed), no_validation():
             x = simulate(self.model.model, *args, nesting=1)[0]["x"]
             try:
-                return x.value.float().cpu(), x.fn.mean.float().cpu()
+                drawn, mean = x.value.float().cpu(), x.fn.mean.float().cpu()
+                return self.original(drawn), self.original(mean)
             except NotImplementedError:
                 return None
 
@@ -100,6 +132,18 @@ class Subject:
     def conditional(self) -> bool:
         """True where draws take a label."""
         return self.offers("sample") and "y" in inspect.signature(self.model.sample).parameters
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each column."""
+        own = getattr(self.data, "columns", None)
+        return list(own or (f"column {d + 1}" for d in range(self.width)))
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        """Names of the axes of data in the plane."""
+        own = getattr(self.data, "columns", None)
+        return (own[0], own[1]) if own else ("x₁", "x₂")
 
     @property
     def width(self) -> int:

@@ -1,0 +1,179 @@
+"""A leaderboard: models by held-out log density, each against the best, paired over data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from inference.estimate import Estimate
+from inference.results.result import Result
+from inference.results.table import Table
+
+from .draw import Drawing, new_figure
+from .theme import ACCENT, LIGHT, WIDTH, Theme, themed
+
+PARTICLES = 200  # draws for each test datum
+
+
+@dataclass
+class Row:
+    """One model's place.
+
+    Attributes:
+        name: of the model.
+        values: log p(x) of each test datum in nats, or a bound on it, (N,); None where it failed.
+        kind: "exact", or "≥", a lower bound by importance weights or the ELBO.
+        valid: mean on validation, by which options were chosen, in nats.
+        options: what was chosen.
+        parameters, steps, seconds: numbers of them; seconds are of all that was tried.
+        why: it failed, in a sentence.
+    """
+
+    name: str
+    values: Tensor | None = field(default=None, repr=False)
+    kind: str = "exact"
+    valid: float = -math.inf
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    why: str = ""
+
+    @property
+    def mean(self) -> Estimate:
+        """Nats per datum, with its standard error over the test data."""
+        return Estimate.none(self.why) if self.values is None else Estimate.of(self.values)
+
+
+@dataclass(repr=False)
+class Leaderboard(Result):
+    """Models in the order of their held-out log densities, each against the best, paired over data.
+
+    Attributes:
+        data: what they were fitted to, in words.
+        dims: values in a datum.
+        rows: the best first.
+        baselines, flows: names of rows; where one of the latter does not beat one of the former,
+            it is said.
+    """
+
+    data: str
+    dims: int
+    rows: list[Row]
+    baselines: tuple[str, ...] = ()
+    flows: tuple[str, ...] = ()
+
+    file_name: ClassVar[str] = "leaderboard"
+
+    def behind(self, row: Row) -> Estimate:
+        """How far a model is behind the best, nats per datum, its error paired over data."""
+        best = self.rows[0].values
+        if row.values is None or best is None:
+            return Estimate.none(row.why)
+        return Estimate.of(best - row.values)
+
+    def tied(self, row: Row) -> bool:
+        """Tell whether the difference to the best is within two of its standard errors."""
+        gap = self.behind(row)
+        return bool(gap) and (row is self.rows[0] or gap.value <= 2 * (gap.se or 0.0))  # type: ignore[operator]
+
+    def lines_above(self) -> list[str]:
+        """What was asked."""
+        return [f"{self.data}. Held-out log p(x), nats per datum; higher is better."]
+
+    def table(self) -> Table:
+        """A model to a line."""
+        head = ["model", "log p(x)", "", "behind the best", "bits / dim", "parameters", "steps",
+                "seconds", "options chosen"]  # fmt: skip
+        return Table(head, [self._cells(r) for r in self.rows], left=(0, 2, 8))
+
+    def _cells(self, r: Row) -> list[str]:
+        mean, gap = r.mean, self.behind(r)
+        if not mean:
+            return [r.name, "–", "", "", "", "", "", f"{r.seconds:.0f}", r.why]
+        assert mean.value is not None
+        behind = "best" if r is self.rows[0] else gap.number(2) + (" tied" if self.tied(r) else "")
+        options = ", ".join(f"{k.replace('_', ' ')} {_written(v)}" for k, v in r.options.items())
+        return [
+            r.name, mean.number(2), r.kind, behind, f"{-mean.value / self.dims / math.log(2):.3f}",
+            f"{r.parameters:,}", f"{r.steps:,}" if r.steps else "", f"{r.seconds:.0f}", options,
+        ]  # fmt: skip
+
+    def lines_below(self) -> list[str]:
+        """What can be said of the order."""
+        tied = [r.name for r in self.rows if self.tied(r)]
+        lines = [
+            f"{tied[0]} is best" + (
+                f", and {', '.join(tied[1:])} within two standard errors of it, paired over data."
+                if len(tied) > 1 else ", by more than two standard errors, paired over data."
+            )
+        ] if tied else []  # fmt: skip
+        if any(r.kind == "≥" for r in self.rows):
+            lines.append(
+                f"≥: a lower bound on log p(x): importance weights (K = {PARTICLES}), or the ELBO"
+            )
+        for r in (r for r in self.rows if r.name in self.flows and r.values is not None):
+            for b in (b for b in self.rows if b.name in self.baselines and b.values is not None):
+                gap = Estimate.of(b.values - r.values)
+                if gap.value is not None and gap.value > 0:
+                    lines.append(
+                        f"{r.name} does not beat {b.name}: {gap.number(2)} nats behind it."
+                    )
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every row as plain Python."""
+        rows = []
+        for r in self.rows:
+            mean, gap = r.mean, self.behind(r)
+            rows.append({
+                "model": r.name, "log_px": mean.value, "log_px_se": mean.se, "kind": r.kind,
+                "behind": gap.value, "behind_se": gap.se, "within_error": self.tied(r),
+                "bits_per_dim": None if mean.value is None
+                else -mean.value / self.dims / math.log(2),
+                "valid": r.valid, "parameters": r.parameters, "steps": r.steps,
+                "seconds": r.seconds, "options": dict(r.options), "why": r.why or None,
+            })  # fmt: skip
+        return {"data": self.data, "dims": self.dims, "unit": "nats per datum", "rows": rows}
+
+    def figures(self) -> dict[str, Figure]:
+        """How far each is behind the best."""
+        with themed(LIGHT):
+            return {"behind": self.drawing()(LIGHT)}
+
+    def drawing(self) -> Drawing:
+        """Differences to the best, with two standard errors."""
+        rows = [r for r in self.rows if r.values is not None]
+        gaps = [self.behind(r) for r in rows]
+
+        def draw(theme: Theme) -> Figure:
+            figure = new_figure(WIDTH, 0.9 + 0.34 * len(rows))
+            ax = figure.subplots()
+            at = np.arange(len(rows))[::-1]
+            value = np.array([-(g.value or 0.0) for g in gaps])
+            error = np.array([2 * (g.se or 0.0) for g in gaps])
+            colours = [ACCENT if self.tied(r) else theme.faint for r in rows]
+            ax.errorbar(value, at, xerr=error, fmt="none", ecolor=theme.faint, lw=1.2)
+            ax.scatter(value, at, c=colours, s=36, zorder=3)
+            ax.axvline(0, color=theme.ink, lw=0.8)
+            ax.set_yticks(at, [r.name for r in rows])
+            ax.set_xlabel("nats per datum against the best, two standard errors")
+            if len(value) > 3 and value.min() < 4 * np.median(value) - 1:
+                ax.set_xscale("symlog", linthresh=max(1.0, -float(np.median(value))))
+            ax.grid(axis="y", visible=False)
+            return figure
+
+        return draw
+
+
+def _written(value: Any) -> str:
+    """An option as one would type it."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(_written, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
