@@ -484,10 +484,12 @@ def _published(given: Mapping[str, Any], how: Mapping[str, Any]) -> DataSet:
             n = max(1, len(order) // 10)
             if len(order) < 3:
                 raise ValueError(f"--train: expected at least 3 rows, got {len(order)}.")
-            for parts in (rows, labels):
-                whole = parts["train"]
-                parts[split] = None if whole is None else whole[order[:n]]
-                parts["train"] = None if whole is None else whole[order[n:]]
+            rows[split], rows["train"] = rows["train"][order[:n]], rows["train"][order[n:]]
+            whole = labels["train"]
+            if whole is not None:
+                labels[split], labels["train"] = whole[order[:n]], whole[order[n:]]
+            else:
+                labels[split] = None
     name = made["train"][0].name
     x = [rows[s] for s in ("train", "valid", "test")]
     y = [labels[s] for s in ("train", "valid", "test")]

@@ -133,6 +133,16 @@ class Posterior(Result):
             "diagnosis": self.diagnosis and self.diagnosis.to_dict(),
         }  # fmt: skip
 
+    @property
+    def level(self) -> str:
+        """Of the verdict."""
+        levels = {"trust": "good", "trust the corrected posterior": "fair"}
+        return levels.get(self.verdict, "bad")
+
+    def picture(self) -> Figure | None:
+        """That of the diagnosis."""
+        return self.diagnosis.picture() if self.diagnosis else None
+
     def figures(self) -> dict[str, Figure]:
         """Those of the diagnosis."""
         return self.diagnosis.figures() if self.diagnosis else {}
@@ -326,6 +336,7 @@ class _Way:
         made = diagnosis.evidence.get("correction")
         joint = made is not None and made.source.names == self.joint.names  # not one per datum
         if joint and diagnosis.corrected is not None:
+            assert made is not None
             with forked(self.seed):
                 return resampled(made, 4_000)[:, 0].to(self.joint.dtype)
         return self._guided(run)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..draws import measures
 from ..draws.density import missing_density, missing_spread
@@ -25,6 +25,9 @@ from ..training.fitting import fit
 from ..training.run import Run
 from ..training.saved import Saved
 from .make import make_guide, model_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,21 @@ class GuideTable(Result, dict[str, GuideRow]):
                 "–" if r.ess is None else f"{r.ess:.0f} of {r.draws}", f"{r.seconds:.1f}", r.note,
             ])  # fmt: skip
         return Table(head, rows, left=(0, len(head) - 1))
+
+    def picture(self) -> Figure | None:
+        """The ELBO of each guide with two standard errors."""
+        from ..judging.pictures import panels
+
+        known = [r for r in self.values() if r.elbo is not None]
+        if len(known) < 2:
+            return None
+        figure, (axes,) = panels(5.4, 0.9 + 0.3 * len(known))
+        elbo = [r.elbo for r in known if r.elbo is not None]
+        at = range(len(known))[::-1]
+        axes.errorbar(elbo, list(at), xerr=[2 * (r.elbo_se or 0.0) for r in known], fmt="o")
+        axes.set_yticks(list(at), [r.guide for r in known])
+        axes.set_xlabel("ELBO, nats, two standard errors")
+        return figure
 
     def lines_below(self) -> list[str]:
         """The guides that could not be fitted, and why."""

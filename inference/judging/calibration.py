@@ -144,6 +144,12 @@ class Calibration(Result):
             "coverage_90": {n: {"mean": c, "se": se} for n, (c, se) in self.coverage().items()},
         }  # fmt: skip
 
+    def picture(self) -> Figure | None:
+        """Coverage at all levels."""
+        from .pictures import coverage
+
+        return coverage(self, 12)
+
     def figures(self, most: int = 12) -> dict[str, Figure]:
         """`ecdf`: ranks against the uniform law with their 99 % band; `coverage`: of all levels."""
         from .pictures import coverage, ecdf_of_ranks

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from ..results.result import Result
 from ..results.table import Table
 from ..training.run import Run
 from .surgery import Surgery, operate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Evaluation", "Surgery", "evaluate"]
 
@@ -127,6 +130,15 @@ class Evaluation(Result):
         if self.khat is None:
             unknown["khat"] = self.khat_because
         return {**table, "unknown": unknown}
+
+    def picture(self) -> Figure | None:
+        """The log p(x) of each datum."""
+        values = self.log_px_per_datum
+        if values is None or len(values) < 2:
+            return None
+        from .pictures import log_evidence
+
+        return log_evidence(values.detach().cpu(), self.label)
 
     def table(self) -> Table:
         """A number to a line, with what it is."""

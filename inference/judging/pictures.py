@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ..draws.measures import ACTIVE
 from ..draws.psis import psis, tail_size
@@ -73,6 +74,26 @@ def coverage(calibration: Any, most: int) -> Figure:
                       label="99 % band")  # fmt: skip
     axes.plot([0, 1], [0, 1], "k", linewidth=0.5)
     axes.set(xlabel="nominal level", ylabel="holds the truth", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False)
+    return figure
+
+
+def first_of_diagnosis(d: Any) -> Figure | None:
+    """The marginals of a joint posterior, or the k-hat of each datum; None without weights."""
+    if (correction := d.evidence.get("correction")) is None:
+        return None
+    raw = correction.source.log_p - correction.source.log_q
+    if raw.shape[1] > 1:
+        return _khat_of_data(raw)
+    return _marginals(correction, usable=d.corrected is not None)
+
+
+def log_evidence(values: Tensor, label: str) -> Figure:
+    """A histogram of log p(x) of each datum, and its mean."""
+    figure, (axes,) = panels(4.6, 2.4)
+    axes.hist(values.numpy(), 40, color=GUIDE, alpha=0.7)
+    axes.axvline(float(values.mean()), color=ink(), linestyle="--", label="mean")
+    axes.set(xlabel=f"{label} of a datum, nats", yticks=[])
     axes.legend(frameon=False)
     return figure
 

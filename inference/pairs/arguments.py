@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ def halves(given: Any, rest: tuple = (), who: str = "") -> tuple[Callable, Calla
     if callable(getattr(given, "model", None)) and callable(getattr(given, "guide", None)):
         return given.model, given.guide, rest, None
     if callable(given) and rest and callable(rest[0]):
-        run = getattr(given, "run", None)  # `run.model` and `run.guide` know their run
-        if run is not None and hasattr(run, "pair_") and getattr(rest[0], "run", None) is run:
+        run = cast(Any, getattr(given, "run", None))  # `run.model` and `run.guide` know their run
+        if hasattr(run, "pair_") and getattr(rest[0], "run", None) is run:
             return run.pair_.model, run.pair_.guide, rest[1:], run
         return given, rest[0], rest[1:], None
     say = f"{who}: " if who else ""

@@ -176,7 +176,8 @@ def admit(
         inspect_once(model, guide, args, who=who)
         pair, kwargs = Pair(*own_copy(model, guide), args, present=True), {}
         params, buffers = pair.params, pair.buffers
-    way = {None: "", True: "", False: "loop"}.get(vectorized, vectorized)
+    named: dict[Any, str] = {None: "", True: "", False: "loop"}
+    way = named.get(vectorized, str(vectorized))
     if not way:
         way = pair.find_way(params, buffers, args, kwargs)
     return CheckedPair(pair, args, kwargs, dict(params), dict(buffers), device, way, run)

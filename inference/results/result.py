@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from ..estimate import Estimate
+from .notebook import as_html
 from .table import Table
 
 if TYPE_CHECKING:
@@ -60,17 +60,21 @@ class Result:
 
     __repr__ = __str__
 
+    @property
+    def level(self) -> str:
+        """ "good", "fair" or "bad" where the result is a verdict, else empty."""
+        return ""
+
+    def picture(self) -> Figure | None:
+        """The small figure that a notebook shows."""
+        return next(iter(self.figures().values()), None)
+
     def _repr_html_(self) -> str:
-        """The result as HTML for a notebook, in the colours of its page."""
-
-        def paragraphs(lines: Sequence[str]) -> str:
-            text = "\n".join(escape(line) for line in lines)
-            return f'<div style="white-space:pre-wrap">{text}</div>' if text else ""
-
-        table = self.table()
-        middle = "" if table is None else table.html()
-        above, below = paragraphs(self.lines_above()), paragraphs(self.lines_below())
-        return f'<div style="color:inherit">{above}{middle}{below}</div>'
+        """The result as HTML for a notebook."""
+        return as_html(
+            self.lines_above(), self.table(), self.lines_below(), self.picture, self.level,
+            f"{type(self).__name__}: the figure of these numbers",
+        )  # fmt: skip
 
     def to_json(self, path: str | Path | None = None) -> str:
         """`to_dict` as JSON, also written to a file when one is named."""

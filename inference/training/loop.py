@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,7 +125,8 @@ class Loop:
         self._before, run.stopped = (run.seconds, run.compile_seconds), None
         self._pending: list[tuple[int, Tensor]] = []
         run.batches, run.random_state = self.batches.state(), random_state(run.device)
-        keeper = Keeper(options["folder"], options["save_every"])
+        folder = None if options["folder"] is None else Path(options["folder"])
+        keeper = Keeper(folder, options["save_every"])
         good = LastGood(run) if self.ranks is None else LastGood(run, 0.0)  # alike on all
         with self.bar, signals(keeper.folder is not None or self.ranks is not None) as come:
             pulse = Pulse(self.ranks, come, keeper.due)

@@ -149,7 +149,7 @@ def _blocks(runs: Runs, block: int, held_out: tuple | None, options: dict[str, A
                 f"block=None without an executor, or leave {name}= out."
             )
     seeds = torch.Generator().manual_seed(runs.seed)
-    found = []
+    found: list[tuple[Any, dict[str, Any]]] = []
     for start in range(0, len(runs), block):
         rows = slice(start, min(start + block, len(runs)))
         data, valid = (

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
@@ -17,8 +17,13 @@ from ..elbo import Estimator
 from ..pairs.arguments import rows_of, takes
 from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import forked
+from ..results.notebook import as_html
+from ..results.table import Table
 from ..weights import log_weights, no_validation
 from .state import Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class BoundHalf:
@@ -128,6 +133,39 @@ class Run(FittedPair):
             return self.best
         recent = self.losses[-max(1, len(self.losses) // 20) :]
         return -float(np.nanmean(recent))
+
+    def table(self) -> Table:
+        """Facts of the training, one to a line."""
+        step = "compiled" if self.compiled else f"eager: {self.eager_because or 'not compiled'}"
+        facts = {
+            f"{self.estimator!r} at the end": f"{self.elbo:.4g} {self.unit}",
+            "steps": f"{self.steps:,}" + (f", {self.stopped}" if self.stopped else ""),
+            "seconds": f"{self.seconds:.1f}",
+            "step": step,
+            "parameters": f"{sum(p.numel() for p in self.state.values()):,}",
+        }
+        return Table(["", ""], list(map(list, facts.items())), left=(0, 1))
+
+    def picture(self) -> Figure | None:
+        """The loss of every step."""
+        if len(self.losses) < 2:
+            return None
+        from matplotlib.figure import Figure
+
+        loss = np.array(self.losses, dtype=float)
+        figure = Figure(figsize=(5.4, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(np.arange(1, len(loss) + 1), loss, linewidth=0.8)
+        late = loss[len(loss) // 10 :]
+        if np.isfinite(late).any():
+            low, high = np.nanquantile(late[np.isfinite(late)], [0.001, 0.999])
+            axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
+        axes.set(xlabel="step", ylabel=f"loss, {self.unit}")
+        return figure
+
+    def _repr_html_(self) -> str:
+        """Facts and loss, for a notebook."""
+        return as_html((), self.table(), (), self.picture, "", "The loss of every step of the fit")
 
     def __repr__(self) -> str:
         kind = "compiled" if self.compiled else "eager"

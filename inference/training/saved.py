@@ -127,7 +127,8 @@ def _checked(tensors: dict[str, Tensor], fields: Fields) -> Saved:
         losses=made.tolist() if made.dim() == 1 else list(made.numpy()),
         **plain, **{k: state[k] for k in NESTED},
     )  # fmt: skip
-    saved.logged = tuple(saved.logged)
+    first, last = saved.logged
+    saved.logged = first, last
     further = fields.take("further", "whole numbers or null by name", _is_further)
     for name, value in further.items():
         setattr(saved, name, value)

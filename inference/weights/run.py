@@ -72,7 +72,8 @@ def log_weights(
         raise ValueError(f"particles: expected K >= 1, got {particles}.")
     if nesting is None:
         nesting = plate_nesting(model, guide, *args, **kwargs)
-    way = {True: "plate", False: "loop"}.get(vectorized, vectorized)  # type: ignore[call-overload]
+    named: dict[Any, str] = {True: "plate", False: "loop"}
+    way = named.get(vectorized, str(vectorized))
     if vectorized is True and particles > 1:
         way, _ = way_of(model, guide, *args, nesting=nesting, **kwargs)
     pair, sizes = (model, guide, args, kwargs), dict(full_sizes or {})
@@ -93,7 +94,10 @@ def log_weights(
         drawn = {n: v.expand(particles, *v.shape[1:]) for n, v in drawn.items()}
         return over_draws(again, drawn, particles, nesting, way)["guide"]
 
-    return LogWeights(**halves, particles=particles, nesting=nesting, resample=resample, way=way)
+    return LogWeights(
+        halves["model"], halves["guide"], particles=particles, nesting=nesting, resample=resample,
+        way=way,
+    )  # fmt: skip
 
 
 def _together(
@@ -105,9 +109,10 @@ def _together(
     shape = particles, nesting, sizes
     guide_trace = _trace_guide(guide, args, kwargs, particles, nesting, given)
     seen = guide_trace if model_values is None else guide_trace.copy()
-    for name, site in seen.nodes.items() if model_values is not None else ():
-        if is_latent(site) and site["value"].is_floating_point():
-            seen.nodes[name] = {**site, "value": model_values(name, site["value"])}
+    if model_values is not None:
+        for name, site in seen.nodes.items():
+            if is_latent(site) and site["value"].is_floating_point():
+                seen.nodes[name] = {**site, "value": model_values(name, site["value"])}
     model_trace = _trace_model(_under_plate(model, particles, dim), seen, None, args, kwargs)
     refuse_unmatched(model_trace, guide_trace)
 
@@ -183,7 +188,7 @@ def discrete_posterior(
         halves: dict[str, dict[str, Term]] = {"drawn": {}, "probabilities": {}}
         shares = posterior_of(trace, nesting, False)
         for name, one in posterior_of(trace, nesting, True).items():
-            site = trace.nodes[name]
+            site: Any = trace.nodes[name]
             support = site["fn"].enumerate_support(expand=False)
             support = support.reshape(len(support), *site["fn"].event_shape)
             for half, value, event in (
@@ -226,7 +231,7 @@ def way_of(
                 drawn = {n: v.expand(k, *v.shape[1:]) for n, v in drawn.items()}
                 first = run(vectorized="loop", given=drawn)
                 halves = [(w.guide, w.model) for w in (found, first)]
-                if agree(*halves, k):
+                if agree(halves[0], halves[1], k):
                     return way, None
                 second = run(vectorized="loop", given=drawn)
                 if not agree(halves[1], (second.guide, second.model), k):

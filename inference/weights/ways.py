@@ -76,9 +76,14 @@ def over_draws(
     def run(_: Tensor, values: Given) -> list[Tensor]:
         halves = one(values)
         tensors: list[Tensor] = []
+
+        def collect(t: Tensor, pad: int) -> Tensor:
+            tensors.append(t[(None,) * pad])
+            return t
+
         for half in halves.values():
             for term in half.values():
-                _with_tensors(term, nesting, lambda t, pad: tensors.append(t[(None,) * pad]) or t)
+                _with_tensors(term, nesting, collect)
         runs.append((halves, tensors))
         # what does not vary between draws stays as it is
         return [t for t in tensors if is_batchedtensor(t)]
@@ -157,7 +162,7 @@ def _copied(obj: Any, new: Callable[[Tensor], Any], front: tuple[int, ...]) -> A
     found = {k: _copied(v, new, front) for k, v in own.items()}
     if all(found[k] is own[k] for k in own):
         return obj
-    out = copy.copy(obj)
+    out: Any = copy.copy(obj)
     vars(out).update(found)
     if isinstance(obj, Transform):
         out._cached_x_y = None, None

@@ -238,7 +238,7 @@ def leaderboard(
     seed: Annotated[int, explained("of everything random", "0")] = 0,
     out: Annotated[str | None, explained("a new folder", "runs/leaderboard-DATA-001")] = None,
 ) -> None:
-    """Which model fits these data best? All under one budget, compared on held-out data.
+    """Rank models by how well they fit held-out data, all under one budget.
 
     Exact log-likelihood, else a bound; errors are paired over data. One page, one JSON.
 

@@ -20,6 +20,7 @@ from zoo.tables import agreed, read_frame, read_named
 from .options import takes
 from .own import OwnCard, arguments_by_name, labels_of
 
+EMPTY = torch.empty(0)
 LOOKED_AT = 64  # rows that show whether every site belongs to single data
 
 
@@ -60,7 +61,7 @@ def load_own(card: OwnCard, name: str, table: Mapping[str, Any]) -> NamedSet:
     }
     left = {n: c for n, c in named["train"].items() if n not in drop}
     return _filled(
-        NamedSet(Path(files["train"]).name, *[torch.empty(0)] * 3, given=given,
+        NamedSet(Path(files["train"]).name, EMPTY, EMPTY, EMPTY, given=given,
                  labels=labels_of(function, left))
     )  # fmt: skip
 
@@ -114,7 +115,9 @@ def settled(model: Any, data: DataSet) -> DataSet:
             )
         given = dict.fromkeys(("train", "valid", "test"), args)
         return _filled(
-            NamedSet(data.name, *[torch.empty(0)] * 3, columns=data.columns, given=given,
+            NamedSet(data.name, EMPTY,
+            EMPTY,
+            EMPTY, columns=data.columns, given=given,
                      whole=True, labels=getattr(data, "labels", {}))
         )  # fmt: skip
     if not isinstance(data, NamedSet):

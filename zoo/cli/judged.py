@@ -75,7 +75,7 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
 
 
 def _treated(data: DataSet) -> dict[str, str]:
-    """How the values were treated."""
+    """Facts on the treatment of the values."""
     if data.scale is None:
         return {"pixels": data.pixels} if data.image_shape else {}
     return {"standardised": "by training means and deviations; all numbers are in own units"}
@@ -107,7 +107,7 @@ def facts_of(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def pace_of(fitted: Fitted) -> dict[str, str]:
-    """How long the training took."""
+    """Steps and seconds of the training."""
     pace = {"seconds": f"{fitted.seconds:.1f}"}
     if fitted.done and fitted.seconds:
         pace = {"steps done": f"{fitted.done:,}", **pace,

@@ -1,4 +1,4 @@
-"""`zoo leaderboard`: which model fits these data best, and by how much more than the errors."""
+"""`zoo leaderboard`: models fitted under one budget and ranked on held-out data, with errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ def compare_models(
         told: called with a line for each model.
     """
     binary = is_binary(data)
-    everyone = [*(any_card(n) for n in names), *([] if names_only(names) else baselines(data))]
+    everyone: list[Card | str] = [
+        *(any_card(n) for n in names),
+        *([] if names_only(names) else baselines(data)),
+    ]
     begin = time.monotonic()
     rows: list[Row] = []
     order = sorted(everyone, key=lambda c: isinstance(c, Card) and _is_stepped(c))
@@ -233,9 +236,9 @@ def _baseline(name: str, data: DataSet, seed: int) -> Row:
     begin = time.monotonic()
     if name == "independent columns":
         p = ((data.transform(data.train).sum(0) + 1) / (len(data.train) + 2)).double()
-        values = [torch.distributions.Bernoulli(p).log_prob(x.double()).sum(-1)
+        scores = [torch.distributions.Bernoulli(p).log_prob(x.double()).sum(-1)
                   for x in (data.valid, data.test)]  # fmt: skip
-        return Row(name, values[1], "exact", float(values[0].mean()), {}, data.data_dim, 0,
+        return Row(name, scores[1], "exact", float(scores[0].mean()), {}, data.data_dim, 0,
                    time.monotonic() - begin)  # fmt: skip
     from sklearn.mixture import GaussianMixture
 

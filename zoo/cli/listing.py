@@ -20,14 +20,14 @@ def list_runs(root: str) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"runs: there is no folder {folder}. zoo fit makes one.")
     here = [folder] if (folder / "config.json").exists() else sorted(folder.iterdir())
-    rows = [_told(p) for p in here if p.is_dir() and not p.name.startswith(".")]
+    rows = [_line(p) for p in here if p.is_dir() and not p.name.startswith(".")]
     if not any(rows):
         raise FileNotFoundError(f"runs: there is no run in {folder}. zoo fit makes one.")
     head = ["run", "log p(x)", "ELBO", "bits / dim", "verdict", "steps", "command"]
     return str(Table(head, [r for r in rows if r], left=(0, 4, 6)))
 
 
-def _told(folder: Path) -> list[str]:
+def _line(folder: Path) -> list[str]:
     """A line about a folder; empty where it is no run."""
     config, metrics = _json(folder / "config.json"), _json(folder / "metrics.json")
     command = config.get("command")

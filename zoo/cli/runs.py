@@ -90,7 +90,8 @@ def require_writable(folder: Path) -> None:
 
 def store(folder: Path, fitted: Fitted) -> None:
     """Write the state of what was not trained in steps, which then has none."""
-    model, tensors = fitted.model, {}
+    model = fitted.model
+    tensors: dict[str, torch.Tensor] = {}
     own = model.state_dict() if isinstance(model, nn.Module) else {"data": model.data}
     state = checkpoint.packed(dict(own), tensors)
     checkpoint.write(folder, tensors, {

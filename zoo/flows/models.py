@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -70,7 +71,8 @@ class Flow(nn.Module):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Set linear layers so that their output of x (N, D) is standardised."""
-        for transform in self.transforms:
+        steps: list[Any] = list(self.transforms)
+        for transform in steps:
             if hasattr(transform, "initialise"):
                 transform.initialise(x)
             x = transform.call_and_ladj(x)[0]

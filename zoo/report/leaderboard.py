@@ -72,7 +72,7 @@ class Leaderboard(Result):
     file_name: ClassVar[str] = "leaderboard"
 
     def behind(self, row: Row) -> Estimate:
-        """How far a model is behind the best, nats per datum, its error paired over data."""
+        """Difference to the best, nats per datum, its error paired over data."""
         best = self.rows[0].values
         if row.values is None or best is None:
             return Estimate.none(row.why)
@@ -84,7 +84,7 @@ class Leaderboard(Result):
         return bool(gap) and (row is self.rows[0] or gap.value <= 2 * (gap.se or 0.0))  # type: ignore[operator]
 
     def lines_above(self) -> list[str]:
-        """What was asked."""
+        """The question and the data."""
         return [f"{self.data}. Held-out log p(x), nats per datum; higher is better."]
 
     def table(self) -> Table:
@@ -106,7 +106,7 @@ class Leaderboard(Result):
         ]  # fmt: skip
 
     def lines_below(self) -> list[str]:
-        """What can be said of the order."""
+        """Sentences on the order: which differences are within error."""
         tied = [r.name for r in self.rows if self.tied(r)]
         lines = [
             f"{tied[0]} is best" + (
@@ -118,13 +118,12 @@ class Leaderboard(Result):
             lines.append(
                 f"≥: a lower bound on log p(x): importance weights (K = {PARTICLES}), or the ELBO"
             )
-        for r in (r for r in self.rows if r.name in self.flows and r.values is not None):
-            for b in (b for b in self.rows if b.name in self.baselines and b.values is not None):
-                gap = Estimate.of(b.values - r.values)
+        known = [(r.name, r.values) for r in self.rows if r.values is not None]
+        for flow, own in (k for k in known if k[0] in self.flows):
+            for name, theirs in (k for k in known if k[0] in self.baselines):
+                gap = Estimate.of(theirs - own)
                 if gap.value is not None and gap.value > 0:
-                    lines.append(
-                        f"{r.name} does not beat {b.name}: {gap.number(2)} nats behind it."
-                    )
+                    lines.append(f"{flow} does not beat {name}: {gap.number(2)} nats behind it.")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,7 +142,7 @@ class Leaderboard(Result):
         return {"data": self.data, "dims": self.dims, "unit": "nats per datum", "rows": rows}
 
     def figures(self) -> dict[str, Figure]:
-        """How far each is behind the best."""
+        """Figure of the differences to the best."""
         with themed(LIGHT):
             return {"behind": self.drawing()(LIGHT)}
 

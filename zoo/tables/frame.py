@@ -151,7 +151,8 @@ def _of_csv(path: Path, separator: str) -> Frame:
     """Read a CSV; its first line is a header unless it holds a number."""
     import pandas
 
-    first, width, rows = [], 0, 0
+    first: list[str] = []
+    width = rows = 0
     with path.open(newline="", encoding="utf-8-sig") as file:
         for i, line in enumerate(csv.reader(file, delimiter=separator), start=1):
             if not line:

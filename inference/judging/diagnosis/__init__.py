@@ -104,6 +104,18 @@ class Diagnosis(Result):
             "correction": self.correction, "findings": findings,
         }  # fmt: skip
 
+    @property
+    def level(self) -> str:
+        """Of the verdict."""
+        levels = {"trust": "good", "trust the corrected posterior": "fair"}
+        return levels.get(self.verdict, "bad")
+
+    def picture(self) -> Figure | None:
+        """Guide and corrected posterior, or the k-hat of each datum."""
+        from ..pictures import first_of_diagnosis
+
+        return first_of_diagnosis(self)
+
     def figures(self) -> dict[str, Figure]:
         """The figures that belong to the findings, by name."""
         from ..pictures import of_diagnosis

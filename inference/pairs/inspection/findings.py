@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...results.finding import Finding
+from ...results.notebook import as_html
 
 __all__ = ["Finding", "Findings", "finding"]
 
@@ -42,6 +43,11 @@ class Findings(tuple[Finding, ...]):
     def notes(self) -> tuple[Finding, ...]:
         """Those that are good to know."""
         return self._at("note")
+
+    def _repr_html_(self) -> str:
+        """The findings for a notebook, the worst first."""
+        level = "bad" if self.errors else "fair" if self.warnings else "good"
+        return as_html([str(self)], level=level)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self)) or "Nothing found: the pair looks fit to be fitted."
