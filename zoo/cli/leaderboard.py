@@ -232,7 +232,7 @@ def _log_px(subject: Subject, run: Any, split: str) -> tuple[Tensor, str]:
 
 
 def _baseline(name: str, data: DataSet, seed: int) -> Row:
-    """What every model should beat: its options, too, are chosen on validation."""
+    """Fit a baseline that every model should beat, its options chosen on validation too."""
     begin = time.monotonic()
     if name == "independent columns":
         p = ((data.transform(data.train).sum(0) + 1) / (len(data.train) + 2)).double()
