@@ -379,7 +379,7 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["fit", "vae", "--data", "mnist", "--root", "empty"], ["empty/MNIST/raw", "root"]),
         (["fit", "vae", "--data", "mnist", "--root", "cut"], ["truncated", "download"]),
         (["fit", "vae", "--data", "gone.csv"], ["gone.csv"]),
-        (["fit", "vae", "--data", "nan.csv"], ["NaN", "row 1"]),
+        (["fit", "vae", "--data", "nan.csv"], ["misses 1 of 22 values", "row 1"]),
         (
             ["fit", "vae", "--data", "wide.csv", "--likelihood", "bernoulli"],
             ["[0, 1]", "likelihood='gaussian'"],
@@ -405,7 +405,7 @@ WIDE = "\n".join(f"{i},{3 * i}" for i in range(30))
         (["fit", "mixture", "--trainer", "em"], ["variational-bayes or elbo"]),
         (["fit", "mixture", "--lr", "0.1"], ["--lr", "variational-bayes"]),
         (["fit", "ml-mixture", "--data", "one.csv", "--components", "99"], ["components", "99"]),
-        (["fit", "gaussian", "--data", "flat.csv"], ["singular"]),
+        (["fit", "gaussian", "--data", "flat.csv"], ["is 7 in every training row", "--drop 2"]),
         (["fit", "vae", "--out", "taken"], ["taken", "exists"]),
         (["fit", "vae", "--out", "taken/file/run"], ["cannot be written", "--out"]),
         (["fit", "--resume", "nowhere"], ["nowhere", "config.json"]),

@@ -25,6 +25,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(page, "png", lambda drawing, theme: b"\x89PNG")
     monkeypatch.setattr(on_page, "_drawn", lambda diagnosis, theme: {})
+    monkeypatch.setattr("inference.judging.diagnosis.WEIGHED", 2_000)
 
 
 @pytest.fixture
@@ -81,11 +82,14 @@ def test_a_model_and_a_table_become_a_page(told, tmp_path):
         assert tree.posterior["z"].sizes["school"] == 8
 
 
+@pytest.mark.slow
 def test_a_run_of_ones_own_is_read_only_when_its_file_is_named(told, tmp_path):
     """A folder names a file; no code is run because a folder says so."""
     schools(tmp_path)
     assert told("fit schools.py:model --data schools.csv --steps 10 --compile no")[0] == 0
-    (tmp_path / "schools.py").write_text(SCHOOLS + "\nopen('ran', 'w')\n")
+    (tmp_path / "schools.py").write_text(
+        SCHOOLS + "\nimport pathlib\npathlib.Path('ran').touch()\n"
+    )
     status, out = told("diagnose runs/model-schools-001")
     assert status == 2 and "--pair" in out.err and not (tmp_path / "ran").exists()
     assert told("diagnose runs/model-schools-001 --pair schools.py:model")[0] == 0

@@ -170,11 +170,12 @@ def complete(
         str | None, explained("a new .png, .npy or .csv", "RUN-completions.png or .csv")
     ] = None,
     seed: Annotated[int, explained("of the draws", "0")] = 0,
+    pair: Own = None,
 ) -> None:
     """Draw the rest of held-out data given a part of it, and tell log p(rest | part)."""
     from .complete import draw
 
-    print(draw(run, given, rows, n, out, seed))
+    print(draw(run, given, rows, n, out, seed, pair))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from zoo.completion import Completion, complete, part_of
+from zoo.data import DataSet
 
 from ..report import Metric, Subject
 from ..report.images import columns_of_images
@@ -20,7 +22,9 @@ from .sample import target
 SHOWN = 6  # draws of each row in a picture
 
 
-def draw(folder: str, given: str, rows: int, n: int, out: str | None, seed: int) -> Path:
+def draw(
+    folder: str, given: str, rows: int, n: int, out: str | None, seed: int, pair: str | None = None
+) -> Path:
     """Complete the first `rows` test rows and write `n` draws of each to a new file; its path.
 
     Raises:
@@ -29,12 +33,15 @@ def draw(folder: str, given: str, rows: int, n: int, out: str | None, seed: int)
     """
     if rows < 1:
         raise ValueError(f"--rows: expected at least 1, got {rows}.")
-    plan, data, fitted = read(folder)
+    plan, data, fitted = read(folder, pair)
     part = part_of(given, data.data_dim, data.image_shape)
     path = target(folder, out, ".png" if data.image_shape else ".csv", "completions")
     subject = Subject(fitted.model, data, seed=seed)
     x, *more = (a[:rows].cpu() for a in _arguments(fitted.model, data))
     found = complete(subject.on_host(), x, part, *more, draws=n, seed=seed)
+    if data.scale is not None:  # in the units of the data as given
+        found = in_own_units(found, data, part)
+        x = data.original(x)
     if path.suffix == ".npy":
         np.save(path, found.draws.numpy())
     elif path.suffix == ".csv":
@@ -51,6 +58,14 @@ def draw(folder: str, given: str, rows: int, n: int, out: str | None, seed: int)
     else:
         say(f"drawn {found.how}; {log_p.because}")
     return path
+
+
+def in_own_units(found: Completion, data: DataSet, part: torch.Tensor) -> Completion:
+    """A completion of standardised rows in the units of the data."""
+    assert data.scale is not None
+    log_det = -float(data.scale.double()[~part.cpu()].log().sum())
+    log_p = None if found.log_prob is None else found.log_prob + log_det
+    return dataclasses.replace(found, draws=data.original(found.draws), log_prob=log_p)
 
 
 def _arguments(model: object, data: object) -> tuple:

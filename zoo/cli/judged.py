@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from inference import evaluate
+from inference.pairs.arguments import take_rows
 from inference.randomness import forked
 from inference.ratios import density_ratio
 from inference.ratios.implicit import ImplicitRun
@@ -31,7 +32,7 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     )  # fmt: skip
     own = subject.offers("elbo") or subject.offers("log_prob")  # exact, or made for it
     if isinstance(fitted.run, Run) and plan.card.bound and not own:
-        args = tuple(a[: plan.test_rows] for a in arguments_of(fitted.model, data, "test"))
+        args = take_rows(arguments_of(fitted.model, data, "test"), slice(plan.test_rows))
         subject.evaluation = evaluate(
             fitted.run, *args, particles=plan.particles, seed=plan.seed
         )  # fmt: skip
