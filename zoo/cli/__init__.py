@@ -108,8 +108,8 @@ def check(
     raise Done(check(subject, ctx.args, rows))
 
 
-@app.command()
-def posterior(
+@app.command("posterior")
+def posterior_(
     model: Annotated[str, typer.Argument(metavar="FILE:NAME", help="a model: a function")],
     data: Annotated[str, explained("a table, or a .json or .npz of named values")],
     seconds: Annotated[float, explained("the budget", "60")] = 60.0,
@@ -221,8 +221,8 @@ def compare(
     compare(subject, elbo, rows, draws, ctx.args, pair)
 
 
-@app.command()
-def leaderboard(
+@app.command("leaderboard")
+def leaderboard_(
     data: Annotated[str, explained("a set by name, or a table of your own", "digits")] = "digits",
     models: Annotated[
         str, explained("names with commas between, FILE:NAME too", "every density that suits")
@@ -266,8 +266,8 @@ def leaderboard(
     run_leaderboard(found, models, minutes, seed, out, typed, standardise == "yes")
 
 
-@app.command()
-def runs(
+@app.command("runs")
+def runs_(
     folder: Annotated[str, typer.Argument(help="a folder of runs, or one run")] = "runs",
 ) -> None:
     """List the folders of runs with their numbers and verdicts."""
