@@ -37,8 +37,8 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
             fitted.run, *args, particles=plan.particles, seed=plan.seed
         )  # fmt: skip
     if plan.trainer == "adversarial":
-        own = subject.data
-        x = torch.cat([own.test, own.valid])[: plan.test_rows * 4].cpu()  # neither was trained on
+        given = subject.data
+        x = torch.cat([given.test, given.valid])[: plan.test_rows * 4].cpu()
         subject.ratio = density_ratio(x, subject.call("sample", len(x)), seed=plan.seed)
     shape = data.image_shape
     kind = "×".join(map(str, shape[1:])) + " images" if shape else f"rows of {data.data_dim}"
@@ -50,13 +50,13 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
         if m.key in ("log_likelihood", "elbo") and m.value is not None else m
         for m in fitted.metrics
     ]  # fmt: skip
-    own = [*told, *_by_critic(fitted, data, plan.seed)]
-    measured = [*metrics(subject), *own]
+    trainers = [*told, *_by_critic(fitted, data, plan.seed)]
+    measured = [*metrics(subject), *trainers]
     return Report(
         title=f"{plan.card.name} on {data.name}",
         subtitle=f"{plan.card.summary[0].upper()}{plan.card.summary[1:]} ({plan.card.paper}).",
         command=plan.command,
-        metrics=measured if plan.card.bound else [*own, *metrics(subject, bound=False)],
+        metrics=measured if plan.card.bound else [*trainers, *metrics(subject, bound=False)],
         pictures=pictures(subject),
         facts={
             "Model": facts_of(plan.options),
