@@ -42,7 +42,7 @@ def main(out="path.png", distances=(0.0, 0.1, 0.2, 0.3, 0.4), particles=(1, 2, 4
     for d in distances:
         pair = at(d)
         listed = [elbo.Trace(), elbo.STL(), elbo.IWAE(8), elbo.DReG(8)]
-        found = compare(pair, pair.data(), listed, draws=draws).sel(group="guide")
+        found = compare(pair, pair.data(), listed, draws=draws, compile=False).sel(group="guide")
         for name, variance in zip(found.estimator.values, found.variance.values):
             noise.setdefault(str(name), []).append(float(variance))
     for name, values in noise.items():
@@ -54,7 +54,7 @@ def main(out="path.png", distances=(0.0, 0.1, 0.2, 0.3, 0.4), particles=(1, 2, 4
     pair, sigmas = at(0.4), {}
     for kind in (StickingIWAE, elbo.DReG):
         listed = [kind(k) for k in particles]
-        found = compare(pair, pair.data(), listed, draws=draws).sel(group="guide")
+        found = compare(pair, pair.data(), listed, draws=draws, compile=False).sel(group="guide")
         bias, se = found.gradient_bias.values, found.gradient_bias_se.values
         sigmas[kind.__name__] = [float(b / s) if s else 0.0 for b, s in zip(bias, se)]
         label = {"StickingIWAE": "IWAE without the score", "DReG": "DReG"}[kind.__name__]

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 # Torch's generators and Pyro's parameter store, handlers and flags are one for all threads: whoever
 # changes them holds this. Fits in several threads are made one after another, each as if alone.
@@ -35,6 +36,12 @@ def forked(seed: int | None = None) -> Iterator[None]:
         if seed is not None:  # torch.manual_seed would also set a CUDA that starts up later
             (torch.manual_seed if cuda else torch.default_generator.manual_seed)(seed)
         yield
+
+
+def is_transformed() -> bool:
+    """Tell whether values cannot be compared here: inside a transform of torch's, or a trace."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    return stack is not None or _get_current_dispatch_mode() is not None
 
 
 class DrawnAnew(TorchFunctionMode):

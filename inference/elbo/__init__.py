@@ -15,7 +15,12 @@ whether it is right.
 | `Beta` | tempered, annealed, with free bits | total derivative |
 | `IWAE`, `MIWAE`, `CIWAE`, `Renyi` | K-sample bounds | total derivative |
 | `DReG` | IWAE | doubly reparameterised for the guide |
-| `VIMCO` | IWAE | score function with leave-one-out bounds |
+| `VIMCO`, `OVIS` | IWAE | score function with leave-one-out bounds, or further draws |
+| `GDReG` | IWAE | doubly reparameterised for normal priors too |
+| `DisARM`, `Rebar` | ELBO | discrete sites by antithetic draws, by relaxed control variates |
+| `GumbelSoftmax` | ELBO | discrete sites by a relaxed path: biased |
+| `Taylor` | ELBO | path derivative less what is linear about the guide's mean |
+| `Sobol` | another estimator's | the same at quasi-Monte Carlo draws |
 | `WakeSleep`, `ThermodynamicVI` | K-sample bounds | none of a bound |
 | `ForwardKL`, `CUBO` | minus KL(p to q), minus an upper bound | guide only |
 | `MMD`, `TotalCorrelation` | another estimator's, less a named penalty | its own |
@@ -23,6 +28,8 @@ whether it is right.
 
 from .additive import STL, Beta, Enum, MeanField, Score, Trace
 from .base import Estimator, analytic_kl, estimator_of, kl_by_site, score_function
-from .multisample import CIWAE, IWAE, MIWAE, VIMCO, DReG, Renyi
+from .discrete import DisARM, GumbelSoftmax, Rebar
+from .multisample import CIWAE, IWAE, MIWAE, OVIS, VIMCO, DReG, Renyi
+from .paths import GDReG, Sobol, Taylor
 from .penalty import MMD, TotalCorrelation
 from .wake import CUBO, ForwardKL, ThermodynamicVI, WakeSleep

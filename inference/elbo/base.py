@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro.infer
@@ -14,7 +15,9 @@ from torch.distributions import kl_divergence
 
 from ..pairs.gate import known_of
 from ..pairs.options import nearest, whole
+from ..randomness import forked, is_transformed
 from ..weights import LogWeights, Term, log_weights
+from .baselines import baseline_of, same_baselines
 
 
 class Estimator(pyro.infer.ELBO):
@@ -29,6 +32,7 @@ class Estimator(pyro.infer.ELBO):
         is_bound: whether the value is a lower bound on log p(x) in expectation.
         is_tight: whether it reaches log p(x) where the guide is the exact posterior.
         follows_bound: whether the surrogate's gradient is, in expectation, that of the bound.
+        is_unbiased: whether its gradient is meant to be without bias; else the bias is measured.
         closed_form: whether divergences are taken site by site in closed form.
         step: number of updates made so far (an int, or a tensor inside a compiled step).
     """
@@ -36,6 +40,7 @@ class Estimator(pyro.infer.ELBO):
     is_bound: bool = True
     is_tight: bool = True
     follows_bound: bool = True
+    is_unbiased: bool = True
     closed_form: bool = False
     step: int | Tensor = 0
 
@@ -44,6 +49,13 @@ class Estimator(pyro.infer.ELBO):
         super().__init__(num_particles=particles, vectorize_particles=vectorized)
         self.particles = particles
         self.vectorized = vectorized
+        self._averages: dict[str, Tensor] = {}
+        self._looked_at: set[str] = set()
+
+    @property
+    def draws(self) -> int:
+        """How many draws a run takes: K, and more where some serve another purpose."""
+        return self.particles
 
     def bound(self, weights: LogWeights) -> Tensor:
         """The bound in nats, summed over data and scaled by N/B: a scalar."""
@@ -65,7 +77,28 @@ class Estimator(pyro.infer.ELBO):
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The log weights that this estimator needs."""
         kwargs["vectorized"] = self.vectorized and kwargs.get("vectorized", True)
-        return log_weights(model, guide, *args, particles=self.particles, **kwargs)
+        weights = log_weights(model, guide, *args, particles=self.draws, **kwargs)
+        weights.averages = self._averages
+        self._refuse_own_draw(weights, partial(log_weights, model, guide, *args, **kwargs))
+        return weights
+
+    def _refuse_own_draw(self, weights: LogWeights, again: Callable[..., LogWeights]) -> None:
+        """Raise ValueError where a site's baseline changes with the draw that it is meant for."""
+        for name, term in weights.guide.items():
+            if not term.infer.get("baseline") or name in self._looked_at or is_transformed():
+                continue
+            self._looked_at.add(name)
+            drawn = {n: t.value for n, t in weights.guide.items() if t.free and not t.observed}
+            other = term.fn.sample()
+            drawn[name] = torch.where(other == term.value, 1 - term.value, other)
+            with forked(), torch.no_grad():
+                found = again(given=drawn, particles=weights.particles).guide[name]
+            if not same_baselines(term.infer["baseline"], found.infer["baseline"]):
+                raise ValueError(
+                    f"site {name!r}: its baseline changes with the draw that it is meant for, "
+                    "which makes the gradient biased. Compute it from the data and from what is "
+                    "drawn before."
+                )
 
     def value_and_surrogate(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -192,7 +225,8 @@ def _descendants(kind: type) -> list[type]:
 def score_function(weights: LogWeights, signal: Callable[[Term], Tensor]) -> Tensor | float:
     """Σ log q(z) · signal over the guide sites that need the score function: a scalar.
 
-    Its gradient is the score times the signal, which is taken as a constant.
+    Its gradient is the score times the signal, which is taken as a constant, less the site's own
+    baseline where it has one; that learns by the same gradient.
 
     Args:
         signal: guide site -> what its score is multiplied by, broadcastable to (K, *plates).
@@ -212,7 +246,12 @@ def score_function(weights: LogWeights, signal: Callable[[Term], Tensor]) -> Ten
                 f"guide site {term.name!r} is not reparameterised and depends on an enumerated "
                 "guide site. Enumerate it too (infer={'enumerate': 'parallel'}), or draw both."
             )
-        total = total + (term.log_prob * signal(term).detach()).sum()
+        own = signal(term).detach()
+        if term.infer.get("baseline"):
+            own = own.expand(torch.broadcast_shapes(own.shape, term.log_prob.shape))
+            value, loss = baseline_of(term, own, weights.averages)
+            own, total = own - value, total - loss
+        total = total + (term.log_prob * own).sum()
     return total
 
 

@@ -15,7 +15,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..weights import plate_nesting, way_of
 from .arguments import rows_of, take_rows
 
 STORE = pyro.get_param_store()
+AVERAGE = "average"  # of a site's baseline, among its options
 LIBRARIES = ("torch", "pyro", "numpy", "builtins", "functools", "inference")
 FEW = 64  # rows of a large data set at which a pair is looked at first
 DEPTH, MANY = 4, 5_000  # how far references are followed, and how many of them
@@ -76,6 +77,11 @@ class Pair:
         with ALONE, STORE.scope(store), _Registered() as registered:
             self.nesting = plate_nesting(model, guide, *args, **(kwargs or {}))
         self._collect(store, registered.modules)
+        self._averages: dict[str, Tensor] = {}
+        for site in dict.fromkeys(registered.averaged):
+            like = next(iter(self.params.values()), torch.zeros(()))
+            self._averages[site] = self.buffers[f"baseline.{site}"] = like.new_zeros(())
+            self._slots[f"baseline.{site}"] = [(self._averages, site)]
         for name, tensor in STORE.get_state()["params"].items() if present else ():
             ours = self._stored.get(name, ("",))[0]
             if ours in self.params and self.params[ours].shape == tensor.shape:
@@ -145,7 +151,8 @@ class Pair:
                 for name, places in self._slots.items():
                     for table, key in places:
                         table[key] = tensors[name]
-                with STORE.scope(state):
+                means = _Averages(self._averages) if self._averages else nullcontext()
+                with STORE.scope(state), means:
                     yield
                 for name in self.buffers:  # may be assigned instead of changed in place
                     table, key = self._slots[name][0]
@@ -247,6 +254,11 @@ class _Registered(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.modules: dict[str, nn.Module] = {}
+        self.averaged: list[str] = []  # sites whose baseline is the running mean of their signal
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if _baseline(msg).get("use_decaying_avg_baseline"):
+            self.averaged.append(msg["name"])
 
     def _pyro_param(self, msg: Any) -> None:
         name, divider, _ = msg["name"].partition("$$$")
@@ -257,6 +269,23 @@ class _Registered(Messenger):
             frame = frame.f_back
         if "nn_module" in frame.f_locals:
             self.modules[name] = frame.f_locals["nn_module"]
+
+
+class _Averages(Messenger):
+    """Hands the running means of baselines to the sites that ask for one."""
+
+    def __init__(self, means: Mapping[str, Tensor]):
+        super().__init__()
+        self.means = means
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if _baseline(msg).get("use_decaying_avg_baseline") and msg["name"] in self.means:
+            own = {**msg["infer"]["baseline"], AVERAGE: self.means[msg["name"]]}
+            msg["infer"] = {**msg["infer"], "baseline": own}
+
+
+def _baseline(msg: Any) -> Mapping[str, Any]:
+    return (msg["infer"] or {}).get("baseline") or {}
 
 
 def _copy(function: Any, memo: dict) -> Any:

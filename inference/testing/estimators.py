@@ -87,7 +87,8 @@ def check_estimator(
     of `estimator.reference`'s; mini-batches are unbiased for all data; masked rows count nothing;
     the step can be traced. An estimator with `is_bound = False` is spared the first two, one with
     `is_tight = False` the first, one with
-    `follows_bound = False` must have no gradient at the exact posterior instead. A pair that the
+    `follows_bound = False` must have no gradient at the exact posterior instead, of one with
+    `is_unbiased = False` the gradient's bias is measured and told. A pair that the
     estimator refuses with a ValueError is reported as refused, as long as one is not.
 
     Args:
@@ -255,6 +256,9 @@ class _Checks:
             f"{self.estimator!r}: on {on} no gradient reaches any parameter."
         )
         name, (bias, se) = max(found.items(), key=lambda item: _sigmas(*item[1]))
+        if not self.estimator.is_unbiased:
+            size = float(right(self.seed)[1][:, own.slices[name]].mean(0).norm())
+            return f"biased by {bias:.3g} ± {se:.1g} of {size:.3g} ({name}), as it says"
         size = float(right(self.seed)[1][:, own.slices[name]].mean(0).norm())
         assert _sigmas(bias, se) < SIGMA, (
             f"{self.estimator!r} is biased: on {on} its mean gradient of {name!r} differs from the "

@@ -11,9 +11,8 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ..randomness import forked
+from ..randomness import forked, is_transformed
 from .enumeration import averaged, posterior_of
 from .sites import (
     PARTICLES,
@@ -216,8 +215,7 @@ def way_of(
     pair that broadcasts, but wrongly, is seen too. Inside a transform of torch's, where values
     cannot be compared, a pair counts as one that broadcasts.
     """
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    if transformed or _get_current_dispatch_mode() is not None:
+    if is_transformed():
         return "plate", None
     k, pair, failed = 3, (model, guide, *args), None
     run: Any = partial(log_weights, *pair, particles=k, nesting=nesting, **kwargs)

@@ -186,6 +186,7 @@ def term_of(name: str, site: Site, lp: Tensor, sizes: Mapping[str, int], **more:
         reparameterized=bool(getattr(site["fn"], "has_rsample", False)),
         deterministic=bool(site["infer"].get("_deterministic")),
         looped=math.prod(f.full_size / f.size for f in loops),
+        infer=site["infer"],
         **more,
     )
 

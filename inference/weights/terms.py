@@ -45,6 +45,7 @@ class Term:
         deterministic: a value that the model only records; its density is one.
         sites: for a factor that enumeration left, the sites that went into it.
         looped: N/B of the enclosing plates that are Python loops.
+        infer: Pyro's options of the site, `infer={...}`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Term:
     deterministic: bool = False
     sites: tuple[str, ...] = ()
     looped: float = 1.0
+    infer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> float | Tensor:
@@ -143,6 +145,8 @@ class LogWeights:
         resample: runs the guide again at the drawn values; its terms, `fixed`.
         extras: name -> a named term that an estimator adds to its bound, nats, a scalar.
         way: how the draws were made together.
+        averages: running means of baselines, where no pair is bound that holds them.
+        others: further runs of the pair that an estimator needs beside this one.
     """
 
     model: dict[str, Term]
@@ -152,6 +156,8 @@ class LogWeights:
     resample: Callable[[], dict[str, Term]] = field(repr=False)
     extras: dict[str, Tensor] = field(default_factory=dict)
     way: str = "plate"
+    averages: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    others: dict[str, LogWeights] = field(default_factory=dict, repr=False)
 
     def terms(self) -> Iterator[tuple[int, Term]]:
         """Every term with its sign: + for the model, - for the guide."""

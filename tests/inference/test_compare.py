@@ -26,7 +26,7 @@ def found():
     listed = [elbo.Trace(), elbo.STL(), elbo.IWAE(2), elbo.IWAE(16), elbo.DReG(2), elbo.DReG(16),
               IWAEWithoutScore(16), elbo.WakeSleep(16)]  # fmt: skip
     with torch.random.fork_rng():
-        return compare(toy, x, listed, draws=2_000, reference=toy.log_px(x))
+        return compare(toy, x, listed, draws=2_000, reference=toy.log_px(x), compile=False)
 
 
 def test_it_is_a_dataset(found):
@@ -105,12 +105,13 @@ def test_variance_is_that_of_single_gradients(found):
 def test_the_recommendation_is_fair_and_explained(found):
     assert found.recommendation not in ("IWAEWithoutScore(16)", "WakeSleep(16)")
     text = str(found)
-    assert f"Use {found.recommendation}: " in text and "signal per millisecond" in text
+    assert f"Use {found.recommendation}: " in text and "signal per second of training" in text
+    assert "where training with each ends, it cannot know" in text
     assert "not its aim" in text and "2000 draws, batched, on cpu" in text
     assert len(str(found.table()).splitlines()) == 9
     assert (found.ms > 0).all()
     at = found.sel(estimator="Trace(1)", group="guide")
-    assert np.isclose(at.efficiency, 1 / (at.variance * at.ms))
+    assert np.isclose(at.efficiency, 1e3 / (at.variance_step * at.ms))
 
 
 def test_figure(found):
@@ -119,7 +120,7 @@ def test_figure(found):
     snr, variance, efficiency, layers = drawn.axes
     for axes in (snr, variance):
         assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert len(efficiency.patches) == 16 and len(layers.lines) == 8
+    assert len(efficiency.get_yticks()) == 8 and len(layers.lines) == 8
 
 
 def test_written_and_read_again(found, tmp_path):
@@ -133,13 +134,15 @@ def test_written_and_read_again(found, tmp_path):
     assert len(paths[2].read_text().splitlines()) == 1 + 8 * 4
 
 
-def test_what_is_selected_of_it_can_be_printed(found):
+def test_what_is_selected_of_it_can_be_printed_and_written(found, tmp_path):
     assert "Use " in str(found.sel(estimator=["Trace(1)", "STL(1)"]))
     best = found.recommendation
     rest = found.isel(estimator=np.flatnonzero(found.estimator.values != best))
     assert f"Use {best}" not in str(rest) and "Use " in str(rest)
     for part in (found.sel(estimator="Trace(1)"), found.isel(group=0), found.mean("group"),
-                 found[["snr"]]):  # fmt: skip
+                 found[["snr"]], found.mean(), found.isel(group=0, estimator=0)):  # fmt: skip
+        part.to_csv(tmp_path / "part.csv")
+        assert len((tmp_path / "part.csv").read_text().splitlines()) > 1
         assert "xarray.Comparison" in str(part) and repr(part) == str(part)
         assert "snr" in part._repr_html_()
 
@@ -170,7 +173,7 @@ def test_a_guide_without_a_density_has_no_reference():
 def test_discrete_latents_have_an_exact_reference():
     toy = Switch()
     x = toy.data()
-    found = compare(toy, x, [elbo.Enum(), elbo.VIMCO(4), elbo.Score(4)], draws=400)
+    found = compare(toy, x, [elbo.Enum(), elbo.VIMCO(4), elbo.Score(4)], draws=400, compile=False)
     assert found.attrs["reference"] == "exact sum over the discrete latents"
     assert abs(found.attrs["log_px"] * 5 - float(toy.log_px(x))) < 1e-12
     assert found.recommendation == "Enum(1)"
@@ -188,7 +191,9 @@ def test_a_tight_bound_stands_in_for_log_px():
 def test_global_latents_and_two_functions():
     toy = GlobalLocal()
     x = toy.data()
-    found = compare(toy.model, toy.guide, (x,), [elbo.Trace(), elbo.DReG(4)], draws=200)
+    found = compare(
+        toy.model, toy.guide, (x,), [elbo.Trace(), elbo.DReG(4)], draws=200, compile=False
+    )
     assert found.attrs["unit"] == "nats" and set(found.half.values) == {"model", "guide"}
     assert (found.bias.values < 5 * found.bias_se.values).all()
 
@@ -197,9 +202,9 @@ def test_a_run_is_compared_at_its_parameters():
     x = torch.bernoulli(torch.full((40, 6), 0.4))
     vae = VAE(6, latent_dim=2, hidden=(5,))
     run = fit(vae, x, steps=30, lr=0.05, progress=False, batch_size=20)
-    of_run = compare(run, x[:8], [elbo.Trace()], draws=400)
-    of_pair = compare(run.pair, x[:8], [elbo.Trace()], draws=400)
-    before = compare(vae, x[:8], [elbo.Trace()], draws=400)
+    of_run = compare(run, x[:8], [elbo.Trace()], draws=400, compile=False)
+    of_pair = compare(run.pair, x[:8], [elbo.Trace()], draws=400, compile=False)
+    before = compare(vae, x[:8], [elbo.Trace()], draws=400, compile=False)
     assert abs((of_run.value - of_pair.value).item()) < 1e-5
     assert abs((of_run.value - before.value).item()) > 5 * before.value_se.item()
     assert "encoder.0" in of_run.group.values

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...elbo import Estimator
 from ...graph import NotReplayable, Replay, TraceFailure, compiled, hoisted, traced
+from ...pairs.arguments import has_rows, rows_of, take_rows
 from ...pairs.gate import CheckedPair
 from ...pairs.pair import Pair
 from ...randomness import DrawnAnew, forked
@@ -42,6 +43,8 @@ class Gradients:
         draws: how many are wanted in all.
         reference: draw the gradients of `estimator.reference` instead of its surrogate.
         compile: trace and compile the batch.
+        rows: the arguments are all data, and each draw is of a mini-batch of so many rows, which
+            every call is given; never compiled.
 
     Attributes:
         how: "recorded" (compiled, in a loop of C), "compiled", "batched", or "one by one".
@@ -63,34 +66,46 @@ class Gradients:
         draws: int = 1_000,
         reference: bool = False,
         compile: bool = False,
+        rows: int | None = None,
     ):
-        self.pair, self.estimator, self.args = pair, estimator, args
+        self.pair, self.estimator = pair, estimator
+        self.data, self.rows = args, rows
+        self.args = args if rows is None else take_rows(args, slice(rows))
         self.kwargs, self.reference = dict(kwargs or {}), reference
         self.params = {k: v.detach() for k, v in (params or pair.params).items()}
         self.buffers = dict(pair.buffers if buffers is None else buffers)
         self.device = next(iter(self.params.values())).device
         self.slices = _columns(self.params)
         if estimator.particles > 1 and estimator.vectorized:
-            pair.find_way(self.params, self.buffers, args, self.kwargs)
+            pair.find_way(self.params, self.buffers, self.args, self.kwargs)
         self.replicates = 2 if replicates is None else replicates
         self.seconds: list[float] = []
         self.note: str | None = None
         self.how = "batched"
+        self._batch: tuple = ()
         self._run: Callable[[], Tensor] = partial(self._function, *self.params.values())
         self._choose_batching()
         if replicates is None:
             floats = self._saved_floats() + sum(p.numel() for p in self.params.values())
+            floats += 0 if rows is None else sum(a.numel() for a in self.args if torch.is_tensor(a))
             room = NUMBERS.get(self.device.type, 2**24) // floats
             self.replicates = max(1, min(draws, room))
         if compile:
             self._compile()
 
-    def __call__(self, seed: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, seed: int, batches: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Values (R,) in nats and gradients of the value (R, P), with noise that follows `seed`.
 
         Both may be written over by the next call.
+
+        Args:
+            seed: of the noise.
+            batches: the rows of each draw's mini-batch, (R, rows), where these are drawn.
         """
         torch.manual_seed(seed)
+        if batches is not None:
+            self.replicates = len(batches)
+            self._take(batches)
         self._wait()
         start = time.perf_counter()
         out = self._run()
@@ -103,10 +118,16 @@ class Gradients:
         """Median time of one gradient, when drawn in such batches."""
         return 1e3 * statistics.median_high(self.seconds[1:] or self.seconds) / self.replicates
 
-    def _objective(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _take(self, batches: Tensor) -> None:
+        index, size = batches.to(self.device), rows_of(self.data)
+        self._batch = tuple(a[index] if has_rows(a, size) else a for a in self.data)
+
+    def _objective(
+        self, params: dict[str, Tensor], args: tuple | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the surrogate and the value."""
         pair, estimator = self.pair, self.estimator
-        given = (pair.model, pair.guide, *self.args)
+        given = (pair.model, pair.guide, *(self.args if args is None else args))
         known = {"nesting": pair.nesting, "full_sizes": pair.full_sizes}
         options = {**known, "vectorized": pair.way or True, **self.kwargs}
         with no_validation(), pair.bind(params, self.buffers):
@@ -120,24 +141,31 @@ class Gradients:
         """Values and gradients side by side: (R, 1 + P)."""
         params = dict(zip(self.params, flat))
         count = torch.zeros(self.replicates, device=self.device)
+        batch = self._batch[: len(self.args)]
+        own = tuple(0 if b is not a else None for a, b in zip(self.data, batch))
 
-        def one(_: Tensor) -> Tensor:
-            grads, value = torch.func.grad(self._objective, has_aux=True)(params)
+        def one(_: Tensor, args: tuple) -> Tensor:
+            grads, value = torch.func.grad(self._objective, has_aux=True)(params, args or None)
             return torch.cat([value.reshape(1), *(g.reshape(-1) for g in grads.values())])
 
         with DrawnAnew():
-            return torch.vmap(one, randomness="different")(count)
+            return torch.vmap(one, in_dims=(0, own), randomness="different")(count, batch)
 
-    def _row(self, *flat: Tensor) -> Tensor:
+    def _row(self, *flat: Tensor, args: tuple | None = None) -> Tensor:
         """One value and its gradient: (1 + P,)."""
         with torch.enable_grad():
             leaves = {k: p.detach().requires_grad_() for k, p in zip(self.params, flat)}
-            surrogate, value = self._objective(leaves)
+            surrogate, value = self._objective(leaves, args)
             grads = torch.autograd.grad(surrogate, list(leaves.values()), materialize_grads=True)
         return torch.cat([value.detach().reshape(1), *(g.reshape(-1) for g in grads)])
 
     def _one_by_one(self) -> Tensor:
-        return torch.stack([self._row(*self.params.values()) for _ in range(self.replicates)])
+        def batch(i: int) -> tuple | None:
+            own = zip(self.data, self._batch)
+            return tuple(b if b is a else b[i] for a, b in own) or None
+
+        rows = range(self.replicates)
+        return torch.stack([self._row(*self.params.values(), args=batch(i)) for i in rows])
 
     def _saved_floats(self) -> int:
         """Count the floats autograd saves per draw, without parameters and data."""
@@ -151,13 +179,21 @@ class Gradients:
 
         leaves = {k: p.clone().requires_grad_() for k, p in self.params.items()}
         shared |= {p.data_ptr() for p in leaves.values()}
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            self._objective(leaves)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                self._objective(leaves)
+        except RuntimeError as error:  # an objective that takes gradients itself
+            if "saved tensor hooks" not in str(error):
+                raise
+            own = sum(t.numel() for t in (*leaves.values(), *self.args) if torch.is_tensor(t))
+            return 8 * own * self.estimator.particles
         return sum(sizes.values())
 
     def _choose_batching(self) -> None:
         """Run a batch of two; a pair that `vmap` cannot batch is run draw by draw."""
         wanted, self.replicates = self.replicates, min(2, self.replicates)
+        if self.rows is not None:
+            self._take(torch.arange(self.rows).expand(self.replicates, -1))
         try:
             self._run()
         except ValueError:
