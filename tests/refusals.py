@@ -14,6 +14,12 @@ def refusal(estimator, kind):
         return "expected every latent in one data plate" if kind in GLOBAL else None
     if isinstance(estimator, elbo.DReG) and kind in DISCRETE:
         return r"not reparameterised\. Use VIMCO"
+    if isinstance(estimator, elbo.Taylor):
+        if kind in GLOBAL:
+            return "depends on another's draw"
+        return "expected independent normals" if kind in DISCRETE else None
+    if isinstance(estimator, elbo.Sobol) and kind in DISCRETE:
+        return "needs independent draws"
     if getattr(estimator, "sleep", 0):
         return {GlobalLocal: "is one for all data at once", Nested: "cannot dream it"}.get(kind)
     return None

@@ -54,7 +54,7 @@ class Estimator(pyro.infer.ELBO):
 
     @property
     def draws(self) -> int:
-        """How many draws a run takes: K, and more where some serve another purpose."""
+        """The draws of a run: K, and more where some serve another purpose."""
         return self.particles
 
     def bound(self, weights: LogWeights) -> Tensor:

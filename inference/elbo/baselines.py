@@ -8,14 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairs.options import nearest, number
-from ..pairs.pair import AVERAGE
+from ..pairs.options import AVERAGE, BASELINES, nearest, number
 from ..weights import Term
-
-KNOWN = (
-    "nn_baseline", "nn_baseline_input", "use_decaying_avg_baseline", "baseline_beta",
-    "baseline_value",
-)  # fmt: skip
 
 
 def baseline_of(
@@ -40,10 +34,10 @@ def baseline_of(
     """
     options = site.infer.get("baseline") or {}
     for name in options:
-        if name not in (*KNOWN, AVERAGE):
+        if name not in (*BASELINES, AVERAGE):
             raise ValueError(
                 f"site {site.name!r}: infer={{'baseline': ...}} has {name!r}: expected one of "
-                f"{', '.join(KNOWN)}.{nearest(name, KNOWN)}"
+                f"{', '.join(BASELINES)}.{nearest(name, BASELINES)}"
             )
     signal = signal.detach()
     value: Any = 0.0

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot, softmax
 
 from ..pairs.options import number
 from ..randomness import forked, is_transformed
-from ..weights import LogWeights, Term
+from ..weights import LogWeights, Term, no_validation
 from .additive import Trace
 from .base import reach, score_function
 
@@ -43,13 +43,14 @@ class DisARM(Trace):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The weights, and beside them those of each site's antithetic draw."""
-        weights = super().draw(model, guide, *args, **kwargs)
+        known = dict(kwargs.pop("given", None) or {})
+        weights = super().draw(model, guide, *args, given=known, **kwargs)
         before: dict[str, Tensor] = {}
         others: dict[str, LogWeights] = {}
         for name, site in weights.guide.items():
             if site.scored:
                 _refuse_other_kinds(self, site, (Bernoulli,))
-                p, v = _base(site).probs.detach(), torch.rand_like(site.value)
+                p, v = _base(site).probs.detach(), _uniform(site.value)
                 u = torch.where(site.value > 0.5, p * v, p + (1 - p) * v)  # given b
                 other = (1 - u < p).to(site.value.dtype)
                 given = {**before, name: other}
@@ -111,7 +112,8 @@ class Rebar(Trace):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The weights, and beside them those at relaxed values, free and given the draws."""
-        weights = super().draw(model, guide, *args, **kwargs)
+        known = dict(kwargs.pop("given", None) or {})
+        weights = super().draw(model, guide, *args, given=known, **kwargs)
         scored = {n: t for n, t in weights.guide.items() if t.scored}
         for site in scored.values():
             _refuse_other_kinds(self, site, (Bernoulli, OneHotCategorical))
@@ -120,7 +122,8 @@ class Rebar(Trace):
         for i, key in enumerate(("free", "given") if scored else ()):
             soft = {n: _squash(_base(scored[n]), z[i] / self.temperature)
                     for n, z in relaxed.items()}  # fmt: skip
-            found = super().draw(model, guide, *args, given=soft, **kwargs)
+            with no_validation():  # values between 0 and 1
+                found = super().draw(model, guide, *args, given=soft, **kwargs)
             found.extras.update({n: z[i] for n, z in relaxed.items()})
             weights.others[key] = found
         return weights
@@ -197,7 +200,7 @@ class GumbelSoftmax(Trace):
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """Draws that are hard, with a gradient that is soft."""
-        with _StraightThrough(self.temperature):
+        with no_validation(), _StraightThrough(self.temperature):  # rounding: 1 - 1e-7
             weights = super().draw(model, guide, *args, **kwargs)
         for site in weights.guide.values():
             if site.scored:

@@ -26,8 +26,8 @@ class GDReG(DReG):
 
     A normal prior N(m, s) of latent l is no longer followed by its score, Σ_k w̄_k ∂ log p(z_l):
     with z_l = m + s ε at fixed ε = (z_l - m)/s, its parameters follow
-    Σ_k (w̄_k ∂_l [log p(x, z) - log p(z_l)] - w̄_k² ∂_l log w_k) · ∂(m + s ε), the partial derivatives
-    ∂_l at fixed other latents. The guide and the rest of the model follow what `DReG` does.
+    Σ_k (w̄_k ∂_l [log p(x, z) - log p(z_l)] - w̄_k² ∂_l log w_k) · ∂(m + s ε), with partial
+    derivatives ∂_l at fixed other latents. The guide and the rest of the model follow `DReG`.
 
     For learned priors of hierarchies. One further run and two further gradients; on models whose
     priors are fixed it is DReG, and no measurement of ours favours it.

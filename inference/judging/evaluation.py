@@ -21,6 +21,7 @@ from ..pairs.gate import admit
 from ..results.result import Result
 from ..results.table import Table
 from ..training.run import Run
+from .annealing import AnnealedEvidence, annealed_at
 from .surgery import Surgery, operate
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = ["Evaluation", "Surgery", "evaluate"]
 
 ROWS = 100_000  # particles times data in one run of the pair; keeps memory bounded
 GROUPS = ("posterior", "sample_stats", "divergence", "divergence_per_dim")
+AIS_ROWS, CHAINS = 100, 16  # rows that annealed chains are run of, and chains of each
 DIGITS = 3  # decimals of nats
 Groups = dict[str, dict[str, Tensor]]  # group -> name -> (k, b, ...)
 Averages = dict[str, dict[str, tuple[Tensor, Tensor]]]  # the same -> mean and variance, (B, ...)
@@ -65,6 +67,8 @@ class Evaluation(Result):
             where there is none, and `khat_because` says why.
         log_px_per_datum: (N,), or one number for joint weights.
         particles, n: K draws for each of N data.
+        ais: log p(x) between a lower and an upper bound, by annealed chains; None where it was not
+            asked for. Its `gap` is the error that can be trusted.
     """
 
     estimates: dict[str, Estimate]
@@ -81,6 +85,7 @@ class Evaluation(Result):
     khat: Tensor | None = field(repr=False, default=None)
     khat_because: str = ""
     log_px_per_datum: Tensor | None = field(repr=False, default=None)
+    ais: AnnealedEvidence | None = None
 
     file_name: ClassVar[str] = "evaluation"
 
@@ -115,6 +120,9 @@ class Evaluation(Result):
         if (parts := self.surgery) is not None:
             named |= {"mutual_information": parts.mutual_information}
             named |= {"marginal_kl": parts.marginal_kl}
+        if (between := self.ais) is not None:
+            named |= {"ais_lower": between.lower, "ais_upper": between.upper}
+            named |= {"ais_gap": between.gap}
         known = {k: e for k, e in named.items() if e}
         table: dict[str, Any] = {name: e.value for name, e in known.items()}
         table |= {f"{name}_se": e.se for name, e in known.items() if e.se is not None}
@@ -157,6 +165,8 @@ class Evaluation(Result):
         row(f"{self.label}{bound}", e["log_px"], f"{self.unit}, {how}")
         if not self.exact and e["log_px"]:
             row("  - ELBO: KL to the posterior ≥", e["gap"])
+        if self.ais is not None:
+            rows.extend(self.ais.table().rows)
         if e["bits_per_dim"]:
             row("  bits per dimension", e["bits_per_dim"], digits=4)
         if (parts := self.surgery) is not None:
@@ -183,6 +193,7 @@ def evaluate(
     seed: int = 0,
     rows: int = ROWS,
     surgery: int = 1_000,
+    ais: bool | int = False,
 ) -> Evaluation:
     """Judge a pair on data.
 
@@ -194,12 +205,15 @@ def evaluate(
         rows: most particles times data in one run of the pair: memory is bounded by it.
         surgery: over how many of the first rows the guide is averaged, to part the divergence into
             mutual information and marginal divergence; the work grows with its square. 0: none.
+        ais: bound log p(x) from both sides too, by annealed chains (`inference.judging.annealing`)
+            of the first 100 independent rows, or of all data jointly; a number is how many
+            temperatures they pass, True finds it.
 
     Returns:
         An `Evaluation`.
 
     Raises:
-        ValueError: K < 1, or NaN in the data.
+        ValueError: K < 1, or NaN in the data; `ais` of a guide that draws a discrete latent.
 
     Source: Burda et al. 2016, arXiv:1509.00519, section 5 and appendix C (log p(x), active units);
     Kingma & Welling 2014, arXiv:1312.6114, eq. 3 (reconstruction and divergence); Neal & Hinton
@@ -253,6 +267,11 @@ def evaluate(
     per_dim = {n: mean.mean(0) for n, (mean, _) in averages["divergence_per_dim"].items()}
     per = "datum" if plate is not None and len(names) == 1 else f"element of {' × '.join(names)}"
     numbers = sum(v.numel() for v in observed.values()) / blocks or 1
+    between = None
+    if ais is not False:
+        few = pair.take(slice(AIS_ROWS)) if plate is not None else pair
+        count = None if ais is True else ais
+        between = annealed_at(few, chains=CHAINS, temperatures=count, seed=seed)
     mc_se = float(measures.evidence_error(log_w).square().sum().sqrt()) / blocks
     return Evaluation(
         estimates={
@@ -272,6 +291,7 @@ def evaluate(
         khat=None if isinstance(khat, Estimate) else khat,
         khat_because=khat.because if isinstance(khat, Estimate) else "",
         log_px_per_datum=per_block if log_px else None,
+        ais=between,
     )  # fmt: skip
 
 

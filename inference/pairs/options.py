@@ -15,6 +15,11 @@ import torch
 
 from .. import optim
 
+BASELINES = (  # options of a site's infer={"baseline": ...}
+    "nn_baseline", "nn_baseline_input", "use_decaying_avg_baseline", "baseline_beta",
+    "baseline_value",
+)  # fmt: skip
+AVERAGE = "average"  # and the running mean's tensor, which a bound pair puts there
 SEEDS = 2**63  # what torch and numpy both take
 
 

@@ -29,9 +29,9 @@ from torch.distributions import constraints, transform_to
 from ..randomness import ALONE
 from ..weights import plate_nesting, way_of
 from .arguments import rows_of, take_rows
+from .options import AVERAGE
 
 STORE = pyro.get_param_store()
-AVERAGE = "average"  # of a site's baseline, among its options
 LIBRARIES = ("torch", "pyro", "numpy", "builtins", "functools", "inference")
 FEW = 64  # rows of a large data set at which a pair is looked at first
 DEPTH, MANY = 4, 5_000  # how far references are followed, and how many of them

@@ -893,8 +893,8 @@ def discrete_autoguide_in_a_subsampled_plate():
 # ---------------------------------------------------------------- calls and estimators
 
 
-@broken("warning", "k", "'baseline': ...} is ignored", "other particles")
-def baseline_of_pyro():
+@broken("error", "k", "'baseline': ...} has 'use_decaying_average'", "use_decaying_avg_baseline")
+def unknown_baseline():
     def model(x):
         k = pyro.sample("k", dist.Bernoulli(0.5))
         with pyro.plate("data", len(x)):
@@ -902,7 +902,7 @@ def baseline_of_pyro():
 
     def guide(x):
         p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
-        pyro.sample("k", dist.Bernoulli(p), infer={"baseline": {"use_decaying_avg_baseline": True}})
+        pyro.sample("k", dist.Bernoulli(p), infer={"baseline": {"use_decaying_average": True}})
 
     return model, guide, (normal_data(),)
 

@@ -89,7 +89,7 @@ def elbo_gap():
 def test_an_executor_changes_no_number():
     executor = Here()
     check(executor)
-    assert executor.calls == 5 + 5 + 2 + 4
+    assert executor.calls == 5 + 5 + 2 + 2
 
 
 @pytest.mark.slow

@@ -227,12 +227,9 @@ def test_plain_svi_inspects_a_pair_once_and_follows_the_ungated_path(monkeypatch
     assert len(calls) == 2
 
 
-def test_a_baseline_of_pyro_is_said_to_be_ignored():
-    half, guide, args = BROKEN["baseline_of_pyro"].make()
-    with pytest.warns(UserWarning, match=r"site 'k': infer=\{'baseline'.* is ignored; remove it"):
-        elbo.Trace().loss(half, guide, *args)
-    with warnings.catch_warnings():  # once
-        warnings.simplefilter("error")
+def test_an_unknown_option_of_a_baseline_is_refused():
+    half, guide, args = BROKEN["unknown_baseline"].make()
+    with pytest.raises(ValueError, match="has 'use_decaying_average'"):
         elbo.Trace().loss(half, guide, *args)
 
 

@@ -79,7 +79,8 @@ def test_every_number_has_its_error_and_the_table_shows_variance():
 def test_a_figure_of_ten_estimators_of_one_k_each_hides_none():
     toy = Switch(exact=True)
     listed = [elbo.Trace(2), elbo.STL(2), elbo.Score(2), elbo.Enum(), elbo.IWAE(2), elbo.VIMCO(2),
-              elbo.MIWAE(2, 1), elbo.CIWAE(0.5, 2), elbo.Renyi(0.5, 2), elbo.Beta(1.0, 2)]  # fmt: skip
+              elbo.MIWAE(2, 1), elbo.CIWAE(0.5, 2), elbo.Renyi(0.5, 2),
+              elbo.Beta(1.0, 2)]  # fmt: skip
     found = compare(toy, toy.data(), listed, draws=16, reference=0.0)
     assert float(found.variance.min()) == 0  # whose SNR is infinite
     drawn = found.plot()
@@ -132,11 +133,14 @@ def test_a_race_finds_what_noise_cannot_tell():
     assert found.recommendation == "Trace(1)" == found.attrs["race_winner"]
     assert found.attrs["race"].startswith("log p(x)") and found.attrs["race_data"] == 40
     at = found.sel(estimator="ForwardKL(2)")  # which does not train the model
-    assert float(at.race_behind) > 5 * float(at.race_behind_se) > 0
+    assert float(at.race_behind) > 2 * float(at.race_behind_se) > 0
     assert float(found.race_seconds.sel(estimator="Trace(1)")) == 2.0
     steps = float(found.race_steps.sel(estimator="Trace(1)"))
     assert steps == round(2e3 / float(found.ms.sel(estimator="Trace(1)")))
-    assert "it has the best held-out log p(x)" in found.because and "100 %" in found.because
+    assert (
+        "it has the best held-out log p(x)" in found.because
+        and "so the lead is one with" in found.because
+    )
     again = type(found)(found.data_vars, found.coords, found.attrs)
     assert "behind" in str(again.table())
 

@@ -46,6 +46,7 @@ def how(
     out: str | None = None,
     particles: int = 500,
     test_rows: int = 1_000,
+    ais: int = 0,
     save_every: float = 60.0,
 ) -> None:
     """Declare the options that every run has.
@@ -56,6 +57,8 @@ def how(
         out: the folder to write, which must not exist; by default the next runs/MODEL-DATA-NNN.
         particles: draws for each test datum, for log p(x) and k-hat.
         test_rows: how many test data are judged.
+        ais: temperatures of annealed chains, which bound log p(x) from both sides; 1 finds how
+            many, 0 is none.
         save_every: seconds between two states on disk.
     """
 
@@ -286,6 +289,7 @@ def prepare(entry: Card, given: Mapping[str, Any]) -> tuple[Plan, DataSet, Any]:
         seed=given.get("seed", 0),
         particles=given.get("particles", 500),
         test_rows=given.get("test_rows", 1_000),
+        ais=given.get("ais", 0),
     )
     data = plan.load(chosen["download"])
     plan = dataclasses.replace(plan, options=resolved(entry, own, data))

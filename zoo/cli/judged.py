@@ -34,7 +34,8 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     if isinstance(fitted.run, Run) and plan.card.bound and not own:
         args = take_rows(arguments_of(fitted.model, data, "test"), slice(plan.test_rows))
         subject.evaluation = evaluate(
-            fitted.run, *args, particles=plan.particles, seed=plan.seed
+            fitted.run, *args, particles=plan.particles, seed=plan.seed,
+            ais=plan.ais if plan.ais > 1 else bool(plan.ais),
         )  # fmt: skip
     if plan.trainer == "adversarial":
         given = subject.data

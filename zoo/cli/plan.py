@@ -40,7 +40,7 @@ class Plan:
             the data, by name.
         fingerprint: of the data set, once it was loaded.
         trainer, settings: which, and its keyword arguments.
-        particles, test_rows: how it is judged.
+        particles, test_rows, ais: how it is judged.
         resumed: the folder it went on from.
     """
 
@@ -57,6 +57,7 @@ class Plan:
     seed: int = 0
     particles: int = 500
     test_rows: int = 1_000
+    ais: int = 0
     resumed: str | None = None
 
     @property
@@ -121,7 +122,9 @@ class Plan:
             "seed": self.seed,
             "trainer": self.trainer,
             "settings": dict(self.settings),
-            "judged": {"particles": self.particles, "test_rows": self.test_rows},
+            "judged": {
+                "particles": self.particles, "test_rows": self.test_rows, "ais": self.ais,
+            },
             "resumed": self.resumed,
             "versions": versions | {name: _version(name) for name in libraries},
         }, indent=2)  # fmt: skip
@@ -165,6 +168,10 @@ class Plan:
             n: judged.take(n, f"1 to {MOST:,}", lambda v: whole(v, 1) and v <= MOST)
             for n in ("particles", "test_rows")
         }
+        if "ais" in judged.values:
+            numbers["ais"] = judged.take(
+                "ais", f"0 to {MOST:,}", lambda v: whole(v, 0) and v <= MOST
+            )
         return Plan(
             fields.text("command"), card, options, data.text("name"), trainer, settings,
             data.text("root", optional=True),

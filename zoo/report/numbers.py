@@ -131,6 +131,11 @@ def _bounds(s: Subject) -> list[Metric]:
     else:
         how = f"importance-sampled, K = {e.particles:,}, {data}"
         add("log_px", f"{e.label} ≥", e.estimates["log_px"], note=how)
+        if e.ais is not None:
+            between = f"annealed chains, {e.ais.n:,} test data"
+            add("ais_lower", f"{e.label} ≥", e.ais.lower, note=between)
+            add("ais_upper", f"{e.label} ≤", e.ais.upper, note=f"back from {e.ais.ends}")
+            add("ais_gap", "gap of the two", e.ais.gap, note="the error that can be trusted")
         add("elbo", "ELBO", e.estimates["elbo"], note="reconstruction − KL")
         told = e.label.replace(" | ", " | z, ") if "|" in e.label else f"{e.label[:-1]} | z)"
         add("reconstruction", "reconstruction", e.estimates["reconstruction"], note=f"E_q[{told}]")

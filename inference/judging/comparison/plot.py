@@ -103,8 +103,8 @@ def profiles(axes: Axes, found: xr.Dataset, colour: dict[str, Any]) -> None:
     for i, name in enumerate(names):
         at = modules.sel(estimator=name)
         aside = 0.6 * (i / max(1, len(names) - 1) - 0.5)
-        axes.plot(x + aside, np.clip(at.snr_step.values, *edges), ":", lw=0.8, ms=5,
-                  marker=MARKERS[i % 10], color=colour[str(at.kind.values)], label=name)  # fmt: skip
+        look = {"marker": MARKERS[i % 10], "color": colour[str(at.kind.values)], "label": name}
+        axes.plot(x + aside, np.clip(at.snr_step.values, *edges), ":", lw=0.8, ms=5, **look)
     labels = [f"{g}\n{h}" for g, h in zip(modules.group.values, modules.half.values)]
     axes.set_xticks(x, labels, fontsize=8, rotation=90 if len(labels) > 8 else 0)
     axes.set_xlim(-0.5, len(labels) + 0.4 * len(labels))  # room for the legend

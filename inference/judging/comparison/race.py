@@ -1,4 +1,4 @@
-"""A race of estimators: each trains from one state for equal time, and held-out data say who won."""
+"""A race of estimators: each trains from one state for equal time; held-out data say who won."""
 
 from __future__ import annotations
 

@@ -66,10 +66,10 @@ def _bad(log_w: Tensor) -> str:
     share = float(bad.double().mean())
     if share <= FEW_BAD:
         return ""
+    few = f"fewer than {EFFECTIVE:.0f} effective draws of {len(log_w):,}"
     return (
         f"importance weights of {100 * share:.0f} % of the data are bad (k-hat above {GOOD}, or "
-        f"fewer than {EFFECTIVE:.0f} effective draws of {len(log_w):,}); give reference=..., or see "
-        "evaluate(..., ais=True)"
+        f"{few}); give reference=..., or see evaluate(..., ais=True)"
     )
 
 

@@ -6,7 +6,6 @@ put back as they were. What its code raises becomes a finding that names the sit
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -71,9 +70,6 @@ def refuse_errors(
         who: the function that asks, named in the error.
     """
     found = findings_of(model, guide, args, trains=trains, errors_only=True, **told)
-    for f in found.warnings:
-        if "is ignored" in f.what:
-            warnings.warn(f"site {f.site!r}: {f.what}; {f.fix}", stacklevel=2)
     if found.errors:
         say = f"{who}: " if who else ""
         why = ", so it was not fitted (check=False starts it all the same)" if trains else ""

@@ -91,8 +91,8 @@ nan error | {name} holds NaN or infinite values | finite data | {bad} of {all}, 
   | drop or impute them, or mask them in the model with poutine.mask.
 asks-gradient warning | {name} asks for a gradient | data without requires_grad | requires_grad=True
   | pass it detached; what is to be learned goes into pyro.param or a module.
-baseline warning | infer={{'baseline': ...}} is ignored | no baseline | a baseline in Pyro's way |
-  remove it: Score(8), VIMCO(8) and Trace(8) make theirs from the other particles.
+baseline error | infer={{'baseline': ...}} has {option!r} | nn_baseline with nn_baseline_input,
+  use_decaying_avg_baseline with baseline_beta, or baseline_value | {option!r} | write one of those.
 own-rows error | the guide draws its own mini-batch at plate {plate!r} | one mini-batch for model
   and guide | the model is given subsample=..., the guide (an autoguide?) draws random rows, and
   Pyro replays the model at those (issue 3468) | pass create_plates= to the autoguide, make the

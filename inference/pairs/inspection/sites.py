@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import not_finite, signature_of
-from ..options import nearest
+from ..options import AVERAGE, BASELINES, nearest
 from .failures import explain
 from .findings import Finding, finding
 from .runs import Recording, Site, Trial
@@ -188,13 +188,11 @@ def argument_order(trial: Trial) -> Iterable[Finding]:
 
 
 def draws(guide: Recording) -> Iterable[Finding]:
-    """Find latents whose gradient needs the score function, and baselines in Pyro's way.
-
-    No estimator here looks at such a baseline.
-    """
+    """Find latents whose gradient needs the score function, and unknown options of baselines."""
     for name, site in guide.latents.items():
-        if "baseline" in site.infer:
-            yield finding("baseline", name)
+        for option in site.infer.get("baseline") or ():
+            if option not in (*BASELINES, AVERAGE):
+                yield finding("baseline", name, option=option)
         drawn = site.family not in ("Unit", "Delta") and not site.auxiliary
         if drawn and not site.fn.has_rsample and not site.infer.get("enumerate"):
             yield finding("summable" if site.finite else "score", name, family=site.family)
