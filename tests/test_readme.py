@@ -84,7 +84,7 @@ def test_every_command_in_the_readme_is_one(capsys):
 @pytest.fixture
 def skeleton():
     """The model of CONTRIBUTING.md, as the module it would be."""
-    source, card, _ = blocks(CONTRIBUTING, "python")
+    source, card, *_ = blocks(CONTRIBUTING, "python")
     module = types.ModuleType("zoo.factor_analysis")
     sys.modules[module.__name__] = module
     exec(compile(source, "CONTRIBUTING.md", "exec"), module.__dict__)
@@ -109,7 +109,7 @@ def test_the_skeleton_of_a_model_compiles(skeleton):
 def test_the_skeleton_of_an_estimator_is_one():
     from inference.testing.estimators import check_estimator
 
-    _, _, source = blocks(CONTRIBUTING, "python")
+    _, _, source, _ = blocks(CONTRIBUTING, "python")
     names: dict = {}
     exec(compile(source, "CONTRIBUTING.md", "exec"), names)
     assert "checks passed" in str(check_estimator(names["Median"](particles=5), draws=2_000))

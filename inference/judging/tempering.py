@@ -22,7 +22,7 @@ Place = dict[str, Tensor]  # site -> its value on the real line, (K, ...)
 
 
 class Places:
-    """Where chains may be: the values of a guide's drawn sites on the real line.
+    """The space of the chains: the values of a guide's drawn sites on the real line.
 
     With base(u) the guide's density there and w = p(x, z) / q(z), the density at temperature β is
     base · w^β: the guide's at 0, the joint's at 1.

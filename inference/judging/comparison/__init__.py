@@ -154,7 +154,7 @@ def compare(
 
 
 def _start(given: tuple) -> tuple:
-    """What a fit begins from: a run's model and guide, or the pair itself."""
+    """The start of a fit: a run's model and guide, or the pair itself."""
     run = given[0] if hasattr(given[0], "pair_") else None
     return (run.model, run.guide) if run is not None else given
 

@@ -105,7 +105,7 @@ class EstimatorDraws:
 
     @property
     def known(self) -> bool:
-        """Whether the variance of every half has an error of 5 %, or is zero."""
+        """True where the variance of every half has an error of 5 %, or is zero."""
         n, half = self.spread.n, [g.name == g.half for g in self.place.groups]
         if n < 2 * BLOCKS:
             return False

@@ -114,7 +114,7 @@ def profiles(axes: Axes, found: xr.Dataset, colour: dict[str, Any]) -> None:
 
 
 def _edges(lines: list[np.ndarray]) -> tuple[float, float]:
-    """Where zero and infinity are drawn: half a decade beyond what is between them."""
+    """The places where zero and infinity are drawn: half a decade beyond what is between them."""
     every = np.concatenate([np.ravel(y) for y in lines]) if lines else np.ones(1)
     seen = every[np.isfinite(every) & (every > 0)]
     low, high = (seen.min(), seen.max()) if len(seen) else (1.0, 1.0)

@@ -188,7 +188,7 @@ def _train(lane: Lane, given: tuple, args: tuple, seeds: int, options: dict[str,
 
 
 def behind(leader: Lane, lane: Lane) -> tuple[float, float]:
-    """How many nats a lane is behind another, and the standard error of that.
+    """The nats that a lane is behind another, and the standard error of that.
 
     Paired over held-out data and over seeds: both see the same rows, noise of the rows' evaluation,
     and order of mini-batches.
