@@ -112,7 +112,7 @@ class Taylor(Trace):
 
         def log_p(z: dict[str, Tensor]) -> Tensor:
             found = Estimator.draw(self, model, guide, *args, given=z, **again)
-            return sum(t.total() for t in found.model.values()) * weights.particles
+            return torch.stack([t.total() for t in found.model.values()]).sum() * weights.particles
 
         def slope(z: dict[str, Tensor]) -> Tensor:
             g = torch.func.grad(log_p)(z)

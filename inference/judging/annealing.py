@@ -122,7 +122,7 @@ def annealed(
     algorithm 1 and section 4; Wu et al. 2017, arXiv:1611.04273, section 3 (decoders).
     """
     pair = admit(run, *data, who="annealed", seed=seed)
-    options = {"chains": chains, "temperatures": temperatures, "leaps": leaps}
+    options: dict[str, Any] = {"chains": chains, "temperatures": temperatures, "leaps": leaps}
     return annealed_at(pair, method=method, posterior=posterior, seed=seed, **options)
 
 
@@ -166,7 +166,7 @@ def annealed_at(
             torch.manual_seed(seed + i)
             with torch.no_grad(), part.bound():
                 found.append(_both(part, chains, schedule, leaps, method, own))
-    lower, upper = (torch.cat([f[j] for f in found]) for j in range(2))
+    lower, upper = torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
     one = len(lower) == 1
     low = Estimate(float(lower), float(found[0][4])) if one else Estimate.of(lower)
     high = Estimate(float(upper), float(found[0][5])) if one else Estimate.of(upper)
@@ -202,7 +202,7 @@ def _both(
     errors = [measures.evidence_error(s * w.double()).mean() for s, w in
               ((1, forward.log_w), (-1, back.log_w))]  # fmt: skip
     flat = (lower.reshape(-1).double(), upper.reshape(-1).double())
-    return (*flat, path.temperatures, path.accepted, *errors)
+    return *flat, path.temperatures, path.accepted, errors[0], errors[1]
 
 
 def _parts(pair: CheckedPair, chains: int) -> list[slice]:

@@ -166,7 +166,7 @@ class Evaluation(Result):
         if not self.exact and e["log_px"]:
             row("  - ELBO: KL to the posterior ≥", e["gap"])
         if self.ais is not None:
-            rows.extend(self.ais.table().rows)
+            rows.extend([list(line) for line in self.ais.table().rows])
         if e["bits_per_dim"]:
             row("  bits per dimension", e["bits_per_dim"], digits=4)
         if (parts := self.surgery) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..draws.density import to_real
 from ..draws.psis import ess
 from ..elbo.base import log_mean
+from ..graph import TraceFailure, traced
 from ..pairs.gate import CheckedPair
 from ..weights import LogWeights, Term
 
@@ -37,6 +39,7 @@ class Places:
         first = pair.weights(chains)
         self.drawn = [n for n, t in first.guide.items() if t.free and not t.observed]
         moves = {n: to_real(first.guide[n]) for n in self.drawn}
+        self._graph: Any = None
         self.moves = {n: m for n, m in moves.items() if m is not None}
         self.shared = [first.nesting + 1 + p.dim for p in first.plates]
         self.blocks = tuple(
@@ -71,14 +74,37 @@ class Places:
 
     def with_gradient(self, u: Place, beta: float) -> tuple[Tensor, Tensor, Place]:
         """log density at β and log w, (K, *blocks), and the first one's gradient at u."""
+        inputs = [*u.values(), torch.tensor(beta, dtype=next(iter(u.values())).dtype)]
+        found = self._run(inputs)
+        size = self.chains * math.prod(self.blocks)
+        value, log_w, *slopes = found.split([size, size, *(v.numel() for v in u.values())])
+        shape = (self.chains, *self.blocks)
+        value = torch.where(value.isnan(), -math.inf, value)
+        slopes = [torch.where(g.isfinite(), g, torch.zeros_like(g)) for g in slopes]
+        pairs = zip(u.items(), slopes)
+        return (
+            value.reshape(shape),
+            log_w.reshape(shape),
+            {n: g.reshape(v.shape) for (n, v), g in pairs},
+        )
+
+    def _run(self, inputs: list[Tensor]) -> Tensor:
+        """`_flat`, without the pair's Python where it can be traced: as one graph of operations."""
+        if self._graph is None:
+            try:
+                self._graph = traced(self._flat, inputs)
+            except TraceFailure:
+                self._graph = self._flat
+        return self._graph(*inputs)
+
+    def _flat(self, *inputs: Tensor) -> Tensor:
+        """log density at β, log w, and the first one's gradient, one after another."""
         with torch.enable_grad():
-            u = {n: v.detach().requires_grad_() for n, v in u.items()}
-            base, log_w = self.densities(u)
-            value = base + beta * log_w
-            slopes = torch.autograd.grad(value.sum(), list(u.values()))
-        whole = [torch.where(g.isfinite(), g, torch.zeros_like(g)) for g in slopes]
-        value = torch.where(value.isnan(), -math.inf, value.detach())
-        return value, log_w.detach(), dict(zip(u, whole))
+            leaves = [v.detach().requires_grad_() for v in inputs[:-1]]
+            base, log_w = self.densities(dict(zip(self.drawn, leaves)))
+            value = base + inputs[-1] * log_w
+            slopes = torch.autograd.grad(value.sum(), leaves)
+        return torch.cat([t.detach().reshape(-1) for t in (value, log_w, *slopes)])
 
     def per_block(self, value: Tensor) -> Tensor:
         """Sum of a site's entries over all that belongs to a block: (K, *blocks)."""
@@ -122,7 +148,7 @@ class Walk:
     Attributes:
         place: where they are.
         log_w: of each since it was last drawn anew, (K, *blocks); `log_z`: what came before.
-        trail: of each temperature, where it was asked for.
+        trail: of each temperature, on a way back.
     """
 
     place: Place
@@ -163,12 +189,12 @@ class Path:
         step = torch.full((1, *places.blocks), 0.3).to(next(iter(u.values())))
         path = cls(places, [0.0], [step], scale, leaps, 0.0)
         beta, shares = 0.0, []
+        log_w = places.with_gradient(u, 0.0)[1]
         for t in range(most):
-            _, log_w, _ = places.with_gradient(u, beta)
             spread = log_w.double().clamp(min=-1e6).std(0).square().mean().sqrt()
             left = (1 - beta) / (most - t)  # so that the end is reached
             beta = min(1.0, beta + max(pace / max(float(spread), 1e-6), left, 1e-7))
-            u, share = path.move(u, beta, step)
+            u, share, log_w = path.move(u, beta, step)
             step = (step * torch.exp(share - AIM)).clamp(1e-4, 2.0)
             path.temperatures.append(beta)
             path.steps.append(step)
@@ -188,32 +214,32 @@ class Path:
         steps = [self.steps[int(i.round())] for i in at]
         return Path(self.places, betas.tolist(), steps, self.scale, self.leaps, self.accepted)
 
-    def move(self, u: Place, beta: float, step: Tensor) -> tuple[Place, Tensor]:
-        """One move of Hamiltonian Monte Carlo at β; and the share of chains that took it.
+    def move(self, u: Place, beta: float, step: Tensor) -> tuple[Place, Tensor, Tensor]:
+        """One move of Hamiltonian Monte Carlo at β; the share of chains that took it; log w there.
 
         Source: Neal 2011, MCMC using Hamiltonian dynamics, arXiv:1206.1901, section 3.2.
         """
         places, scale = self.places, self.scale
-        value, _, slope = places.with_gradient(u, beta)
+        value, before, slope = places.with_gradient(u, beta)
         p = {n: torch.randn_like(v) for n, v in u.items()}
         start = value - sum(places.per_block(0.5 * v.square()) for v in p.values())
-        at, now = u, value
+        at, now, after = u, value, before
         size = {n: places.over(step, v) for n, v in u.items()}
         for _ in range(self.leaps):
             p = {n: p[n] + 0.5 * size[n] * scale[n] * slope[n] for n in p}
             at = {n: at[n] + size[n] * scale[n] * p[n] for n in p}
-            now, _, slope = places.with_gradient(at, beta)
+            now, after, slope = places.with_gradient(at, beta)
             p = {n: p[n] + 0.5 * size[n] * scale[n] * slope[n] for n in p}
         end = now - sum(places.per_block(0.5 * v.square()) for v in p.values())
         chance = (end - start).clamp(max=0).exp().nan_to_num(0.0)
         takes = torch.rand_like(chance) < chance
         kept = {n: torch.where(places.over(takes, v), at[n], v) for n, v in u.items()}
-        return kept, chance.mean(0, keepdim=True)
+        return kept, chance.mean(0, keepdim=True), torch.where(takes, after, before)
 
     def settled(self, u: Place) -> Place:
         """After some moves at the end."""
         for _ in range(SETTLING):
-            u, _ = self.move(u, 1.0, self.steps[-1])
+            u = self.move(u, 1.0, self.steps[-1])[0]
         return u
 
     def forward(self, u: Place, resample: bool = False, pinned: list[Place] | None = None) -> Walk:
@@ -221,36 +247,36 @@ class Path:
 
         Args:
             u: draws of the guide; resample: as SMC does.
-            pinned: the trail of the first chain, which stays on it.
+            pinned: the places of the first chain, which stays on its way.
         """
-        log_w, log_z = self.places.densities(u)[1] * 0, 0.0
-        log_z = log_w[0] * 0
-        for t in range(1, len(self.temperatures)):
+        places, betas = self.places, self.temperatures
+        here = places.with_gradient(u, 0.0)[1]  # log w
+        log_w, log_z = torch.zeros_like(here), torch.zeros_like(here[0])
+        for t in range(1, len(betas)):
             if pinned is not None:
-                u = _with_first(u, pinned[t - 1])
-            a, b = self.temperatures[t - 1], self.temperatures[t]
-            log_w = log_w + (b - a) * self.places.densities(u)[1]
-            if resample and t < len(self.temperatures) - 1:
+                u = {n: torch.cat([pinned[t - 1][n][:1], v[1:]]) for n, v in u.items()}
+                here = places.with_gradient(u, betas[t - 1])[1]
+            log_w = log_w + (betas[t] - betas[t - 1]) * here
+            if resample and t < len(betas) - 1:
                 few = ess(log_w) < 0.5 * len(log_w)  # (*blocks)
-                picked = self.places.pick(u, log_w, keep=pinned is not None)
-                chosen = few.expand(log_w.shape)
-                u = {n: torch.where(self.places.over(chosen, v), picked[n], v)
-                     for n, v in u.items()}  # fmt: skip
+                picked, chosen = places.pick(u, log_w, pinned is not None), few.expand(log_w.shape)
+                u = {n: torch.where(places.over(chosen, v), picked[n], v) for n, v in u.items()}
                 log_z = torch.where(few, log_z + log_mean(log_w), log_z)
                 log_w = torch.where(chosen, torch.zeros_like(log_w), log_w)
-            u, _ = self.move(u, b, self.steps[t])
+            u, _, here = self.move(u, betas[t], self.steps[t])
         return Walk(u, log_w, log_z, [])
 
-    def backward(self, u: Place, trail: bool = False) -> Walk:
-        """Chains from draws of the posterior, whose weights are those of the same way forward."""
-        log_w = self.places.densities(u)[1] * 0
-        places = []
-        for t in range(len(self.temperatures) - 1, 0, -1):
-            a, b = self.temperatures[t - 1], self.temperatures[t]
-            u, _ = self.move(u, b, self.steps[t])  # reversible: the forward move, back
+    def backward(self, u: Place) -> Walk:
+        """Chains from draws of the posterior, whose weights are those of the same way forward.
+
+        Every move leaves its density as it is and is its own reverse.
+        """
+        places, betas, log_w = [], self.temperatures, torch.zeros(())
+        for t in range(len(betas) - 1, 0, -1):
+            u, _, here = self.move(u, betas[t], self.steps[t])
             places.append(u)
-            log_w = log_w + (b - a) * self.places.densities(u)[1]
-        return Walk(u, log_w, log_w[0] * 0, places[::-1] if trail else [])
+            log_w = log_w + (betas[t] - betas[t - 1]) * here
+        return Walk(u, log_w, torch.zeros_like(log_w[0]), places[::-1])
 
     def conditional(self, end: Place) -> Tensor:
         """log Z by SMC with one chain on the way back from a posterior draw: an upper bound.
@@ -258,10 +284,6 @@ class Path:
         Source: Grosse et al. 2015, arXiv:1511.02543, section 4.2; Andrieu, Doucet & Holenstein
         2010, Particle Markov chain Monte Carlo methods, section 4.3.
         """
-        back = self.backward(end, trail=True)
+        back = self.backward(end)
         walk = self.forward(self.places.start(), resample=True, pinned=back.trail)
         return walk.log_z + log_mean(walk.log_w)
-
-
-def _with_first(u: Place, other: Place) -> Place:
-    return {n: torch.cat([other[n][:1], v[1:]]) for n, v in u.items()}

@@ -1,6 +1,8 @@
 """Noise of mini-batches, the time of a step, and races, against what they must be."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -176,3 +178,15 @@ def test_races_that_are_none_are_refused():
         compare(toy, x, [elbo.Trace()], draws=4, valid=x)
     with pytest.raises(ValueError, match=r"batch_size: expected 1 \.\. 20"):
         compare(toy, x, [elbo.Trace()], draws=4, batch_size=21)
+
+
+@pytest.mark.slow
+def test_binary_digits_race(tmp_path):
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "discrete_digits.py"))
+    found = example["main"](
+        out=tmp_path / "digits.png", seconds=3.0, seeds=2, rows=300, draws=40
+    )  # fmt: skip
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+    assert found.sizes["estimator"] == 7 and (found.race < 0).all()
+    product = found.variance_step.sel(group="guide") * found.ms  # what a gradient of a kind costs
+    assert float(product.sel(estimator="DisARM(1)")) > 0

@@ -79,7 +79,7 @@ def compare(
             finds one: the exact sum where all latents are discrete, else an IWAE bound with 1,000
             particles, and none where its weights are bad. `attrs["reference"]` says which.
         compile: True, False, or "auto": the step is timed compiled where a fit of 5,000 steps would
-            compile it, by the fit's rule and budget; where that takes more than 30 s in all, the
+            compile it, by the fit's rule and budget; where that takes more than 15 s in all, the
             others' time is estimated from those compiled. Fewer than 200 draws are a quick look,
             without compiling. Draws are compiled by the same rule.
         seed: of all draws. Nothing outside is changed, not even the random state.
@@ -191,7 +191,8 @@ def _dataset(
         numbers["bias"] = numbers["value"] - log_px
         numbers["bias_se"] = math.hypot(numbers["value_se"], log_px_se)
         numbers["ms"], numbers["ms_se"] = each.value, each.se or 0.0
-        seconds, relative = each.value / 1e3, numbers["ms_se"] / each.value
+        seconds = (each.value or math.nan) / 1e3
+        relative = numbers["ms_se"] / (1e3 * seconds)
         steps = list(zip(numbers["variance_step"], numbers["variance_step_se"]))
         bought = [1 / (v * seconds) if v else math.inf for v, _ in steps]
         numbers["efficiency"] = bought

@@ -22,7 +22,7 @@ from .noise import Place
 
 STEPS = 5_000  # of the fit to come: its default
 TIMED, ENOUGH = 12, 1.0  # calls, or seconds of them
-TOGETHER = 30.0  # seconds after which no further step is compiled
+TOGETHER = 15.0  # seconds after which no further step is compiled
 
 
 class StepClock:

@@ -143,10 +143,3 @@ def _alone(pair: CheckedPair, sizes: dict[str, int] | None = None) -> CheckedPai
     pair = dataclasses.replace(pair, pair=copy.copy(pair.pair))
     pair.pair.full_sizes = dict(sizes or {})
     return pair
-
-
-def _in_turn(walks: Iterable[Iterator[None]]) -> None:
-    """One step of each in turn, until all are done: what the machine does meanwhile hits all."""
-    walks = list(walks)
-    while walks:
-        walks = [w for w in walks if next(w, walks) is None]

@@ -81,7 +81,11 @@ class EstimatorDraws:
 
     def _sampler(self, pair: CheckedPair | None = None, **options: Any) -> Gradients:
         pair = pair or self.place.pair
-        own = {"kwargs": pair.kwargs, "params": pair.params, "buffers": pair.buffers}
+        own: dict[str, Any] = {
+            "kwargs": pair.kwargs,
+            "params": pair.params,
+            "buffers": pair.buffers,
+        }
         own |= {"draws": (self.draws + 1) // 2}
         return Gradients(pair.pair, self.estimator, pair.args, **{**own, **options})
 
@@ -230,14 +234,15 @@ class Spread:
         return self._with_error(without_noise)
 
     def _with_error(self, of: Any) -> tuple[Tensor, Tensor]:
-        assert self.shift is not None
+        shift = self.shift
+        assert shift is not None
         whole = (sum(self.counts), sum(self.sums), sum(self.squares))
 
         def at(n: int, total: Tensor, square: Tensor) -> Tensor:
             mean = total / max(1, n)
             norms = [
                 torch.stack([m[g.columns].square().sum() for g in self.groups])
-                for m in (mean + self.shift, mean)
+                for m in (mean + shift, mean)
             ]
             return of(n, tuple(norms), square)
 

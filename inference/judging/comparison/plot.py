@@ -76,7 +76,7 @@ def one_by_one(
 ) -> None:
     """One line of the panel per estimator, the halves of the pair below each other."""
     halves, names = _halves(found), [str(e) for e in found.estimator.values]
-    colours = [colour[str(k)] for k in found.kind.values]
+    colours: Any = [colour[str(k)] for k in found.kind.values]
     edges = _edges([found[variable].sel(group=h).values for h in halves])
     place = np.arange(len(names))
     for i, half in enumerate(halves):

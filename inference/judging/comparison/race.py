@@ -165,26 +165,27 @@ def run_race(
 def _train(lane: Lane, given: tuple, args: tuple, seeds: int, options: dict[str, Any]) -> None:
     """Go on to as many steps as the lane's time allows, all seeds at once where that can be."""
     lane.steps = max(lane.steps + 1, round(1e3 * lane.seconds / lane.ms))
-    own = {"elbo": lane.estimator, "steps": lane.steps, "progress": False, "check": False}
-    own |= options
-    many = {"fits": seeds, "jitter": 0.0}
+    own: dict[str, Any] = {"elbo": lane.estimator, "steps": lane.steps, "progress": False}
+    own |= {"check": False, **options}
+    many: dict[str, Any] = {"fits": seeds, "jitter": 0.0}
+    pair: Any = given
     if isinstance(lane.runs, list):
         seed = own.pop("seed")
         lane.runs = [
-            fit(*given, args, resume=r, seed=seed + i, **own) for i, r in enumerate(lane.runs)
+            fit(*pair, args, resume=r, seed=seed + i, **own) for i, r in enumerate(lane.runs)
         ]
         return
     try:
         with warnings.catch_warnings():
             # no tensor requires a gradient under `vmap`, which Pyro takes for a frozen parameter
             warnings.filterwarnings("ignore", ".*was not registered in the param store")
-            lane.runs = fit_many(*given, args, resume=lane.runs, **many, **own)
+            lane.runs = fit_many(*pair, args, resume=lane.runs, **many, **own)
     except (ValueError, RuntimeError, NotImplementedError) as failure:  # what vmap cannot batch
         if lane.runs is not None:
             raise
         lane.note = f"seeds one by one: {(str(failure).splitlines() or [''])[0][:120]}"
         seed = own.pop("seed")
-        lane.runs = [fit(*given, args, seed=seed + i, **own) for i in range(seeds)]
+        lane.runs = [fit(*pair, args, seed=seed + i, **own) for i in range(seeds)]
 
 
 def behind(leader: Lane, lane: Lane) -> tuple[float, float]:
