@@ -154,9 +154,8 @@ def compare(
 
 
 def _start(given: tuple) -> tuple:
-    """The start of a fit: a run's model and guide, or the pair itself."""
-    run = given[0] if hasattr(given[0], "pair_") else None
-    return (run.model, run.guide) if run is not None else given
+    """Model and guide of a run, of a pair, or as they were given."""
+    return (given[0].model, given[0].guide) if len(given) == 1 else given
 
 
 def _held_out(given: tuple, batch: Any, valid: Any, seed: int) -> tuple[tuple, tuple | None]:

@@ -121,7 +121,7 @@ def run_race(
     standard errors of the leader stays.
 
     Args:
-        given: the pair, as `fit` takes it; `args`: to train on.
+        given: model and guide; `args`: to train on.
         lanes: the estimators, which are changed.
         seconds: that the last round ends at, of each estimator and seed.
         seeds: fits of each; options: of `fit`.
@@ -168,24 +168,24 @@ def _train(lane: Lane, given: tuple, args: tuple, seeds: int, options: dict[str,
     own: dict[str, Any] = {"elbo": lane.estimator, "steps": lane.steps, "progress": False}
     own |= {"check": False, **options}
     many: dict[str, Any] = {"fits": seeds, "jitter": 0.0}
-    pair: Any = given
+    model, guide = given
     if isinstance(lane.runs, list):
         seed = own.pop("seed")
         lane.runs = [
-            fit(*pair, args, resume=r, seed=seed + i, **own) for i, r in enumerate(lane.runs)
+            fit(model, guide, args, resume=r, seed=seed + i, **own) for i, r in enumerate(lane.runs)
         ]
         return
     try:
         with warnings.catch_warnings():
             # no tensor requires a gradient under `vmap`, which Pyro takes for a frozen parameter
             warnings.filterwarnings("ignore", ".*was not registered in the param store")
-            lane.runs = fit_many(*pair, args, resume=lane.runs, **many, **own)
+            lane.runs = fit_many(model, guide, args, resume=lane.runs, **many, **own)
     except (ValueError, RuntimeError, NotImplementedError) as failure:  # what vmap cannot batch
         if lane.runs is not None:
             raise
         lane.note = f"seeds one by one: {(str(failure).splitlines() or [''])[0][:120]}"
         seed = own.pop("seed")
-        lane.runs = [fit(*pair, args, seed=seed + i, **own) for i in range(seeds)]
+        lane.runs = [fit(model, guide, args, seed=seed + i, **own) for i in range(seeds)]
 
 
 def behind(leader: Lane, lane: Lane) -> tuple[float, float]:
