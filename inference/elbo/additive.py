@@ -31,6 +31,8 @@ class Trace(Estimator):
 
     The base of estimators that are a sum of factor · E_q[term]: `costs` says which.
 
+    For nearly everything: the cheapest gradient, and the one to beat. One run of K draws.
+
     Source: Kingma & Welling 2014, arXiv:1312.6114, eq. 3; for sites that are not reparameterised,
     Ranganath et al. 2014, arXiv:1401.0118, with plates as Rao-Blackwellisation and, for K > 1,
     the other particles' mean as baseline (Kool et al. 2019, Buy 4 REINFORCE samples).
@@ -62,6 +64,8 @@ class MeanField(Trace):
 
     E_q[log p(x | z)] - Σ_i E_q[KL(q(z_i | pa_i) || p(z_i | pa_i))]. Exact only where each
     latent's prior depends on latents that the guide draws before it; this is checked.
+
+    For factorised guides whose priors have a closed-form divergence, early in training. One run.
 
     Source: Kingma & Welling 2014, arXiv:1312.6114, appendix B.
 
@@ -101,6 +105,8 @@ class Beta(Trace):
 
     With a constant β >= 1 a lower bound on log p(x), below the ELBO by (β - 1) KL; with β < 1, a
     warm-up or free bits it is called none. The un-tempered ELBO is logged beside.
+
+    For another trade between rate and distortion, not for a better log p(x). One run.
 
     Source: Higgins et al. 2017 (β-VAE); Bowman et al. 2016, arXiv:1511.06349 (warm-up);
     Fu et al. 2019, arXiv:1903.10145 (cycles); Kingma et al. 2016, arXiv:1606.04934 (free bits).
@@ -189,6 +195,9 @@ class STL(Trace):
     the score ∂ log q_φ(z)/∂φ at a fixed z, has mean zero. What is left is zero where q is the
     posterior, draw by draw.
 
+    For reparameterised guides that come near the posterior, where its noise vanishes. One run, and
+    the guide's density once more.
+
     Source: Roeder et al. 2017, arXiv:1703.09194, eq. 5 and 6. Biased on multi-sample bounds
     (Tucker et al. 2019, arXiv:1810.04152, section 3); use `DReG` there.
     """
@@ -208,6 +217,8 @@ class Score(AtConstants, Trace):
     Args:
         baseline: b, "others": the mean over the other particles; "data": over the other elements
             of the shared plates; None.
+
+    For guides that are not reparameterised, K of 4 and more. One run.
 
     Source: Ranganath et al. 2014, arXiv:1401.0118, eq. 4 and section 3.1; Mnih & Rezende 2016,
     arXiv:1602.06725, section 2.2 (other particles).
@@ -233,6 +244,9 @@ class Enum(Trace):
     E_q(k)[log p(x, k, ·) - log q(k) - ·] as a sum over the support of k; continuous sites are
     drawn, once per value of k where they depend on it. Discrete latents that the guide lacks are
     summed out of the model by every estimator.
+
+    For discrete sites with few values: no noise of theirs is left. One run, as large as the product
+    of the values that depend on each other.
 
     Source: Obermeyer et al. 2019, Tensor variable elimination, arXiv:1902.03210.
 

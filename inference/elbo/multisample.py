@@ -21,6 +21,8 @@ class IWAE(Estimator):
     The base of estimators that are a function of the K log weights of each datum, summed over data:
     `per_datum` says which.
 
+    For models whose guide is too simple; its own guide's signal fades with K. K draws a step.
+
     Source: Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519, eq. 8.
 
     Raises:
@@ -74,6 +76,8 @@ class MIWAE(IWAE):
         groups: M.
         per_group: K.
 
+    Between Trace and IWAE. M K draws; no measurement of ours favours it over DReG.
+
     Source: Rainforth et al. 2018, Tighter variational bounds are not necessarily better,
     arXiv:1802.04537, section 5.
     """
@@ -104,6 +108,8 @@ class CIWAE(IWAE):
     Args:
         beta: between 0 (IWAE) and 1 (the ELBO).
 
+    Between Trace and IWAE. K draws; no measurement of ours favours it over DReG.
+
     Source: Rainforth et al. 2018, arXiv:1802.04537, section 5.
     """
 
@@ -121,6 +127,9 @@ class Renyi(IWAE):
 
     Args:
         alpha: any number; -inf is VR-max, log max_k w_k. A lower bound on log p(x) for α >= 0.
+
+    For guides that should cover more (α < 1) or less (α > 1). K draws; no measurement of ours
+    favours it by held-out log p(x).
 
     Source: Li & Turner 2016, Rényi divergence variational inference, arXiv:1602.02311, section 4
     (VR-max: section 4.2).
@@ -148,6 +157,8 @@ class VIMCO(IWAE):
 
     The signal of particle k is L - L_-k, where L_-k has w_k replaced by the geometric mean of the
     other weights. Reparameterised sites get their path derivative.
+
+    For guides that are not reparameterised, where the K-sample bound is wanted. K draws.
 
     Source: Mnih & Rezende 2016, Variational inference for Monte Carlo objectives,
     arXiv:1602.06725, eq. 10.
@@ -217,6 +228,9 @@ class DReG(IWAE):
     With normalised weights w̄_k, the model's parameters follow Σ_k w̄_k ∂ log p(x, z_k)/∂θ as under
     IWAE, and the guide's follow Σ_k w̄_k² ∂ log w_k/∂z_k · ∂z_k/∂φ, the path derivative only.
     For hierarchies and flows the path runs through all latents: z_k is every latent of the guide.
+
+    For IWAE's bound with a reparameterised guide and K of 8 and more. K draws, and the guide's
+    density once more.
 
     Source: Tucker et al. 2019, Doubly reparameterized gradient estimators, arXiv:1810.04152,
     eq. 7 and algorithm 1.

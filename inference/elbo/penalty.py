@@ -121,6 +121,8 @@ class MMD(Penalised):
         base: the estimator it is taken from.
         bandwidth: of the kernel exp(-|z - u|² / (2 h²)); None is √(dimensions of z).
 
+    For codes that follow the prior together; not for a better log p(x). One draw of the prior more.
+
     Source: Zhao et al. 2019, InfoVAE, arXiv:1706.02262, section 3.2; Gretton et al. 2012, A kernel
     two-sample test, eq. 3.
 
@@ -168,6 +170,8 @@ class TotalCorrelation(Penalised):
     Args:
         beta: β > 1 penalises; 1 leaves the base as it is.
         base: the estimator it is taken from.
+
+    For codes whose dimensions are independent; not for a better log p(x). All pairs of rows.
 
     Source: Chen et al. 2018, Isolating sources of disentanglement in VAEs, arXiv:1802.04942, eq. 4
     and appendix C.

@@ -42,6 +42,9 @@ class WakeSleep(_Weighted):
     Args:
         sleep: the share of the guide's gradient that comes from dreams, 0 to 1.
 
+    For guides that are not reparameterised, and branches that a score function would starve. K
+    draws, and a dream where it sleeps.
+
     Source: Bornschein & Bengio 2015, Reweighted wake-sleep, arXiv:1406.2751, section 2; Le et al.
     2018, Revisiting reweighted wake-sleep, arXiv:1805.10469 (the wake phase alone is best).
 
@@ -87,6 +90,8 @@ class ForwardKL(_Weighted):
     Σ_k w̄_k log w_k - log 1/K Σ_k w_k estimates the divergence, and Σ_k w̄_k ∂ log q(z_k | x) minus
     its gradient. A guide that covers the posterior, where the ELBO's seeks a mode.
 
+    For guides that are to propose for importance sampling; the model stays. K draws.
+
     Source: Bornschein & Bengio 2015, arXiv:1406.2751, section 2.2 (its guide's gradient); Naesseth
     et al. 2020, Markovian score climbing, arXiv:2003.10374, section 2 (its bias, O(1/K)).
     """
@@ -111,6 +116,9 @@ class CUBO(_Weighted):
 
     Args:
         order: n > 1.
+
+    For an upper bound beside the lower one; its noise is large. K draws, and no measurement of ours
+    favours a guide trained by it.
 
     Source: Dieng et al. 2017, Variational inference via χ upper bound minimization,
     arXiv:1611.00328, eq. 2 and section 2.3.
@@ -142,6 +150,9 @@ class ThermodynamicVI(_Weighted):
     Args:
         partitions: how many intervals; 1 is the ELBO.
         first: β_1; the others are spaced evenly in log β up to 1.
+
+    For bounds tighter than the ELBO without reparameterisation. K draws; no measurement of ours
+    favours it.
 
     Source: Masrani et al. 2019, The thermodynamic variational objective, arXiv:1907.00031,
     sections 3 to 5.
