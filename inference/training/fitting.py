@@ -72,7 +72,7 @@ def fit(
         check: look at the pair first, and refuse one with errors (`inference.check`).
         group: processes of `torch.distributed` that make the fit together, each calling `fit` with
             the same arguments: they share the rows of each batch of a given `batch_size`, else the
-            draws. "auto" is the default process group where there is one; None is this process
+            draws. "auto" is the default process group where there is one; False is this process
             alone. Rank 0 writes, and calls `callbacks`.
         options: those of all trainers, `inference.training.options.TrainingOptions`.
 

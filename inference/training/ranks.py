@@ -113,7 +113,7 @@ def ranks_of(group: Any) -> Ranks | None:
 
     Args:
         group: a `torch.distributed.ProcessGroup`; "auto" for the default one where there is one;
-            None or False for none.
+            False (or None) for none.
 
     Raises:
         TypeError: it is no group.
@@ -126,7 +126,7 @@ def ranks_of(group: Any) -> Ranks | None:
             return None
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            "group: expected a torch.distributed.ProcessGroup, 'auto' or None, got "
+            "group: expected a torch.distributed.ProcessGroup, 'auto' or False, got "
             f"{type(group).__name__}."
         )
     size = dist.get_world_size(group)
