@@ -1,11 +1,10 @@
-"""One rank and two at one global batch: `torchrun --nproc-per-node=2 -m benchmarks.ranks`.
+"""One rank and several at one global batch: `torchrun --nproc-per-node=2 -m benchmarks.ranks`.
 
-The VAE 784-200-200-50 at batch 512, compiled, each process with one thread. Blocks of steps by one
-rank alone and by all together take turns, so that a busy machine hits both. Seconds of the clock
-and of the CPU, and the bytes of a message.
+The VAE 784-200-200-50 at batch 512, compiled, each process with one thread. Blocks of steps of rank
+0 alone and of all together take turns, so that a busy machine hits both. Milliseconds of the clock,
+and of the CPU of rank 0, which a busy machine does not change much.
 """
 
-import os
 import statistics
 import sys
 import time
@@ -13,54 +12,62 @@ import time
 import torch
 import torch.distributed
 
-from inference import fit
+from inference import elbo, optim
+from inference.training.batches import Batches
+from inference.training.fitting import begun
+from inference.training.options import complete
+from inference.training.ranks import ranks_of
+from inference.training.steps import CompiledStep
 from zoo.vae import VAE
 
-BATCH, STEPS, ROUNDS = 512, 200, 2
+BLOCK, ROUNDS = 10, 8
 
 
-def main(batch: int = BATCH, compile: bool = True) -> None:
+def main(batch: int = 512) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    ranks = ranks_of("auto")
     x = (torch.rand(4_096, 784, generator=torch.Generator().manual_seed(0)) < 0.2).float()
-    vae = VAE(784, latent_dim=50, likelihood="bernoulli")
-    found: dict[str, list[tuple[float, float]]] = {"alone": [], "together": []}
-
-    class Clock:
-        """The time of the steps between two rows, the first (compiling) left out."""
-
-        def __init__(self, name: str):
-            self.name, self.last = name, None
-
-        def __call__(self, run) -> None:
-            now = time.perf_counter(), time.process_time(), run.steps
-            if self.last is not None and now[2] > self.last[2] and self.last[2] >= 20:
-                n = now[2] - self.last[2]
-                found[self.name].append(tuple((a - b) / n for a, b in zip(now, self.last[:2])))
-            self.last = now
-
-    options = dict(batch_size=batch, compile=compile, progress=False, check=False, repeats=1)
-    runs = {}
-    for i in range(ROUNDS):
-        for name, group in (("alone", False), ("together", "auto")):
+    torch.manual_seed(0)
+    vae = VAE(784, latent_dim=50)
+    options = complete({"lr": 1e-3, "seed": 0, "steps": 1, "device": "cpu"})
+    steps = {}
+    for name, group in (("alone", None), ("together", ranks)):
+        if name == "alone" and not ranks.first:
+            continue
+        rows = Batches((x,), batch, 0, None, group)
+        run, update = begun(
+            vae.model, vae.guide, rows.example(), rows.size, elbo.Trace(), optim.Adam(1e-3), False,
+            options, ranks=group, share=rows.share,
+        )  # fmt: skip
+        step = CompiledStep(update, run.variables, torch.tensor(1e-3))
+        if name == "alone":
+            step(*rows.next())
+        steps[name] = step, rows
+    torch.distributed.barrier()
+    steps["together"][0](*steps["together"][1].next())
+    times: dict[str, list[tuple[float, float]]] = {"alone": [], "together": []}
+    for _ in range(ROUNDS):
+        for name in times:
             torch.distributed.barrier()
-            if name == "together" or rank == 0:
-                runs[name] = fit(
-                    vae, x, steps=20 + (i + 1) * STEPS, group=group, callbacks=[Clock(name)],
-                    resume=runs.get(name), **options,
-                )  # fmt: skip
-    if rank == 0:
-        params = sum(p.numel() for p in runs["together"].variables.params.values())
-        print(f"{size} ranks, batch {batch}, {params:,} parameters, {4 * (params + 1):,} bytes")
-        for name, pairs in found.items():
-            wall, cpu = (1e3 * statistics.median(t) for t in zip(*pairs))
-            print(f"{name:9} {wall:8.2f} ms a step, {cpu:8.2f} ms of the CPU of rank 0")
-        a, b = ([statistics.median(t) for t in zip(*found[n])] for n in ("alone", "together"))
-        print(f"samples a second: {a[0] / b[0]:.2f} times one rank's; by CPU {a[1] / b[1]:.2f}")
+            if name not in steps:
+                continue
+            step, rows = steps[name]
+            begin = time.perf_counter(), time.process_time()
+            for _ in range(BLOCK):
+                step(*rows.next())
+            end = time.perf_counter(), time.process_time()
+            times[name].append(tuple(1e3 * (b - a) / BLOCK for a, b in zip(begin, end)))
+    torch.distributed.barrier()
+    if ranks.first:
+        size = sum(p.numel() for p in run.variables.params.values())
+        print(f"{ranks.size} ranks, batch {batch}, {size:,} parameters, {4 * size:,} bytes")
+        middle = {n: [statistics.median(t) for t in zip(*ts)] for n, ts in times.items()}
+        for name, (wall, cpu) in middle.items():
+            print(f"{name:9} {wall:8.2f} ms a step, {cpu:8.2f} ms of CPU")
+        wall, cpu = (a / b for a, b in zip(middle["alone"], middle["together"]))
+        print(f"samples a second: {wall:.2f} times those of one rank; by the CPU {cpu:.2f} times")
     torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # whatever a library's threads still wait for
 
 
 if __name__ == "__main__":
