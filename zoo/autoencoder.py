@@ -228,6 +228,20 @@ class DenoisingAutoencoder(Autoencoder):
             )
         self.noise, self.level = noise, level
 
+    @torch.no_grad()
+    def score(self, x: Tensor) -> Tensor:
+        """(reconstruct(x) − x) / level², the score of the noisy data at the optimum: (B, D).
+
+        Source: Vincent 2011, "A connection between score matching and denoising autoencoders";
+        Alain & Bengio 2014 (arXiv:1211.4246, theorem 1).
+
+        Raises:
+            ValueError: the noise is a mask, which has no score.
+        """
+        if self.noise != "gaussian":
+            raise ValueError(f"score: expected noise='gaussian', got {self.noise!r}.")
+        return (self.reconstruct(x) - x) / self.level**2
+
     def corrupt(self, x: Tensor) -> Tensor:
         """x after its noise, (B, D) or (K, B, D); inside a plate of the data."""
         zeros = torch.zeros_like(x)

@@ -324,6 +324,16 @@ _ALL = (
         steps=2_000,
     ),
     Card(
+        "pixel-rnn",
+        "zoo.autoregressive:PixelRNN",
+        "long short-term memory from row to row, all columns at once",
+        "van den Oord et al. 2016, arXiv:1601.06759",
+        "Jacobian mask; the probabilities of 2^D outcomes sum to 1",
+        ORDER,
+        trainers=("likelihood",),
+        steps=2_000,
+    ),
+    Card(
         "gan",
         "zoo.gan:GAN",
         "a generator fitted against a critic",

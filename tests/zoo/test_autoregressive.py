@@ -13,7 +13,7 @@ from torch.distributions import Bernoulli
 from torch.func import jacrev, vmap
 
 from inference import fit, log_weights
-from zoo.autoregressive import MADE, BinaryAutoregressive, PixelCNN
+from zoo.autoregressive import MADE, BinaryAutoregressive, PixelCNN, PixelRNN
 
 MODELS = {
     "one hidden layer": lambda: MADE(9, hidden=(40,)),
@@ -25,6 +25,7 @@ MODELS = {
     "permutation": lambda: MADE(9, hidden=(40,), order=[3, 1, 4, 0, 5, 8, 2, 6, 7]),
     "sixteen orders": lambda: MADE(9, hidden=(40, 30), orders=16),
     "pixels": lambda: PixelCNN(9, channels=8, layers=3),
+    "rows": lambda: PixelRNN(9, channels=6, layers=2),
     "wide pixels": lambda: PixelCNN(10, image_shape=(1, 2, 5), channels=8, layers=4),
 }
 
@@ -77,6 +78,28 @@ def test_the_probabilities_of_all_outcomes_sum_to_one(model):
 def test_ten_variables_have_1024_outcomes():
     model = MADE(10, hidden=(60,), order="random").double()
     assert abs(model.log_prob(outcomes(10)).exp().sum().item() - 1) < 1e-10
+
+
+def test_a_row_s_memory_reaches_every_row_above_a_column_wider_each():
+    h, w = 6, 7
+    model = shaken_rows(h, w)
+    jacobian = vmap(jacrev(model.logits))(torch.randn(8, h * w).double()).abs().sum(0)
+    row, column = torch.arange(h * w) // w, torch.arange(h * w) % w
+    up, across = row[:, None] - row, (column[:, None] - column).abs()
+    # one layer: a column more for each row that the state walked, and 1 of the first convolution
+    # of the rows above; to the left in the row itself, that and 1 of the masked one
+    seen = (up > 0) & (across <= up + 2)
+    assert (jacobian[(up < 0) | ((up == 0) & (column[:, None] <= column))] == 0).all()
+    assert (jacobian[(up > 0) & (across <= up)] != 0).all()
+    assert (jacobian[(up > 0) & ~seen] == 0).all()
+
+
+def shaken_rows(h, w):
+    model = PixelRNN(h * w, (1, h, w), channels=4, layers=1, kernel=3).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.5 * torch.randn_like(p)
+    return model
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -193,6 +216,8 @@ def test_a_fit_reaches_the_entropy_of_a_chain():
         (lambda: PixelCNN(12, image_shape=(3, 2, 2)), r"expected \(1, height, width\)"),
         (lambda: PixelCNN(9, kernel=4), "kernel: expected an odd number"),
         (lambda: PixelCNN(9, layers=0), "layers: expected"),
+        (lambda: PixelRNN(9, kernel=4), "kernel: expected an odd number"),
+        (lambda: PixelRNN(10), "only a square image"),
     ],
 )
 def test_bad_input_is_refused_with_the_fix(call, words):

@@ -151,11 +151,14 @@ def sample(
     ] = None,
     seed: Annotated[int, explained("of the draws", "0")] = 0,
     pair: Own = None,
+    sampler: Annotated[
+        str | None, explained("of a diffusion: ancestral, ddim, flow or langevin", "ancestral")
+    ] = None,
 ) -> None:
     """Draw x from a fitted model: a picture, an array or a table."""
     from .sample import draw
 
-    print(draw(run, n, label, out, seed, pair))
+    print(draw(run, n, label, out, seed, pair, sampler))
 
 
 @app.command()

@@ -10,11 +10,18 @@ import torch
 
 from ..report import Subject, image_grid
 from ..report.theme import png
+from .options import takes
 from .runs import read
 
 
 def draw(
-    folder: str, n: int, label: int | None, out: str | None, seed: int, pair: str | None = None
+    folder: str,
+    n: int,
+    label: int | None,
+    out: str | None,
+    seed: int,
+    pair: str | None = None,
+    sampler: str | None = None,
 ) -> Path:
     """Write `n` draws of x to a new file and return its path.
 
@@ -32,7 +39,10 @@ def draw(
         raise ValueError(f"--label: {plan.card.name} takes none; conditional-vae does.")
     path = target(folder, out, ".png" if data.image_shape else ".csv", "samples")
     labels = None if label is None else torch.full((n,), label)
-    x = subject.call("sample", n, labels=labels)
+    if sampler is not None and "sampler" not in takes(fitted.model.sample):
+        raise ValueError(f"--sampler: {plan.card.name} has one way to draw; diffusion has several.")
+    own = [] if sampler is None else [sampler]
+    x = subject.call("sample", n, *own, labels=labels)
     if path.suffix == ".npy":
         np.save(path, x.reshape(n, *(data.image_shape or (-1,))).numpy())
     elif path.suffix == ".csv":

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from inference.networks import MLP
 from zoo.networks import check_rows, check_sizes
 
+from . import samplers
+
 
 class Denoiser(nn.Module):
     """A guess of x from z_t, given the log signal-to-noise ratio λ: (..., D), (...) -> (..., D).
@@ -163,9 +165,40 @@ class Process(nn.Module):
             path.append(self._decode(path[-1], t).sample())
         return torch.stack([*path, self._head(path[-1]).sample()])
 
-    def sample(self, n: int) -> Tensor:
-        """`n` draws of x through z_T, ..., z_1: (n, D)."""
-        return self.reverse(n)[-1]
+    def sample(self, n: int, sampler: str = "ancestral", steps: int = 50) -> Tensor:
+        """`n` draws of x: (n, D).
+
+        Args:
+            sampler: "ancestral", through all of z_T, ..., z_1; "ddim" or "flow", deterministic
+                given z_T, in `steps` steps; "langevin" (`zoo.diffusion.samplers`).
+
+        Raises:
+            ValueError: there is no such sampler; fewer than two steps.
+        """
+        if sampler not in samplers.SAMPLERS or steps < 2:
+            raise ValueError(
+                f"sampler, steps: expected one of {', '.join(samplers.SAMPLERS)} and at least 2 "
+                f"steps, got {sampler!r} and {steps}."
+            )
+        if sampler == "ancestral":
+            return self.reverse(n)[-1]
+        noise = torch.randn_like(self.log_snr[0].expand(n, self.data_dim))
+        if sampler == "langevin":
+            return samplers.langevin(self, noise)
+        return (samplers.ddim if sampler == "ddim" else samplers.flow)(self, noise, steps)
+
+    def score(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """Return ∇ log q(z_λ), which the denoiser knows: (..., D), λ (...) -> (..., D)."""
+        return samplers.score(self, z, log_snr)
+
+    def log_prob(self, x: Tensor, steps: int = 32) -> Tensor:
+        """log p(x) of what `sample(n, "flow")` draws, by the flow's ODE: (B, D) -> (B,), nats.
+
+        Exact but for the steps; the density of another model than the one that `elbo` bounds,
+        though of the same denoiser. Over 16 columns the trace is estimated by random signs.
+        """
+        check_rows(x, self.data_dim)
+        return samplers.flow_log_prob(self, x, steps, probes=0 if self.data_dim <= 16 else 1)
 
     def _noised(self, x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:
         alpha, sigma = signal_and_noise(log_snr)

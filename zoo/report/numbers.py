@@ -177,6 +177,10 @@ def _density(s: Subject) -> list[Metric]:
     found = Estimate.of(value)
     data = f"{len(value):,} test data"
     out = [Metric(key, label, found.value, "nats per datum", found.se, f"{note}, {data}")]
+    if key == "elbo" and (log_p := s.log_prob(x)) is not None:
+        mean, se = Estimate.of(log_p.double())
+        note = f"of the flow with the same denoiser, by its ODE, {data}"
+        out.append(Metric("log_px", "log p(x)", mean, "nats per datum", se, note))
     if s.shape is not None:
         bits, se = bits_per_dim(found, s.width)
         out.append(Metric("bits_per_dim", "bits per dimension", bits, "bits", se, f"−{label} / D"))
