@@ -21,6 +21,9 @@ VARIANTS = {
     "gaussian-diagonal": {"likelihood": "gaussian-diagonal", "act": "relu"},
     "laplace": {"likelihood": "laplace"},
     "instance": {"likelihood": GaussianLikelihood("learned")},
+    "vamp": {"prior": "vamp", "pseudo_inputs": 4},
+    "flow-prior": {"prior": "flow"},
+    "flow-guide": {"guide_flow": 2},
     "conv": {"networks": "conv", "image_shape": (1, 5, 1)},
     "conv-diagonal": {
         "networks": "conv", "image_shape": (5, 1, 1), "likelihood": "gaussian-diagonal"
@@ -48,7 +51,10 @@ def data(n=B, d=D):
 
 @pytest.mark.parametrize("variant", [{}, *VARIANTS.values()], ids=["default", *VARIANTS])
 def test_pair(variant):
-    check_pair(VAE(D, **{**SMALL, **variant}), data()[0], ["z"])
+    pair = VAE(D, **{**SMALL, **variant})
+    for p in [*pair.warps.parameters(), *pair.turns.parameters()]:
+        p.data += 0.1 * torch.randn_like(p)  # at the identity, the first layers have no gradient
+    check_pair(pair, data()[0], ["z"])
 
 
 @pytest.mark.parametrize("variant", ["default", "unit", "conv", "conv-diagonal"])
@@ -81,6 +87,63 @@ def test_log_weight_is_the_formula():
         log_qz = -0.5 * (((z - mean) / scale) ** 2 + math.log(2 * math.pi)).sum(-1)
         expected = log_px + log_pz - (log_qz - scale.log().sum(-1))
         torch.testing.assert_close(weights.log_weight(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_flows_begin_as_the_plain_vae():
+    x, _ = data()
+    plain = VAE(D, **SMALL)
+    for options in ({"prior": "flow"}, {"guide_flow": 2}, {"prior": "flow", "guide_flow": 1}):
+        pair = VAE(D, **SMALL, **options)
+        pair.load_state_dict(plain.state_dict(), strict=False)
+        found = []
+        for vae in (plain, pair):
+            pyro.set_rng_seed(1)
+            found.append(log_weights(vae.model, vae.guide, x, particles=3).log_weight())
+        torch.testing.assert_close(*found)
+        assert torch.equal(pair.encode(x), plain.encode(x))
+
+
+def test_the_vamp_prior_is_the_mean_of_its_guides():
+    pair, z = VAE(D, **SMALL, prior="vamp", pseudo_inputs=2).double(), torch.randn(4, L).double()
+    h = pair.encoder(pair.pseudo)
+    each = torch.distributions.Normal(h[:, :L], h[:, L:].exp()).log_prob(z[:, None]).sum(-1)
+    torch.testing.assert_close(pair.prior().log_prob(z), each.logsumexp(-1) - math.log(2))
+    # one pseudo-input, and rows equal to it: the divergence from the prior is zero
+    one = VAE(D, **SMALL, prior="vamp", pseudo_inputs=1).double()
+    x = one.pseudo.detach().expand(B, D)
+    weights = log_weights(one.model, one.guide, x, particles=2)
+    torch.testing.assert_close(weights.model["z"].log_prob, weights.guide["z"].log_prob)
+
+
+def test_a_flow_guide_s_density_is_that_of_its_draws():
+    pair, (x, _) = VAE(D, **SMALL, guide_flow=2).double(), data()
+    for p in pair.turns.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    x = x.double()
+    q = log_weights(pair.model, pair.guide, x).guide["z"]
+    h = pair.encoder(x)
+    z, log_det = q.value.reshape(B, L), 0.0
+    for turn in reversed(pair.turns):
+        z, ladj = turn.inv_and_ladj(z, h)
+        log_det = log_det + ladj
+    base = torch.distributions.Normal(h[:, :L], h[:, L:].exp()).log_prob(z).sum(-1)
+    torch.testing.assert_close(q.log_prob[0], base - log_det)
+
+
+def test_modules_of_one_s_own():
+    encoder, decoder = nn.Linear(D, 2 * L), nn.Sequential(nn.Linear(L, 4), nn.Linear(4, D))
+    pair = VAE(D, latent_dim=L, encoder=encoder, decoder=decoder)
+    assert pair.encoder is encoder and pair.decoder is decoder
+    check_pair(pair, data()[0], ["z"])
+    for bad, words in [
+        ({"encoder": nn.Linear(D, L)}, "encoder: expected a module .* came"),
+        ({"decoder": nn.Linear(L + 1, D)}, "decoder: expected a module"),
+        ({"prior": "student"}, "expected normal, vamp or flow"),
+        ({"guide_flow": -1}, "guide_flow: expected 0 layers"),
+        ({"pseudo_inputs": 0}, "pseudo_inputs: expected"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            VAE(D, latent_dim=L, **bad)
 
 
 def test_linear_vae_with_the_weights_of_probabilistic_pca_has_its_likelihood():

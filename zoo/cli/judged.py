@@ -18,6 +18,7 @@ from zoo.cards import TRAINERS
 from zoo.data import DataSet
 
 from ..report import Metric, Report, Subject, metrics, pictures
+from ..report.quality import quality
 from .inputs import arguments_of
 from .options import shown
 from .plan import Plan
@@ -40,7 +41,10 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     if plan.trainer == "adversarial":
         given = subject.data
         x = torch.cat([given.test, given.valid])[: plan.test_rows * 4].cpu()
-        subject.ratio = density_ratio(x, subject.call("sample", len(x)), seed=plan.seed)
+        drawn = subject.call("sample", len(x))
+        subject.ratio = density_ratio(x, drawn, seed=plan.seed)
+        if len(x) >= 50:
+            subject.quality = quality(x, drawn, given.train.cpu(), plan.seed)
     shape = data.image_shape
     kind = "×".join(map(str, shape[1:])) + " images" if shape else f"rows of {data.data_dim}"
     notes = list(fitted.notes)

@@ -229,7 +229,10 @@ def density_map(
     def draw(theme: Theme) -> Figure:
         figure = new_figure(WIDTH, WIDTH / 2)
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-        left.pcolormesh(*grid, density, cmap=theme.density, shading="auto", rasterized=True)
+        top = float(np.quantile(density, 0.998)) or None  # a spike would leave all else pale
+        left.pcolormesh(
+            *grid, density, cmap=theme.density, shading="auto", rasterized=True, vmin=0, vmax=top
+        )
         right.scatter(
             *points.T,
             s=_dot(len(points)),

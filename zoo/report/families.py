@@ -99,6 +99,17 @@ def usage(s: Subject) -> Picture | None:
     )
 
 
+def nearest(s: Subject) -> Picture | None:
+    """Draw draws of images above the training images nearest to them."""
+    if s.quality is None or s.shape is None:
+        return None
+    text = f"Draws, and below each the training image nearest to it in {s.quality.features}."
+    pairs = images.image_pairs(
+        s.images(s.quality.draws[:32]), s.images(s.quality.nearest[:32]), names=("draw", "near")
+    )
+    return Picture("nearest", "Nearest training images", text, pairs)
+
+
 def critic(s: Subject) -> Picture | None:
     """Draw a critic's scores of held-out data (P) and draws (Q), and its calibration."""
     if s.ratio is None:

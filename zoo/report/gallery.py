@@ -247,5 +247,5 @@ def khat(s: Subject) -> Picture | None:
 PICTURES: tuple[Callable[[Subject], Picture | None], ...] = (
     families.density, samples, families.reverse, reconstructions, latent_space, latent_grid,
     families.components, prior_draws, loss, kl_per_layer, kl_per_dimension, families.usage, khat,
-    families.critic,
+    families.critic, families.nearest,
 )  # fmt: skip

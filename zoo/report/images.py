@@ -37,8 +37,10 @@ def image_grid(images: Array, columns: int = 8, labels: Sequence[str] | None = N
     return draw
 
 
-def image_pairs(x: Array, reconstructed: Array, columns: int = 8) -> Drawing:
-    """Draw data above their reconstructions, (n, C, H, W) each."""
+def image_pairs(
+    x: Array, reconstructed: Array, columns: int = 8, names: tuple[str, str] = ("x", "x̂")
+) -> Drawing:
+    """Draw data above their reconstructions, or others of two `names`, (n, C, H, W) each."""
 
     def draw(theme: Theme) -> Figure:
         pairs = [
@@ -50,7 +52,7 @@ def image_pairs(x: Array, reconstructed: Array, columns: int = 8) -> Drawing:
         ax = figure.subplots()
         _show(ax, _mosaic(np.concatenate(pairs), columns))
         h = x.shape[-2] + 1
-        ax.set_yticks([h * i + h / 2 for i in range(rows)], ["x", "x̂"] * len(pairs))
+        ax.set_yticks([h * i + h / 2 for i in range(rows)], [*names] * len(pairs))
         ax.tick_params(axis="y", length=0)
         return figure
 

@@ -11,6 +11,7 @@ import torch
 from inference.draws.measures import bits_per_dim
 from inference.estimate import Estimate
 
+from .quality import Quality
 from .subject import Subject
 
 ROUNDING = 1e-5  # of float32, relative
@@ -86,6 +87,8 @@ def metrics(subject: Subject, bound: bool = True) -> list[Metric]:
                 note=f"entries in effect used, of {len(share)}",
             )
         )
+    if subject.quality is not None:
+        out += _quality(subject.quality)
     if subject.ratio is not None:
         js = subject.ratio.js_divergence
         out.append(
@@ -185,6 +188,28 @@ def _density(s: Subject) -> list[Metric]:
         bits, se = bits_per_dim(found, s.width)
         out.append(Metric("bits_per_dim", "bits per dimension", bits, "bits", se, f"−{label} / D"))
     return out
+
+
+def _quality(q: Quality) -> list[Metric]:
+    notes = {
+        "precision": "share of draws near held-out data",
+        "recall": "share of held-out data near draws",
+        "density": "balls of held-out data that a draw is in, over k; 1 for one distribution",
+        "coverage": "share of held-out data with a draw near; below 1 for one distribution too",
+    }
+    where = f"in {q.features}"
+    out = []
+    for key, note in notes.items():
+        e = getattr(q, key)
+        out.append(Metric(key, key, e.value, "", e.se, f"{note}; {where}"))
+    note = f"squared, cubic kernel, 0 for one distribution; {where}"
+    out.append(Metric("kernel_distance", "kernel distance", q.kernel.value, "", q.kernel.se, note))
+    for name, e in q.accuracy.items():
+        key = f"told_apart_{name.replace(' ', '_')}"
+        note = f"accuracy between held-out data and draws, cross-fitted; 0.5 is best; {where}"
+        out.append(Metric(key, f"told apart by {name}", e.value, "", e.se, note))
+    note = "median distance of draws to training data over that of held-out data; near 0: memorised"
+    return [*out, Metric("memory", "nearest training row", q.memory, "", None, note)]
 
 
 def _accuracy(s: Subject) -> list[Metric]:

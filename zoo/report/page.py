@@ -79,7 +79,10 @@ def write(report: Report, folder: str | Path) -> Path:
             for title, t in report.tables.items()
         ],
     }  # fmt: skip
-    drawn = {p.name: (png(p.drawing, LIGHT), png(p.drawing, DARK)) for p in report.pictures}
+    drawn = {
+        p.name: (png(p.drawing, LIGHT, p.title), png(p.drawing, DARK, p.title))
+        for p in report.pictures
+    }
     numbers = json.dumps(as_json(list(report.metrics)), indent=2)
     write_whole(folder / "metrics.json", f"{numbers}\n".encode())
     put(folder, "report", said, pictures, drawn)

@@ -37,6 +37,7 @@ class Subject:
         unit: of the history's losses.
         evaluation: held-out bounds, where there are latents or a likelihood.
         ratio: a critic between held-out data and draws (`inference.ratios.DensityRatio`).
+        quality: of draws beside held-out data (`quality.Quality`).
         bound: whether minus the loss is a bound on log p(x).
         kept: the step whose parameters were kept, if not the last.
         seed: of the draws for pictures.
@@ -52,6 +53,7 @@ class Subject:
     unit: str = "nats per datum"
     evaluation: Evaluation | None = None
     ratio: Any = None
+    quality: Any = None
     bound: bool = True
     kept: int | None = None
     seed: int = 0

@@ -80,10 +80,13 @@ DARK = Theme("dark", "#171b22", "#e4e7ec", "#6d7684", "gray", "cividis")
 WIDTH, NARROW, DPI = 9.6, 5.2, 160  # inches; dots per inch
 
 
-def png(draw: Callable[[Theme], Figure], theme: Theme = LIGHT) -> bytes:
-    """Return a figure drawn in a theme."""
+def png(draw: Callable[[Theme], Figure], theme: Theme = LIGHT, title: str = "") -> bytes:
+    """Return a figure drawn in a theme, with a title of its own so that the file reads alone."""
     with themed(theme):
-        return saved(draw(theme))
+        figure = draw(theme)
+        if title:
+            figure.suptitle(title, fontsize=11)
+        return saved(figure)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Variational autoencoders with one layer of Gaussian latents, without and with a label."""
+"""A variational autoencoder that is told the label."""
 
 from __future__ import annotations
 
@@ -18,109 +18,9 @@ from zoo.networks import (
     check_image_shape,
     check_rows,
     check_sizes,
-    mean_and_scale,
 )
 
-
-class VAE(nn.Module):
-    """Variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114, section 3).
-
-        z_i       ~ N(0, I)                                  (B, L)
-        x_i | z_i ~ likelihood(decoder(z_i))                 (B, D)
-        q(z_i | x_i) = N(mean(x_i), diag sd(x_i)²), or N(mean(x_i), I)
-
-    Sites: z, x. Plates: data. Truth: with a Gaussian likelihood and linear networks (`hidden=()`),
-    the optimum of the ELBO is the maximum likelihood of probabilistic PCA, reached by the diagonal
-    guide (Lucas et al. 2019, arXiv:1911.02469). With a unit guide, KL(q || p) = |mean(x)|² / 2.
-
-    Args:
-        data_dim: D, the number of values in a row of data.
-        latent_dim: L.
-        hidden: widths of the encoder's hidden layers, reversed for the decoder; `()` makes both
-            affine. Convolutional networks have widths of their own.
-        likelihood: what the decoder's output means (`zoo.likelihoods`).
-        encoder_variance: `"diagonal"`, given by the encoder, or `"unit"`.
-        networks: `"mlp"` or `"conv"`, which needs `image_shape`.
-        image_shape: (channels, height, width) of a row.
-        act: name of the activation (`inference.networks.ACTIVATIONS`).
-
-    The net of Burda et al. 2016 (arXiv:1509.00519, section 5), 784-200-200-50, is
-    `VAE(784, latent_dim=50, hidden=(200, 200), act="tanh")`.
-
-    Raises:
-        ValueError: a size below 1, an unknown name, an `image_shape` that does not give D values;
-            when called, rows of x that are not D wide.
-    """
-
-    def __init__(
-        self,
-        data_dim: int,
-        latent_dim: int = 8,
-        hidden: Sequence[int] = (200, 200),
-        likelihood: str | Likelihood = "bernoulli",
-        encoder_variance: str = "diagonal",
-        networks: str = "mlp",
-        image_shape: Sequence[int] | None = None,
-        act: str = "tanh",
-    ):
-        super().__init__()
-        check_sizes(data_dim=data_dim, latent_dim=latent_dim, hidden=hidden)
-        self.data_dim, self.latent_dim = data_dim, latent_dim
-        self.likelihood = head(likelihood)
-        codes = _codes(encoder_variance) * latent_dim
-        outputs = self.likelihood.outputs
-        if networks == "mlp":
-            self.encoder: nn.Module = MLP(data_dim, hidden, codes, act)
-            self.decoder: nn.Module = MLP(latent_dim, hidden[::-1], outputs * data_dim, act)
-        else:
-            shape = check_image_shape(networks, image_shape, data_dim)
-            self.encoder = ConvEncoder(shape, codes, act=act)
-            self.decoder = ConvDecoder(latent_dim, shape, outputs, act=act)
-
-    def model(self, x: Tensor, size: int | None = None) -> None:
-        """p(z) p(x | z) for a mini-batch x (B, D) of `size` data."""
-        pyro.module("vae", self)
-        check_rows(x, self.data_dim)
-        with pyro.plate("data", size or x.shape[-2], subsample=x):
-            zero = x.new_zeros(self.latent_dim)
-            z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))  # (K, B, L)
-            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
-
-    def guide(self, x: Tensor, size: int | None = None) -> None:
-        """q(z | x)."""
-        pyro.module("vae", self)
-        check_rows(x, self.data_dim)
-        with pyro.plate("data", size or x.shape[-2], subsample=x):
-            mean, scale = _mean_and_scale(self.encoder(x), self.latent_dim)
-            pyro.sample("z", dist.Normal(mean, scale).to_event(1))
-
-    def validate(self, x: Tensor) -> None:
-        """Raise ValueError unless the rows of x (B, D) are D wide and the likelihood allows them.
-
-        Reads the values, so it belongs before a fit and not into one.
-        """
-        check_rows(x, self.data_dim)
-        self.likelihood.validate(x)
-
-    @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the mean of q(z | x): (B, D) -> (B, L)."""
-        self.validate(x)
-        return self.encoder(x)[..., : self.latent_dim]
-
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """E[x | z]: (..., L) -> (..., D)."""
-        return self.likelihood.mean(self.decoder(z))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | z] at the mean of q(z | x): (B, D) -> (B, D)."""
-        return self.decode(self.encode(x))
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """`n` draws of x through z ~ N(0, I): (n, D)."""
-        return self.likelihood(self.decoder(_prior(self, n))).sample()
+from .plain import check_draws, codes_for, diagonal_or_unit
 
 
 class ConditionalVAE(nn.Module):
@@ -160,7 +60,7 @@ class ConditionalVAE(nn.Module):
         check_sizes(data_dim=data_dim, classes=classes, latent_dim=latent_dim, hidden=hidden)
         self.data_dim, self.classes, self.latent_dim = data_dim, classes, latent_dim
         self.likelihood = head(likelihood)
-        codes = _codes(encoder_variance) * latent_dim
+        codes = codes_for(encoder_variance) * latent_dim
         outputs = self.likelihood.outputs
         self.copies = 1  # of the one-hot label in the encoder's input
         if networks == "mlp":
@@ -189,7 +89,7 @@ class ConditionalVAE(nn.Module):
         self._check(x, y)
         with pyro.plate("data", size or x.shape[-2], subsample=x):
             h = self.encoder(self._join(x, y, self.copies))
-            mean, scale = _mean_and_scale(h, self.latent_dim)
+            mean, scale = diagonal_or_unit(h, self.latent_dim)
             pyro.sample("z", dist.Normal(mean, scale).to_event(1))
 
     def validate(self, x: Tensor, y: Tensor) -> None:
@@ -253,21 +153,8 @@ class ConditionalVAE(nn.Module):
             )
 
 
-def _codes(encoder_variance: str) -> int:
-    """Return how many numbers an encoder gives for each latent dimension."""
-    if encoder_variance not in ("unit", "diagonal"):
-        raise ValueError(f"encoder_variance: expected unit or diagonal, got {encoder_variance!r}.")
-    return 2 if encoder_variance == "diagonal" else 1
-
-
-def _mean_and_scale(h: Tensor, latent_dim: int) -> tuple[Tensor, Tensor]:
-    """Split an encoder's output: (..., L) is a mean with unit variance, (..., 2L) both."""
-    return (h, torch.ones_like(h)) if h.shape[-1] == latent_dim else mean_and_scale(h)
-
-
-def _prior(pair: VAE | ConditionalVAE, n: int) -> Tensor:
+def _prior(pair: ConditionalVAE, n: int) -> Tensor:
     """(n, L) standard normal draws, where and as the decoder's parameters are."""
-    if n < 1:
-        raise ValueError(f"n: expected at least one draw, got {n}.")
+    check_draws(n)
     like = next(pair.decoder.parameters())
     return torch.randn(n, pair.latent_dim, dtype=like.dtype, device=like.device)
