@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .process import Process
-
 SAMPLERS = ("ancestral", "ddim", "flow", "langevin")
 
 
-def score(process: Process, z: Tensor, log_snr: Tensor) -> Tensor:
+class Levels(Protocol):
+    """The levels of a diffusion, λ_1 > ... > λ_T, and its denoiser x̂(z, λ)."""
+
+    log_snr: Tensor
+    timesteps: int
+    denoiser: Any
+
+
+def score(process: Levels, z: Tensor, log_snr: Tensor) -> Tensor:
     """Return ∇ log q(z_λ): (..., D), λ (...) -> (..., D)."""
     alpha, sigma2 = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr)
     return (alpha[..., None] * process.denoiser(z, log_snr) - z) / sigma2[..., None]
 
 
 @torch.no_grad()
-def ddim(process: Process, noise: Tensor, steps: int) -> Tensor:
+def ddim(process: Levels, noise: Tensor, steps: int) -> Tensor:
     """Deterministic steps from z_T = noise (n, D) to x, over `steps` of the T levels.
 
         z_s = α_s x̂ + σ_s (z_t − α_t x̂) / σ_t,   and last x = x̂(z_1)
@@ -44,14 +49,14 @@ def ddim(process: Process, noise: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def flow(process: Process, noise: Tensor, steps: int) -> Tensor:
+def flow(process: Levels, noise: Tensor, steps: int) -> Tensor:
     """x = z_1 / α_1 at the end of the flow ODE that begins at z_T = noise: (n, D) -> (n, D)."""
     ends = process.log_snr[-1], process.log_snr[0]
     z, _ = _integrate(process, noise, *ends, steps, None)
     return z / ends[1].sigmoid().sqrt()
 
 
-def flow_log_prob(process: Process, x: Tensor, steps: int, probes: int = 0) -> Tensor:
+def flow_log_prob(process: Levels, x: Tensor, steps: int, probes: int = 0) -> Tensor:
     """log p(x) of the flow's draws, by the change of variables along the ODE: (B, D) -> (B,), nats.
 
         dz/dλ = (α x̂ − α² z) / 2,   log p(x) = log N(z_T; 0, I) + ∫ tr(∂(dz/dλ)/∂z) dλ + D log α_1
@@ -75,7 +80,7 @@ def flow_log_prob(process: Process, x: Tensor, steps: int, probes: int = 0) -> T
 
 
 def _integrate(
-    process: Process, z: Tensor, begin: Tensor, end: Tensor, steps: int, signs: Tensor | None
+    process: Levels, z: Tensor, begin: Tensor, end: Tensor, steps: int, signs: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """z after `steps` of Runge-Kutta from λ = begin to end, and the integral of the trace."""
     h, log_volume = (end - begin) / steps, z.new_zeros(z.shape[:-1])
@@ -91,7 +96,7 @@ def _integrate(
 
 
 def _drift(
-    process: Process, z: Tensor, log_snr: Tensor, signs: Tensor | None
+    process: Levels, z: Tensor, log_snr: Tensor, signs: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """dz/dλ (..., D), and its trace (...) where there are signs, else zero."""
     alpha2 = log_snr.sigmoid()
@@ -115,7 +120,7 @@ def _drift(
 
 
 @torch.no_grad()
-def langevin(process: Process, noise: Tensor, moves: int = 5, size: float = 0.2) -> Tensor:
+def langevin(process: Levels, noise: Tensor, moves: int = 5, size: float = 0.2) -> Tensor:
     """Draw by annealed Langevin steps, level by level from λ_T to λ_1: noise (n, D) -> x (n, D).
 
         u <- u + (ε / 2) s² score(u) + √ε s ξ = u + (ε / 2) (x̂ − u) + √ε s ξ,   ξ ~ N(0, I)
