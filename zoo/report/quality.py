@@ -21,7 +21,7 @@ ROWS = 2_000  # of each sample, at most
 
 @dataclass(frozen=True)
 class Quality:
-    """How far draws are from held-out data.
+    """The distance of draws from held-out data, by several measures.
 
     Attributes:
         features: the space in which distances are taken, in words.
