@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference import fit
+from inference import elbo, fit
 from zoo.cards import CARDS, Card
 from zoo.cli.fit import fit_command
 
@@ -113,6 +113,19 @@ def test_the_skeleton_of_an_estimator_is_one():
     names: dict = {}
     exec(compile(source, "CONTRIBUTING.md", "exec"), names)
     assert "checks passed" in str(check_estimator(names["Median"](particles=5), draws=2_000))
+
+
+def test_a_choice_kept_between_bound_and_surrogate_is_one():
+    """Bound and surrogate of the skeleton see one coin, draw by draw."""
+    from inference.testing.toys import LinearGaussian
+
+    *_, source = blocks(CONTRIBUTING, "python")
+    names: dict = {"elbo": elbo, "torch": torch}
+    exec(compile(source, "CONTRIBUTING.md", "exec"), names)
+    toy, estimator = LinearGaussian(), names["EitherHalf"](4)
+    for _ in range(8):
+        value, surrogate = estimator.value_and_surrogate(toy.model, toy.guide, toy.data())
+        assert float(value) == float(surrogate.detach())
 
 
 if __name__ == "__main__":

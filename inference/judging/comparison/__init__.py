@@ -81,7 +81,7 @@ def compare(
         compile: True, False, or "auto": the step is timed compiled where a fit of 5,000 steps would
             compile it, by the fit's rule and budget; where that takes more than 15 s in all, the
             others' time is estimated from those compiled. Fewer than 200 draws are a quick look,
-            without compiling. Draws are compiled by the same rule.
+            without compiling. Draws are compiled where it is True.
         seed: of all draws. Nothing outside is changed, not even the random state.
         executor: any `concurrent.futures.Executor`, whose workers measure an estimator each;
             milliseconds are then those of its machines. A race is run here.

@@ -13,12 +13,9 @@ import torch
 from ...draws.sampler import conditions, data_plate, label_of
 from ...elbo import Estimator
 from ...estimate import Estimate
-from ...graph import Budget, OutOfBudget
 from ...pairs.arguments import takes
 from ...pairs.gate import CheckedPair, admit
 from ...randomness import forked
-from ...training.loop import WORTH_COMPILING
-from ...training.options import DEFAULTS
 from .clock import TOGETHER, StepClock, all_milliseconds
 from .gradients import groups_of
 from .noise import LEAST, EstimatorDraws, Place
@@ -56,7 +53,8 @@ def measure(
     taken = [f for f in found if not isinstance(f, str)]
     left = TOGETHER
     for m, _ in taken:
-        _compile_draws(m, compile)
+        if compile is True:  # it gains a third, and takes as long as a step's
+            m.compile()
     for _, clock in sorted(taken, key=lambda f: f[1].each):
         if compile is True or (compile == "auto" and (draws is None or draws >= LEAST)):
             left -= clock.compile(compile, left)
@@ -80,18 +78,6 @@ def _measured(draws: EstimatorDraws, clock: StepClock, ms: Estimate) -> Measured
     notes = "; ".join(n for n in (draws.own.note, clock.note) if n)
     numbers, how = draws.numbers(), draws.own.how
     return Measured(draws.estimator, numbers, draws.values.n, how, notes, ms, clock.how)
-
-
-def _compile_draws(draws: EstimatorDraws, compile: bool | str) -> None:
-    """Compile an estimator's draws where fit would compile steps of that time, by its budget."""
-    ahead = draws.ahead
-    if compile is True or (compile == "auto" and ahead > WORTH_COMPILING):
-        budget = Budget() if compile is True else Budget(ahead, DEFAULTS["compile_budget"])
-        try:
-            with budget.kept():
-                draws.compile()
-        except OutOfBudget as failure:
-            draws.own.note = f"draws not compiled: {failure}"
 
 
 def _in_turn(walks: Iterable[Iterator[None]]) -> None:

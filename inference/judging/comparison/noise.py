@@ -65,12 +65,6 @@ class EstimatorDraws:
         self.gap, self.along = Moments(), Moments()
         self.batches: list[Tensor] = []  # (n, groups) each: variance of a step, or of its two parts
 
-    @property
-    def ahead(self) -> float:
-        """Seconds that the draws may take as they are drawn now."""
-        calls = 2 * math.ceil(self.draws / 2 / self.own.replicates)
-        return calls * self.own.seconds[0] * (1 if self.other is None else 2)
-
     def compile(self) -> None:
         """Draw by compiled code from now on."""
         self.own = self._sampler(compile=True)
