@@ -28,7 +28,7 @@ def exact_posterior(toy, x, draws):
     return mean + noise @ torch.linalg.cholesky(covariance).T
 
 
-@pytest.mark.parametrize("method", ["ais", "smc"])
+@pytest.mark.parametrize("method", ["ais", pytest.param("smc", marks=pytest.mark.slow)])
 def test_log_px_of_probabilistic_pca_lies_between(method):
     toy = Rows()
     x = toy.data()
@@ -46,6 +46,7 @@ def test_log_px_of_probabilistic_pca_lies_between(method):
     assert "log p(x) ≥" in str(found) and "the posterior's draws given" in str(found)
 
 
+@pytest.mark.slow
 def test_few_temperatures_leave_a_gap_that_is_seen():
     """Two temperatures are importance sampling: biased down, and back up."""
     toy = Rows()
@@ -55,6 +56,7 @@ def test_few_temperatures_leave_a_gap_that_is_seen():
     assert found.gap.value > 2 * found.gap.se > 0
 
 
+@pytest.mark.slow
 def test_simulated_data_have_exact_draws():
     found = annealed(
         LinearGaussian(), LinearGaussian().data(), chains=8, posterior="simulated", temperatures=20
@@ -63,6 +65,7 @@ def test_simulated_data_have_exact_draws():
     assert abs(found.gap.value) < 5 * found.gap.se + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [GlobalLocal, Nested])
 def test_joint_latents_are_annealed_together(kind):
     toy = kind()

@@ -49,6 +49,7 @@ def test_noise_of_mini_batches_is_the_variance_between_rows():
     assert float(all_data.variance_step.sel(group="model").max()) == 0
 
 
+@pytest.mark.slow
 def test_both_parts_are_those_of_steps_that_are_made():
     """Gradients of IWAE on random rows of a large set: their variance is that of a step."""
     toy, generator = LinearGaussian(), torch.Generator().manual_seed(0)
@@ -147,6 +148,7 @@ def test_a_race_finds_what_noise_cannot_tell():
     assert "behind" in str(again.table())
 
 
+@pytest.mark.slow
 def test_a_race_of_latents_for_all_data_is_judged_by_the_elbo():
     toy = GlobalLocal()
     found = compare(
