@@ -171,13 +171,14 @@ def resident():
 @pytest.mark.slow
 def test_memory_stays_flat_over_many_fits_and_steps():
     guide = make_guide("mean-field", model)
-    options = {**QUIET, "compile": True, "steps": 70}
-    for _ in range(5):
+    options = {**QUIET, "steps": 70}
+    for _ in range(10):
         fit(model, guide, X, **options)
     start = resident()
-    for _ in range(195):
+    for _ in range(190):
         fit(model, guide, X, **options)
-    assert resident() - start < 195 * 0.1  # megabytes: a tenth of one for each fit
+    assert resident() - start < 190 * 0.02  # megabytes
+    options["compile"] = True
     options["steps"] = 1_000
     fit(model, guide, X, **options)
     start = resident()
