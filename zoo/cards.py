@@ -92,7 +92,7 @@ _ALL = (
     Card(
         "vae",
         "zoo.vae:VAE",
-        "variational autoencoder with one Gaussian latent",
+        "variational autoencoder with one Gaussian latent; its prior and guide may be flows",
         "Kingma & Welling 2014, arXiv:1312.6114",
         "linear networks: probabilistic PCA; unit guide: KL = |mean|²/2",
         LATENT,
@@ -307,7 +307,7 @@ _ALL = (
     Card(
         "made",
         "zoo.autoregressive:MADE",
-        "masked network over binary variables in one order",
+        "masked network over binary variables, in one order or the average of several",
         "Germain et al. 2015, arXiv:1502.03509",
         "Jacobian mask; the probabilities of 2^D outcomes sum to 1",
         ORDER,

@@ -46,6 +46,8 @@ class MADE(BinaryAutoregressive):
     degrees of the hidden units are spread evenly here, not drawn.
     """
 
+    ranks: Tensor  # of each order, (orders, D)
+
     def __init__(
         self,
         data_dim: int,

@@ -12,6 +12,7 @@ from zoo.completion import Completion, complete, part_of
 from zoo.data import DataSet
 
 from ..report import Metric, Subject
+from ..report.draw import Drawing
 from ..report.images import columns_of_images
 from ..report.theme import png
 from .inputs import arguments_of
@@ -74,7 +75,7 @@ def _arguments(model: object, data: object) -> tuple:
     return arguments_of(model, data, "test")  # type: ignore[arg-type]
 
 
-def _picture(s: Subject, x: torch.Tensor, found: Completion, title: str) -> object:
+def _picture(s: Subject, x: torch.Tensor, found: Completion, title: str) -> Drawing:
     """A row of images for each datum: it, its given part, the mean of the draws, some draws."""
     seen = torch.where(found.given, x, 0.5)
     columns = {"x": x, "given": seen, "mean": found.draws.mean(0)}

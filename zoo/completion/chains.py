@@ -87,7 +87,7 @@ def _of_part(
             for n, t in weights.guide.items()
         }
         q = log_q_at(model.guide, moved, now, *more, nesting=1)
-        log_q = sum(t.log_prob.reshape(draws, rows) for t in q.values())
+        log_q = torch.stack([t.log_prob.reshape(draws, rows) for t in q.values()]).sum(0)
         mixed.append(log_q.roll(-shift, 0))  # of z_k under the guide at completion k + shift
     return log_p - (torch.stack(mixed).logsumexp(0) - math.log(draws))
 

@@ -28,7 +28,8 @@ def along_the_order(
     ways = model.conditionals()
     groups = math.ceil(GROUPS / len(ways)) * len(ways)
     size = math.ceil(draws / groups)
-    found = [_one_order(*ways[g % len(ways)], x, given, size) for g in range(groups)]
+    turns = [ways[g % len(ways)] for g in range(groups)]
+    found = [_one_order(rank, logits, x, given, size) for rank, logits in turns]
     log_z = torch.stack([z for _, z in found])  # (G, B)
     particles = torch.stack([p for p, _ in found], 1)  # (size, G, B, D)
     group = log_z.softmax(0).mT.multinomial(draws, replacement=True).mT  # (K, B)

@@ -157,7 +157,7 @@ class VAE(nn.Module):
         h = self.encoder(x)
         z = h[..., : self.latent_dim]
         for turn in self.turns:
-            z, _ = turn.call_and_ladj(z, h)
+            z = OnePass(turn, h)(z)
         return z
 
     @torch.no_grad()
