@@ -65,12 +65,14 @@ def test_the_table_is_the_catalogue():
     )
 
 
-def test_every_command_in_the_readme_is_one(capsys):
+def test_every_command_in_the_readme_is_one(capsys, monkeypatch, tmp_path):
     """Each `zoo` line names a command and options that exist."""
     import shlex
 
     from zoo.cli import run
 
+    monkeypatch.chdir(tmp_path)
+    assert run(["new", "my_pair"]) == 0  # the pair that some of them are about
     lines = [line.split("#")[0] for block in blocks(README, "sh") for line in block.splitlines()]
     for words in (shlex.split(line)[1:] for line in lines if line.startswith("zoo ")):
         options = [w for w in words if w.startswith("-")]
