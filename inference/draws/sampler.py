@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 import math
 import warnings
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pairs.arguments import signature_of
 from ..pairs.gate import CheckedPair
 from ..randomness import DrawnAnew, forked
 from ..weights import LogWeights
@@ -221,5 +221,6 @@ def label_of(observed: Mapping[str, Tensor], told: Sequence[str]) -> str:
 
 def tensor_arguments(pair: CheckedPair) -> dict[str, Tensor]:
     """The tensors among the pair's arguments, by the model's names for them."""
-    names = inspect.signature(pair.model).parameters
+    signature = signature_of(pair.model)
+    names = signature.parameters if signature else [f"argument {i}" for i in range(len(pair.args))]
     return {n: a for n, a in zip(names, pair.args) if torch.is_tensor(a)}

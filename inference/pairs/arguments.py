@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from pyro.poutine.messenger import _context_wrap
 from torch import Tensor, nn
 
 
@@ -144,6 +146,8 @@ def misfit(function: Callable, args: tuple, kwargs: dict) -> tuple[str, str] | N
 
 def signature_of(function: Callable) -> inspect.Signature | None:
     """Return the signature of a function or a module; None where it is built in, or has none."""
+    while isinstance(function, functools.partial) and function.func is _context_wrap:
+        function = function.args[1]  # what Pyro's handlers make of a function
     try:
         return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):

@@ -18,12 +18,14 @@ from ..weights import (
     WAYS,
     LogWeights,
     Term,
+    branches,
     discrete_posterior,
     log_weights,
     no_validation,
     plate_nesting,
     simulate,
     way_of,
+    without_averages,
 )
 from .arguments import checked_arguments, halves, moved, rows_of, take_rows
 from .inspection import refuse_errors
@@ -105,7 +107,12 @@ class CheckedPair:
         """
         known = {"nesting": self.nesting, "vectorized": self.way, "given": given, **self.kwargs}
         more = {"particles": particles, **known, **options}
-        return log_weights(self.model, self.guide, *self.args, **more)
+        if not self.pair.branches:
+            found = log_weights(self.model, self.guide, *self.args, **more)
+            self.pair.branches = branches(found)
+        if self.pair.branches:  # a latent has a draw for every value of another: draw that one
+            found = log_weights(self.model, without_averages(self.guide), *self.args, **more)
+        return found
 
     def simulate(
         self, particles: int = 1, given: Mapping[str, Tensor] | None = None

@@ -53,9 +53,11 @@ class Pair:
         nesting: the number of tensor dimensions that the pair's plates use.
         full_sizes: plate name -> size to scale to, where a plate is told only the batch size.
         way: how draws are made together ("plate", "vmap", "loop"), once `find_way` has looked.
+        branches: the guide averages over a discrete latent that others of its draws depend on.
     """
 
     way: str | None = None
+    branches = False
 
     def __init__(
         self,
@@ -155,7 +157,7 @@ class Pair:
                 with STORE.scope(state), means:
                     yield
                 for name in self.buffers:  # may be assigned instead of changed in place
-                    table, key = self._slots[name][0]
+                    table, key = self._slots.get(name, [(tensors, name)])[0]
                     if table[key] is not tensors[name]:
                         with torch.no_grad():
                             tensors[name].copy_(table[key])

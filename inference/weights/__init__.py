@@ -4,6 +4,7 @@ This folder is the only place that handles Pyro traces. Everything else (bounds,
 evaluation, ArviZ) is arithmetic on what `log_weights` returns.
 """
 
+from .enumeration import branches, without_averages
 from .run import (
     discrete_posterior,
     dream,
@@ -23,6 +24,7 @@ __all__ = [
     "LogWeights",
     "Plate",
     "Term",
+    "branches",
     "by_plate",
     "discrete_posterior",
     "dream",
@@ -32,4 +34,5 @@ __all__ = [
     "plate_nesting",
     "simulate",
     "way_of",
+    "without_averages",
 ]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import LogRing
@@ -28,7 +29,7 @@ from .sites import (
     term_of,
     user_scale,
 )
-from .terms import Term
+from .terms import LogWeights, Term
 
 
 class _Average:
@@ -80,6 +81,17 @@ def _mean(value: Tensor, factors: list[Tensor], dims: list[str], out: str) -> Te
     with torch.no_grad():
         reached = torch.einsum(equation, impossible.to(value.dtype), *factors) > 0
     return mean.masked_fill(reached, -math.inf)
+
+
+def branches(weights: LogWeights) -> bool:
+    """Tell whether a guide's draw has a value for every value of a latent that is averaged over."""
+    drawn = (t for t in weights.guide.values() if t.free and not (t.observed or t.enumerated))
+    return any(t.averaged for t in drawn)
+
+
+def without_averages(guide: Callable) -> Callable:
+    """The guide, whose discrete latents are drawn where they are marked to be averaged over."""
+    return poutine.infer_config(guide, lambda site: {"enumerate": None})
 
 
 def averaged(

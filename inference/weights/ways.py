@@ -131,7 +131,12 @@ def _with_tensors(term: Term, nesting: int, new: Replace, particles: int = 0) ->
         batch = value.dim() - event
         if term.is_computed:  # pyro.deterministic calls all of its axes event
             batch = min(value.dim(), max((-p.dim for p in term.plates), default=0))
-        changes["value"] = new(value, max(0, nesting - batch))
+        pad = max(0, nesting - batch)
+        changes["value"] = new(value, pad)
+        if particles and changes["value"] is value:  # the same for all draws
+            changes["value"] = value[(None,) * (1 + pad)].expand(
+                particles, *(1,) * pad, *value.shape
+            )
     for name in ("mask", "user_scale"):
         if torch.is_tensor(tensor := getattr(term, name)):
             changes[name] = new(tensor, max(0, nesting - tensor.dim()))

@@ -92,8 +92,8 @@ def amortization_gap(
         seed: of all that is drawn.
 
     Raises:
-        ValueError: the pair has a latent outside the data plate, or its guide has no parameter of
-            its own.
+        ValueError: the pair has a latent outside the data plate, or does not run on single data;
+            its guide has no parameter of its own.
 
     Source: Cremer et al. 2018, "Inference suboptimality in variational autoencoders",
     arXiv:1801.03558, eqs. 2 to 4.
@@ -132,7 +132,13 @@ def amortization_gap(
         )
         refit = Training(variables=variables, device=chain.device, seed=seed)
         options: LoopOptions = {"steps": steps, "lr": lr, "progress": False}
-        Loop(refit, [update], Batches(batch, None, seed), options).go()
+        try:
+            Loop(refit, [update], Batches(batch, None, seed), options).go()
+        except RuntimeError as error:  # a recurrent network has no batching rule, say
+            first = str(error).strip().splitlines()[0].partition(". We could")[0]
+            raise ValueError(
+                f"the pair does not run on single data side by side: {first}"
+            ) from error
     if refit.stopped:
         raise KeyboardInterrupt
     each = replace(chain, pair=pair, buffers=pair.buffers, args=batch, kwargs=kwargs)
