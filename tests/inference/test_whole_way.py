@@ -17,16 +17,21 @@ from inference import diagnose, evaluate, fit, make_guide, predict, to_datatree
 # each once failed: recurrent guides, handlers around a model, latents that no draw changes
 HARD = "deep_markov_model", "gaussian_mixture", "normal_by_map"
 POINTS = (  # guides that are a point: no verdict but one, and nothing for LOO to smooth
-    "score_function_guide", "gaussian_mixture", "hidden_markov_model", "normal_by_map",
-    "logistic_regression_by_laplace",
+    "gaussian_mixture", "hidden_markov_model", "normal_by_map", "logistic_regression_by_laplace",
+    "negative_binomial_regression",
+)  # fmt: skip
+WITHOUT_LOO = (  # and where all draws are equal, or the data stand in a pyro.factor
+    *POINTS[:-1], "score_function_guide", "arma-arma11",
 )  # fmt: skip
 
 
 def follow(model, guide, args):
     """The whole way; what ArviZ warns of at 60 steps is no concern of this test."""
     run = fit(model, guide, args, steps=60, lr=0.02, compile=False, progress=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Estimated shape|The point-wise LOO|.*one by one")
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.filterwarnings(
+            "ignore", "Estimated shape|The point-wise LOO|no prior groups|.*one by one"
+        )
         found = diagnose(run, *args, draws=200)
         tree = to_datatree(run, *args, draws=100)
         evaluation = evaluate(run, *args, particles=30)
@@ -46,8 +51,8 @@ def hold(name, found, tree, evaluation, loos):
     values = [np.isfinite(v.values).all() for v in tree["posterior"].data_vars.values()]
     assert values and all(values)
     point = name in POINTS
-    assert (evaluation.elbo is None) == point and point == ("no estimate" in str(evaluation))
-    assert any(map(np.isfinite, loos.values())) != point, loos
+    assert (evaluation.elbo is None) == point
+    assert any(map(np.isfinite, loos.values())) == (name not in WITHOUT_LOO), loos
     assert not point or found.verdict == "do not trust"
 
 
@@ -64,7 +69,7 @@ def test_pyro_s_own_pairs_go_the_whole_way(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_posteriors_of_posteriordb_go_the_whole_way(name, zoo_data):
     model, args, reference = load(name)
-    run, *rest = follow(model, make_guide("full-rank", model, *args), args)
+    run, *rest = follow(model, make_guide("full-rank", model, *args, start="pathfinder"), args)
     hold(name, *rest)
     draws = {n.partition("[")[0] for n in reference} | set(reference)
     assert draws & set(rest[1]["posterior"].data_vars)

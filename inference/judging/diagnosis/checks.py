@@ -187,8 +187,8 @@ def leave_one_out(tree: xr.DataTree) -> tuple[Finding | None, xr.Dataset | None]
 
     s = tree.sample_stats
     try:
-        with warnings.catch_warnings():  # what it warns of is in the finding
-            warnings.simplefilter("ignore", UserWarning)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", UserWarning)  # what it warns of is in the finding
             loo = loo_approximate_posterior(tree, s.log_p, s.log_q, pointwise=True, var_name=name)
     except ValueError as refusal:  # too few different draws for a tail
         return Finding.of("leave-one-out", f"not computed: {refusal}."), None
