@@ -91,7 +91,7 @@ _OF_CHECK: dict[Check, str] = {
     partial(whole, least=0): "surgery gap settle?",
     partial(whole, least=0, most=SEEDS - 1): "seed",
     partial(number, least=0.0): "jitter penalty? compile_budget",
-    partial(number, least=0.0, open=True): "lr? clip? save_every",
+    partial(number, least=0.0, open=True): "lr? clip? save_every tolerance",
     partial(number, least=0.0, most=1.0): "average",
     partial(number, least=0.0, most=1.0, open=True): "held_out",
     partial(one_of, known=(True, False)): "autocast tf32 check",

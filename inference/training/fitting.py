@@ -19,14 +19,17 @@ from ..pairs.options import device_of, optimiser_of
 from ..randomness import DrawnAnew, forked
 from ..weights import no_validation
 from .batches import Batches, arguments, batch_transform, chunk_rows
+from .convergence import LAST, TOLERANCE
 from .loop import Loop
-from .options import LoopOptions, TrainingOptions, lasting, trainer
+from .options import AUTO, LoopOptions, TrainingOptions, lasting, trainer
 from .ranks import Ranks, ranks_of
 from .run import Run, new_run, without_run
 from .sources import Source
 from .steps import ForeignStep
 from .update import Update, Variables, at_step, even_parts, matmul_precision, schedule_of
 
+STEPS = 5_000  # where they are not given, and a fit does not end by itself
+GROUPS = 32  # of held-out data, over which a gain is paired
 BATCH = 128  # for data sets, when no batch size is given
 ADVICE = (
     "Lower lr, set clip=..., or look at run.history up to there; inference.check(model, guide, "
@@ -34,7 +37,7 @@ ADVICE = (
 )
 
 
-@trainer(steps=5_000, lr=1e-3)
+@trainer(auto=True, lr=1e-3)
 def fit(
     model: Callable | nn.Module,
     guide: Any = None,
@@ -47,6 +50,7 @@ def fit(
     tf32: bool = False,
     check: bool = True,
     group: Any = "auto",
+    tolerance: float = TOLERANCE,
     **options: Unpack[TrainingOptions],
 ) -> Run:
     """Fit a pair: maximise a bound on log p(x) by stochastic gradients.
@@ -74,6 +78,13 @@ def fit(
             the same arguments: they share the rows of each batch of a given `batch_size`, else the
             draws. "auto" is the default process group where there is one; False is this process
             alone. Rank 0 writes, and calls `callbacks`.
+        steps: updates to make, in all: those of `resume` included. "auto" ends by itself: the
+            parameters are averaged, `lr` rises while all of them go one way and falls when they
+            have settled, and the end comes when less than `tolerance` is to be gained. That is
+            judged on all data, with the same draws for all averages; with mini-batches on held-out
+            data (`valid=`), paired over data. By default "auto" where every step takes all data,
+            else 5,000. `run.converged` says whether it had converged, in either case.
+        tolerance: nats (per datum, where the run's unit is) that a fit may leave to be gained.
         options: those of all trainers, `inference.training.options.TrainingOptions`.
 
     Returns:
@@ -103,34 +114,95 @@ def fit(
         with forked():
             validate(*transform(batches.args))  # as a step will see them
     rows = chunk_rows(batches, estimator.particles, chunk)
+    options["steps"] = _steps(options, batches, optimiser, held_out, ranks)
+    automatic = options["steps"] == AUTO
     run, update = begun(
         model, guide, batches.example(rows), batches.size, estimator, optimiser, check, options,
         transform=transform, autocast=autocast, chunk=rows, ranks=ranks, share=batches.share,
     )  # fmt: skip
-    run.settings |= {"chunk": chunk, "autocast": autocast, "tf32": tf32}
+    run.settings |= {
+        "chunk": chunk, "autocast": autocast, "tf32": tf32, "tolerance": tolerance,
+    }  # fmt: skip
     ours, resume = isinstance(optimiser, Optimiser), options["resume"]
     if resume is not None and resume.kind == run.kind and ours != (resume.optimiser_state is None):
         raise ValueError(
             f"resume: {optimiser!r} cannot go on from the state of the run's optimiser. "
             "Leave optimiser= out, or begin anew: fit(run.model, run.guide, data)."
         )
-    run.go_on_from(resume, options["steps"])
+    run.go_on_from(resume, None if automatic else options["steps"])
+    if not automatic:
+        run.pace = None
     foreign = None
     if not ours:
         foreign = ForeignStep(update, run.variables, optimiser, run.optimiser_state)
         run.eager_because = f"{optimiser!r} is not an optimiser of inference.optim"
     held = (
         None
-        if held_out is None
+        if held_out is None or automatic
         else partial(held_out_values, run, run.variables, held_out, batches, ranks=ranks)
     )
-    loop = Loop(run, [update], batches, options, held, foreign, run.unit, ADVICE, ranks)
+    groups = partial(held_out_losses, run, held_out) if automatic and held_out else None
+    loop = Loop(
+        run, [update], batches, options, held, foreign, run.unit, ADVICE, ranks, tolerance, groups
+    )
     if foreign is not None and options["compile"] is not False:
         loop.bar.note(f"eager steps: {run.eager_because}")
     with matmul_precision(tf32):
         loop.go()
     run.write_back()
     return run
+
+
+def _steps(
+    options: TrainingOptions, batches: Batches, optimiser: Any, held_out: Any, ranks: Ranks | None
+) -> Any:
+    """The steps asked for, or chosen.
+
+    Raises:
+        ValueError: "auto" without what it takes.
+    """
+    steps, ours = options["steps"], isinstance(optimiser, Optimiser)
+    plain = options["schedule"] == "constant" and options["patience"] is None
+    if steps is None:
+        free = batches.whole and ours and plain and held_out is None and ranks is None
+        return AUTO if free else STEPS
+    if steps != AUTO:
+        return steps
+    if not ours:
+        raise ValueError("steps: 'auto' sets the rate of an optimiser of inference.optim; got "
+                         f"{optimiser!r}. Give a number of steps.")  # fmt: skip
+    if ranks is not None:
+        raise ValueError("steps: 'auto' is for one process; give a number of steps, or group=None.")
+    if not plain:
+        raise ValueError(
+            "steps: 'auto' finds rate and end by itself: expected no schedule= and no patience=."
+        )
+    if not batches.whole and held_out is None:
+        raise ValueError(
+            "steps: 'auto' with mini-batches judges on held-out data: expected valid=..., got "
+            "none. Give it, or a number of steps."
+        )
+    return steps
+
+
+def held_out_losses(run: Run, args: tuple, params: dict[str, Tensor]) -> Tensor:
+    """The loss of groups of held-out rows, (G,), on draws that are the same at every call."""
+    pair, estimator, rows = run.pair_, run.estimator, rows_of(args) or 1
+    parts = even_parts(rows, -(-rows // GROUPS))
+    out = []
+    with torch.no_grad(), no_validation(), at_step(estimator, LAST.to(run.device)):
+        for i, part in enumerate(parts):
+            size = part.stop - part.start
+            known = {"nesting": pair.nesting, "vectorized": pair.way or True}
+            buffers = {k: b.clone() for k, b in run.buffers.items()}
+            with forked(run.seed + 1 + i), pair.bind(params, buffers):
+                weights = estimator.draw(
+                    pair.model, pair.guide, *take_rows(args, part, rows), **known,
+                    **dict.fromkeys(run.kwargs, size),
+                )  # fmt: skip
+                value = -estimator.bound(weights).double() / (weights.scale or 1.0)
+            out.append(value / (1.0 if run.divide == 1.0 else size))
+    return torch.stack(out).cpu()
 
 
 def begun(
@@ -220,7 +292,7 @@ def held_out_values(
     parts = [slice(0, rows)] if whole else even_parts(rows, most)
     if ranks is not None and spread:
         parts = parts[ranks.rank :: ranks.size]
-    annealed = torch.tensor(1e9, device=variables.count.device)  # a schedule's value at its end
+    annealed = LAST.to(variables.count.device)  # a schedule's value at its end
     sums: dict[str, Tensor] = {}
     anew = DrawnAnew() if fitwise else nullcontext()
     with torch.no_grad(), no_validation(), at_step(estimator, annealed), anew:

@@ -64,7 +64,7 @@ class LastGood:
 
     OWN = (
         "batches", "random_state", "optimiser_state", "seconds", "best", "best_step",
-        "best_params", "since_best",
+        "best_params", "since_best", "pace",
     )  # fmt: skip
 
     def __init__(self, run: Training, every: float = GOOD):
@@ -92,6 +92,7 @@ class LastGood:
         for name, value in self.fields.items():
             setattr(run, name, value)
         run.unlogged, run.logged = None, (self.rows, self.losses)
+        run.iterates = None  # it has what came since
 
 
 @contextmanager

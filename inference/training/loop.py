@@ -19,9 +19,11 @@ from ..randomness import forked
 from .batches import Batches
 from .callbacks import tell
 from .checkpoint import log
+from .iterates import size_of, stretch, take
 from .keeping import Keeper, LastGood, signals
 from .loss_sources import source_of_loss
-from .options import LASTING, LoopOptions, complete
+from .options import AUTO, LASTING, LoopOptions, complete
+from .pace import EXPECTED, MOST, Pace
 from .progress import Progress
 from .ranks import Pulse, Ranks, is_lost
 from .state import (
@@ -37,6 +39,8 @@ WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmark
 LOOP = 64  # updates in one call, at most, where the step is replayed
 TIMED = 5  # eager steps that are timed to decide
 ROOM = 2**20  # numbers in the batches of one call
+CALLS = 64  # at least, in a stretch of steps whose iterates are judged
+WHOLE = 2**16  # parameters up to which averages of all of them are kept
 ALIKE = 2.0**-12  # of the losses of one pair: float32 to half its digits
 
 
@@ -57,6 +61,8 @@ class Loop:
         foreign: a step with an optimiser of torch or Pyro, in place of our own.
         unit, advice: of the loss, and what to do when it is no longer finite.
         ranks: the processes that make the steps together.
+        tolerance, groups: of `steps="auto"`, nats; and parameters -> losses of groups of held-out
+            data, where batches are parts of the data.
 
     Raises:
         ConnectionError: another of the ranks is gone; the last good state is written.
@@ -73,6 +79,9 @@ class Loop:
     unit: str = "nats"
     advice: str = "Lower lr, or set clip=..."
     ranks: Ranks | None = None
+    tolerance: float = 0.0
+    groups: Callable[[dict[str, Tensor]], Tensor] | None = None
+    pace: Pace | None = field(init=False, default=None)
     steps: int = field(init=False)
     valid_every: int | None = field(init=False)
     rate: Tensor = field(init=False)
@@ -80,10 +89,13 @@ class Loop:
 
     def __post_init__(self) -> None:
         options = self.options = complete(self.options)
-        self.steps, self.valid_every = options["steps"], options["valid_every"]
+        self.valid_every, auto = options["valid_every"], options["steps"] == AUTO
+        made = self.run.steps // MOST + 1  # as often as it was ended there, and once more
+        self.steps = made * MOST if auto else options["steps"]
         self.rate = torch.tensor(float(options["lr"]), device=self.run.variables.count.device)
         bar = options["progress"]
-        self.bar = bar if isinstance(bar, Progress) else Progress(self.steps, self.unit, bool(bar))
+        known = None if auto else self.steps
+        self.bar = bar if isinstance(bar, Progress) else Progress(known, self.unit, bool(bar))
         self._told = bool(options["callbacks"])
         if self.ranks is not None and not self.ranks.first:
             self.bar.show, options["callbacks"] = False, ()
@@ -99,11 +111,16 @@ class Loop:
             self.valid_every = None
         elif self.valid_every is None:
             self.valid_every = max(100, self.steps // 20)
+        if auto:
+            self.pace = Pace(self.run, self.rate, self.tolerance, self.groups, self.bar.note)
+        elif self.run.kind == "Run" and self.run.iterates is None:
+            self.run.iterates = stretch(self.steps - (self.steps - self.run.steps) // 2,
+                                        (self.steps - self.run.steps) // 2)  # fmt: skip
 
     def go(self) -> None:
         """Make the steps."""
         run, steps, options = self.run, self.steps, self.options
-        if run.held:
+        if run.held or (self.pace is not None and self.pace.ended):
             return
         if run.batches is not None:
             self.batches.restore(run.batches)
@@ -141,17 +158,23 @@ class Loop:
                         each = math.inf if at_once else (time.perf_counter() - warm) / TIMED
                         self._step = step = self._choose(each, eager)
                         repeats, chosen = step.repeats, True
-                    if (n := min(repeats, due - done)) != step.repeats:
+                    if (n := min(repeats, due - done, self._room(done))) != step.repeats:
                         step.repeats = n
                     batch, shared = self.batches.next(n * ahead)
                     self._pending.append((n, step(batch, shared)))
                     done += n
-                    row_due = done >= due or done // every != logged // every
+                    self._take(done)
+                    over = self.pace is not None and done >= self.pace.over
+                    row_due = over or done >= due or done // every != logged // every
                     save_due = pulse.save_due(done - first)
                     if not row_due and not save_due:
                         continue
                     if lost := self._lost():
-                        break
+                        if self.pace is None or not run.steps or not self._slower(good):
+                            break
+                        done = logged = run.steps
+                        due, lost = self._next_look(done), None
+                        continue
                     if not row_due:
                         self._close(done)
                         self._save(keeper)
@@ -165,6 +188,8 @@ class Loop:
                         due = self._next_look(done)
                     run.history.add(row)
                     logged = done
+                    if over and self.pace is not None:
+                        self.pace.look()
                     self._pause()
                     good.update(run)
                     self.bar.update(done, row[self._shown], row.get("valid_elbo"))
@@ -178,6 +203,8 @@ class Loop:
                             break
                     if save_due:
                         self._save(keeper)
+                    if self.pace is not None and self.pace.ended:
+                        break
                     if look and run.since_best >= (options["patience"] or math.inf):
                         run.stopped = f"no better validation in {run.since_best} rounds"
                         break
@@ -231,6 +258,31 @@ class Loop:
     def _largest(self, number: float) -> float:
         """A number on which all ranks agree."""
         return number if self.ranks is None else self.ranks.most(number)[0]
+
+    def _room(self, done: int) -> int:
+        """Most updates of a call, so that a stretch has iterates enough."""
+        state = self.run.iterates
+        if state is None:
+            return LOOP
+        if done < state["start"]:
+            return int(state["start"]) - done
+        return max(1, int(state["length"]) // CALLS)
+
+    def _take(self, done: int) -> None:
+        """Take this step's iterate, where a stretch of them is followed."""
+        if self.run.iterates is not None:
+            params = self.run.variables.params
+            whole = self.pace is not None or size_of(params) <= WHOLE
+            take(self.run.iterates, done, params, whole)
+
+    def _slower(self, good: LastGood) -> bool:
+        """Go on from the last good state at a lower rate; False where that has not helped."""
+        self._pending = []
+        good.restore(self.run)
+        if self.run.batches is not None:
+            self.batches.restore(self.run.batches)
+        assert self.pace is not None
+        return self.pace.back_off()
 
     def _pause(self) -> None:
         """Write down what a resume needs."""
@@ -392,6 +444,8 @@ class Loop:
         """The step to use, given an eager one's seconds: the one rule for compiling."""
         run, left = self.run, self.steps - self.run.steps
         each = self._largest(each)
+        if self.pace is not None:
+            left = min(left, max(EXPECTED - run.steps, EXPECTED // 4))
         auto = self.options["compile"] == "auto" and math.isfinite(each)
         if auto and each * left < WORTH_COMPILING:
             return eager

@@ -27,7 +27,9 @@ Trainer = TypeVar("Trainer", bound=Callable)
 class LoopOptions(TypedDict, total=False):
     """Options of every trainer. One that is not given, or None, is the resumed run's or default.
 
-    steps: updates to make, in all: those of `resume` included.
+    steps: updates to make, in all: those of `resume` included. "auto" (`fit` only; its default for
+        pairs without mini-batches) lowers the rate when the parameters have settled, and ends when
+        less than `tolerance` is to be gained.
     lr: learning rate of Adam.
     batch_size: rows per step, of every tensor that shares the first one's leading dimension.
     schedule: "constant", "linear" or "cosine" (both to zero), or a function of the step count, a
@@ -53,7 +55,7 @@ class LoopOptions(TypedDict, total=False):
         that came from; "skip" leaves out every step whose loss or gradient is not, and counts them.
     """
 
-    steps: int
+    steps: Any
     lr: float
     batch_size: int | None
     schedule: str | Callable[[Tensor], Tensor]
@@ -83,6 +85,7 @@ class TrainingOptions(LoopOptions, total=False):
     device: str | torch.device
 
 
+AUTO = "auto"  # for `steps`
 DEFAULTS: dict[str, Any] = {
     "schedule": "constant",
     "compile": "auto",
@@ -111,7 +114,9 @@ def complete(options: LoopOptions) -> LoopOptions:
     return cast(LoopOptions, defaults | options)
 
 
-def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Trainer]:
+def trainer(
+    least_steps: int = 1, auto: bool = False, **defaults: Any
+) -> Callable[[Trainer], Trainer]:
     """Complete the options of a trainer `(..., **options: Unpack[TrainingOptions])` at each call.
 
     It draws from its seed, and leaves torch's random state as it was.
@@ -122,6 +127,7 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
 
     Args:
         least_steps: the smallest number of steps.
+        auto: whether steps may be "auto", or None for the trainer to choose.
         defaults: of shared options, where the trainer's differ from `DEFAULTS`.
     """
 
@@ -153,7 +159,10 @@ def trainer(least_steps: int = 1, **defaults: Any) -> Callable[[Trainer], Traine
                         f"{name}: the run had {value.shown}, which no file can hold. Give {name}= "
                         "again."
                     )
-            options = check_options({"steps": least_steps}, **options)
+            free = auto and options["steps"] in (None, AUTO)
+            options = {**check_options({} if free else {"steps": least_steps}, **{
+                k: v for k, v in options.items() if not (free and k == "steps")
+            }), "steps": options["steps"]}  # fmt: skip
             place = getattr(options["resume"], "path", None)
             with _claimed(options, place) as options["folder"], forked(options["seed"]):
                 run = function(*args, **given, **options)

@@ -7,6 +7,7 @@ import time
 from importlib.util import find_spec
 from typing import Any
 
+EVERY = 10.0  # seconds between two lines, where the end is not known
 LINES = 10  # in all, where the output is not a terminal
 
 
@@ -14,16 +15,16 @@ class Progress:
     """Loss in nats, its smoothed trend, steps per second and time left.
 
     Args:
-        steps: how many there will be.
+        steps: how many there will be; None where that is not known.
         unit: of the loss.
         show: whether to show anything.
     """
 
-    def __init__(self, steps: int, unit: str = "nats", show: bool = True):
+    def __init__(self, steps: int | None, unit: str = "nats", show: bool = True):
         self.steps, self.unit, self.show = steps, unit, show
         self.smooth: float | None = None
         self._bar: Any = None
-        self._printed = -1
+        self._printed, self._shown = -1, 0.0
         self._first = (0, time.perf_counter())
 
     def __enter__(self) -> Progress:
@@ -72,6 +73,10 @@ class Progress:
             text += f", held-out ELBO {held_out:.4g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=text)
+        elif self.steps is None:
+            if now - self._shown > EVERY:
+                self._shown = now
+                print(f"step {step}: {text}", file=sys.stderr, flush=True)
         elif step * LINES // self.steps > self._printed or step >= self.steps:
             self._printed = step * LINES // self.steps
             left = f"{(self.steps - step) / max(rate, 1e-9):.0f} s left"

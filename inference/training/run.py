@@ -20,6 +20,7 @@ from ..randomness import forked
 from ..results.notebook import as_html
 from ..results.table import Table
 from ..weights import log_weights, no_validation
+from .convergence import Convergence, judged
 from .state import Training
 
 if TYPE_CHECKING:
@@ -134,6 +135,15 @@ class Run(FittedPair):
         recent = self.losses[-max(1, len(self.losses) // 20) :]
         return -float(np.nanmean(recent))
 
+    @property
+    def converged(self) -> Convergence:
+        """Whether it had converged: true where it had, and `str()` is the evidence and advice."""
+        before, said = self.__dict__.get("_judged", (None, None))
+        if said is None or before != self.steps:
+            said = judged(self)
+            self.__dict__["_judged"] = (self.steps, said)
+        return said
+
     def table(self) -> Table:
         """Facts of the training, one to a line."""
         step = "compiled" if self.compiled else f"eager: {self.eager_because or 'not compiled'}"
@@ -142,6 +152,7 @@ class Run(FittedPair):
             "steps": f"{self.steps:,}" + (f", {self.stopped}" if self.stopped else ""),
             "seconds": f"{self.seconds:.1f}",
             "step": step,
+            "convergence": str(self.converged),
             "parameters": f"{sum(p.numel() for p in self.state.values()):,}",
         }
         return Table(["", ""], list(map(list, facts.items())), left=(0, 1))
@@ -171,7 +182,7 @@ class Run(FittedPair):
         kind = "compiled" if self.compiled else "eager"
         return (
             f"Run({self.steps} steps, {kind}, {self.seconds:.1f} s, "
-            f"{self.estimator!r}: {self.elbo:.3f} {self.unit})"
+            f"{self.estimator!r}: {self.elbo:.3f} {self.unit})\n{self.converged}"
         )
 
 

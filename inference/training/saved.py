@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .checkpoint import Fields, number, whole
+from .iterates import BLOCKS, places
 from .state import COPIED, NESTED, PLAIN, History, Training
 from .update import Variables
 
@@ -119,6 +120,8 @@ def _checked(tensors: dict[str, Tensor], fields: Fields) -> Saved:
     nested.take("random_state", "states of generators, or null", _is_random)
     nested.take("optimiser_state", "a state by name, or null", _is_optimiser)
     nested.take("unlogged", "(n, columns), or null", lambda v: v is None or v.dim() == 2)
+    nested.take("iterates", "moments of iterates, or null", lambda v: v is None or _is_stretch(v))
+    nested.take("pace", "a rate and what was kept, or null", lambda v: v is None or _is_pace(v))
     plain = {k: fields.values[k] for k in PLAIN}
     saved = Saved(
         of=kind, path=fields.path.parent.resolve(), device=torch.device("cpu"),
@@ -189,6 +192,28 @@ def _is_random(v: Any) -> bool:
 
 def _is_further(v: Any) -> bool:
     return all(n.isidentifier() and (x is None or whole(x)) for n, x in v.items())
+
+
+def _is_stretch(v: Any) -> bool:
+    begun = all(whole(v[k]) for k in ("start", "next")) and whole(v["length"], 1)
+    counted = len(v["counts"]) == BLOCKS and all(map(whole, v["counts"]))
+    if not (begun and counted and "origin" in v):
+        return begun and counted and not any(v["counts"])
+    size, seen = len(v["origin"]), v["squares"].shape[1]
+    wide = v["sums"].shape == (BLOCKS, size) and v["squares"].shape == (BLOCKS, seen)
+    return wide and seen == len(range(0, size, places(size)))
+
+
+def _is_pace(v: Any) -> bool:
+    said, scores = v["said"], v.get("scores")
+    numbers = all(number(v[k]) for k in ("rate", "falls"))
+    ended = said is None or (
+        isinstance(said["good"], bool)
+        and isinstance(said["text"], str)
+        and isinstance(said["numbers"], dict)
+    )
+    grouped = scores is None or (_tensor(scores) and scores.dim() == 1 and number(v["stage"]))
+    return numbers and v["rate"] > 0 and ended and grouped and _tensors(v["kept"])
 
 
 def _is_optimiser(v: Any) -> bool:

@@ -84,6 +84,9 @@ class Training:
             lengths of history and losses there: a run that goes on takes back what came since.
         probe: the values of one update from here on the first rows, and of what; another pair has
             others.
+        iterates: averages and spreads of the parameters over a stretch of the last steps, from
+            which `Run.converged` follows.
+        pace: of `steps="auto"`: the rate, what was kept, and how it ended.
         held: read back to be looked at: a trainer makes no step.
     """
 
@@ -112,6 +115,8 @@ class Training:
     unlogged: Tensor | None = None
     logged: tuple[int, int] = (0, 0)
     probe: dict[str, Any] | None = None
+    iterates: dict[str, Any] | None = None
+    pace: dict[str, Any] | None = None
     held: bool = False
 
     @property
@@ -158,8 +163,11 @@ class Training:
         self.best = best if best.dim() else float(best)
         self.best_step, self.since_best = self.steps, 0
 
-    def go_on_from(self, other: Training | None, steps: int) -> None:
+    def go_on_from(self, other: Training | None, steps: int | None) -> None:
         """Take over a copy of the state of another training, if any, for so many steps in all.
+
+        Args:
+            steps: None where the training ends by itself.
 
         Raises:
             TypeError: it is no result of the same trainer.
@@ -172,7 +180,7 @@ class Training:
             raise TypeError(
                 f"resume: expected a {self.kind} that the same trainer returned, got {other.kind}."
             )
-        if steps <= other.steps and not other.held:
+        if steps is not None and steps <= other.steps and not other.held:
             raise ValueError(
                 f"steps: the run has made {other.steps:,} of them; ask for more in all, as in "
                 f"steps={2 * other.steps}."
@@ -240,6 +248,8 @@ NESTED = (
     "random_state",
     "optimiser_state",
     "unlogged",
+    "iterates",
+    "pace",
 )  # fields that hold tensors; all others but these are plain
 _APART = ("device", "settings", "variables", "history", "held")
 COPIED = tuple(f.name for f in dataclasses.fields(Training) if f.name not in _APART)
