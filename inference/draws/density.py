@@ -11,6 +11,8 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from ..weights import LogWeights, Term
 
+ROUNDED = 0.5  # nats of rounding, at which weights tell nothing
+
 
 def unconstrained(term: Term) -> Term | None:
     """The site with its value on the real line; None where its support has no way there."""
@@ -94,6 +96,20 @@ def missing_spread(weights: LogWeights) -> str | None:
     if not drawn or any(not _is_still(_draws(t, weights)) for t in drawn.values()):
         return None
     return f"all draws of {_names(drawn)} are the same, so their weights tell nothing"
+
+
+def lost_digits(weights: LogWeights) -> str | None:
+    """Why rounding has eaten the weights, in words: log densities too large for their type."""
+    log_p, log_q = weights.log_p(), weights.log_q()
+    large = float(torch.stack([log_p.abs().max(), log_q.abs().max()]).nan_to_num(posinf=0.0).max())
+    rounding = large * torch.finfo(log_p.dtype).eps
+    if not rounding > ROUNDED:
+        return None
+    kind = str(log_p.dtype).removeprefix("torch.")
+    return (
+        f"log densities of {large:.1g} nats are rounded to {rounding:.1g} nats in {kind}: leave "
+        "out constants, or compute in float64 (torch.set_default_dtype)"
+    )
 
 
 def _draws(term: Term, weights: LogWeights) -> Tensor:

@@ -19,8 +19,8 @@ from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
+from ..draws.joint import LogJoint, continuous
 from ..weights.sites import at_zero
-from .joint import LogJoint, continuous
 from .packed import flow_normal, layers
 from .paths import Normal, Paths, pathfinder
 

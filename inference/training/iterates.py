@@ -18,7 +18,7 @@ State = dict[str, Any]
 
 def stretch(start: int, length: int) -> State:
     """A stretch of steps of which nothing was taken yet."""
-    return {"start": int(start), "length": max(BLOCKS, int(length)), "next": int(start),
+    return {"start": int(start), "length": max(1, int(length)), "next": int(start),
             "counts": [0] * BLOCKS}  # fmt: skip
 
 

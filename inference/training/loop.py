@@ -113,9 +113,10 @@ class Loop:
             self.valid_every = max(100, self.steps // 20)
         if auto:
             self.pace = Pace(self.run, self.rate, self.tolerance, self.groups, self.bar.note)
-        elif self.run.kind == "Run" and self.run.iterates is None:
-            self.run.iterates = stretch(self.steps - (self.steps - self.run.steps) // 2,
-                                        (self.steps - self.run.steps) // 2)  # fmt: skip
+        elif self.run.kind == "Run":
+            before, start = self.run.iterates, max(self.steps // 2, self.run.steps)
+            if before is None or before["start"] + before["length"] != self.steps:
+                self.run.iterates = stretch(start, self.steps - start)
 
     def go(self) -> None:
         """Make the steps."""

@@ -232,13 +232,15 @@ def _how_it_ended(good: bool, n: Mapping[str, Any], unit: str, tolerance: float)
     if "rhat" not in n:
         text = (
             f"at rate {n['rate']:.2g} the average of the parameters gains {n['stage']:.2g} {unit} "
-            f"on held-out data (the last look {n['gain']:.2g} ± {n['gain_se']:.1g}, paired over data)"
+            f"on held-out data (the last look {n['gain']:.2g} ± {n['gain_se']:.1g}, paired over "
+            "data)"
         )
     else:
         text = (
             f"the average at rate {n['rate']:.2g} gains {n['gain']:.2g} ± {n['gain_se']:.1g} "
             f"{unit} on what was kept before, R-hat of the iterates is {n['rhat']:.2f} "
-            f"({n['parameter']}), and the Monte Carlo error of their average {n['average_error']:.1g}"
+            f"({n['parameter']}), and the Monte Carlo error of their average "
+            f"{n['average_error']:.1g}"
         )
     if not good:
         return f"not converged: {text}; no rate makes it better: look at run.history."

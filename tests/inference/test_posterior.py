@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import constraints
 
 from inference import posterior
-from inference.guides.joint import LogJoint
+from inference.draws.joint import LogJoint
 from inference.guides.paths import pathfinder
-from inference.guides.stationary import stays
+from inference.judging.referee.stationary import stays
 
 
 def conjugate(x):

@@ -13,18 +13,21 @@ import xarray as xr
 
 from ...draws.arrays import GROUPS, named_arrays
 from ...draws.datatree import to_datatree
-from ...draws.density import missing_density, missing_spread
+from ...draws.density import lost_digits, missing_density, missing_spread
 from ...draws.psis import LEAST
 from ...draws.sampler import sample
 from ...pairs.gate import CheckedPair, admit_all
+from ...pairs.options import one_of
 from ...results.finding import Finding
 from ...results.result import Result
 from ...results.table import WIDTH, Table
 from ...weights.sites import is_flat
 from . import checks
+from .beyond import beyond
 from .coordinates import blocks
 from .correction import Correction, achieved, against, correct, corrected_tree
 from .gap import Gaps, amortization_gap
+from .refereeing import refereed_guide
 from .tail import good_khat, importance
 
 if TYPE_CHECKING:
@@ -132,6 +135,7 @@ def diagnose(
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
+    referee: str | None = None,
 ) -> Diagnosis:
     """Say whether a fitted posterior can be trusted, and why.
 
@@ -150,6 +154,9 @@ def diagnose(
         image_shape: (channels, height, width) of an observation, to show it as an image.
         coords, dims: names, as for `to_datatree`.
         seed: of all that is drawn.
+        referee: "nuts" lets the No-U-Turn sampler judge the draws of one joint posterior: chains
+            begun at them, in coordinates that they whiten or in a flow's own noise. Its finding,
+            "referee", decides; `evidence["referee"]` has its draws.
 
     Returns:
         A `Diagnosis`: `str()` is the text, `figures()` and `to_json()` the rest of it.
@@ -161,6 +168,8 @@ def diagnose(
     2024, arXiv:1507.02646 (PSIS); Paananen et al. 2021, arXiv:1906.00980 (moment matching);
     Cremer et al. 2018, arXiv:1801.03558 (gaps). Each check names its own.
     """
+    if referee is not None:
+        one_of("referee", referee, ["nuts"])
     sources = admit_all(
         run, *data, who="diagnose", least={"draws": LEAST}, gap=gap, seed=seed,
         draws=1_000 if draws is None else draws,
@@ -186,7 +195,7 @@ def diagnose(
     best = int(log_weight.mean("draw").sum(log_weight.dims[2:]).values.argmax())  # by its ELBO
     with sources[best].ready(seed):
         two = sources[best].weights(min(draws, SEEN))
-    because = missing_density(two) or missing_spread(two)
+    because = missing_density(two) or missing_spread(two) or lost_digits(two)
     found: list[Finding | None] = []
     evidence: dict[str, Any] = {"image_shape": image_shape}
     corrections: dict[int, Correction] = {}
@@ -205,6 +214,8 @@ def diagnose(
         except ValueError as why:
             corrections = {}
             found.append(importance(checks.log_weights(tree, best), None, str(why)))
+        if corrections and found[-1] is not None and found[-1].good:
+            found.append(beyond(corrections[best].source))
     found.append(checks.restarts(tree))
     if corrections:
         finding, how, usable = achieved(corrections, best, weighed)
@@ -236,7 +247,10 @@ def diagnose(
         uniform, evidence["pit"] = checks.loo_pit(tree, seed)
         found += [uniform, checks.sensitivity(best_tree)]
     if (fitted := sources[best].run) is not None:
-        found.append(checks.convergence(fitted.losses, fitted.unit))
+        found += [checks.convergence(fitted.losses, fitted.unit), checks.settled(fitted)]
+    if referee is not None:
+        judge, evidence["referee"] = refereed_guide(sources[best], corrections.get(best), how, seed)
+        found.append(judge)
     findings = [f for f in found if f is not None]
     reasons = [f"{f.name}: {f.what}" for f in findings if f.decides and f.good is False]
     verdict = "trust"

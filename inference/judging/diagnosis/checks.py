@@ -67,6 +67,15 @@ def convergence(losses: Sequence[float], unit: str) -> Finding | None:
     return Finding.of("loss", text, good, False, {"drop": float(drop), "se": se})
 
 
+def settled(run: Any) -> Finding | None:
+    """Take the run's own word on whether it had converged; one that still moves decides."""
+    if not hasattr(run, "converged"):
+        return None
+    said = run.converged
+    good = None if said.good is None else not said.moving
+    return Finding.of("convergence", said.text, good, said.moving, said.numbers)
+
+
 def amortisation(gaps: Gaps) -> Finding:
     """Say whether the guide's network, or its family, costs nats."""
     a, b = gaps.amortization, gaps.approximation

@@ -9,10 +9,10 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..draws.sampler import NUMBERS
-from ..randomness import forked
-from ..results.finding import Finding, listed
-from .joint import LogJoint
+from ...draws.joint import LogJoint
+from ...draws.sampler import NUMBERS
+from ...randomness import forked
+from ...results.finding import Finding, listed
 
 MOST, LEAST = 1_000, 200  # chains
 TUNED = 12  # short trajectories that find the step size

@@ -1,0 +1,1 @@
+"""Referees of a posterior's draws: chains that leave the posterior as it is."""
