@@ -232,7 +232,7 @@ class _Way:
             self.place = Normal(u.mean(0), scale)
 
     def _refereed(self, run: Any, drawn: Tensor) -> Finding:
-        """What the No-U-Turn sampler says of draws."""
+        """Let the No-U-Turn sampler judge draws."""
         room = max(self.seconds / 3, self.left)
         if isinstance(run, tuple):
             finding, self.referee = refereed(self.joint, drawn, seconds=room, seed=self.seed)

@@ -1,4 +1,4 @@
-"""What speaks against draws beside their weights, and the evidence that trusted ones give."""
+"""Doubts about draws that their weights do not raise, and the evidence of trusted draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `posterior` returns: draws, a verdict, and what it took."""
+"""The result of `posterior`: draws, a verdict, and what it took."""
 
 from __future__ import annotations
 

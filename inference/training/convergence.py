@@ -1,4 +1,4 @@
-"""Whether a fit has converged, the evidence for it, and what to do where it has not."""
+"""The verdict on a fit: converged or not, the evidence, and what to do where it has not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAST = torch.tensor(1e9)  # a step count at which every annealing has ended
 
 @dataclass(frozen=True)
 class Convergence:
-    """Whether a fit has converged: true where it has, and `str()` says why.
+    """The verdict on a fit: true where it has converged, and `str()` says why.
 
     Attributes:
         good: None where it cannot be told.
@@ -155,7 +155,7 @@ def _all_data(run: Any) -> bool:
 
 
 def _ended(run: Any) -> Convergence:
-    """How a fit with `steps="auto"` ended."""
+    """Say how a fit with `steps="auto"` ended."""
     said = run.pace["said"]
     if said is None:
         why = run.stopped or f"{run.steps:,} steps were made, and it still moves"
@@ -189,7 +189,7 @@ def _by_losses(run: Any, head: str, tolerance: float, numbers: dict[str, Any]) -
 
 
 def _advice(run: Any, losses: Losses, move: Mapping[str, Tensor]) -> str:
-    """What to do about parameters that still move."""
+    """Advice about parameters that still move."""
     assert run.iterates is not None
     rate, length = float(run.settings["lr"]), run.iterates["length"]
     speed = move["way"].abs() / (rate * 0.75 * length)

@@ -66,7 +66,7 @@ class Pace:
 
     @property
     def ended(self) -> bool:
-        """Whether the fit has come to its end."""
+        """True where the fit has come to its end."""
         assert self.run.pace is not None
         return self.run.pace["said"] is not None
 
@@ -120,7 +120,7 @@ class Pace:
             and RISE * at["rate"] <= HIGHEST and size_of(params) <= FEW
         ):  # fmt: skip
             run.pace = {**at, "rate": RISE * at["rate"]}
-            self._said(f"all go one way: rate {RISE * at['rate']:.2g}", numbers)
+            self._report(f"all go one way: rate {RISE * at['rate']:.2g}", numbers)
             self._next(length)
             return
         if gain < -max(2 * gain_se, tol / 4):  # noise at this rate costs more than it brings
@@ -128,7 +128,7 @@ class Pace:
             return
         still = excess > tol / 10 and rhat > RHAT and AHEAD * drift > tol / 4
         if still or error > tol / 4:
-            self._said("still moving" if still else "noisy", numbers)
+            self._report("still moving" if still else "noisy", numbers)
             self._next(2 * length)
             return
         left = (max(gain, 0.0) / (FALL - 1) if at["falls"] else max(gain, 0.0)) + error
@@ -140,7 +140,7 @@ class Pace:
             self._end(False, numbers)
         else:
             self._fall(at["rate"] / FALL)
-            self._said(f"settled: rate {at['rate'] / FALL:.2g}", numbers)
+            self._report(f"settled: rate {at['rate'] / FALL:.2g}", numbers)
             self._next(length)
 
     def _return_to_kept(self, numbers: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class Pace:
             self._end(False, numbers)
             return
         self._fall(at["rate"] / FALL)
-        self._said(f"worse than before: rate {at['rate'] / FALL:.2g}", numbers)
+        self._report(f"worse than before: rate {at['rate'] / FALL:.2g}", numbers)
         self._next(length)
 
     # ---- mini-batches: held-out data, paired over data
@@ -176,7 +176,7 @@ class Pace:
         numbers = {"gain": gain, "gain_se": se, "rate": at["rate"], "stage": at["stage"]}
         enough = waits >= WAITS or gain < -2 * se
         if not enough:
-            self._said("held-out data", numbers)
+            self._report("held-out data", numbers)
             self._next(length if waits == 0 else math.ceil(1.5 * length))
             return
         if at["falls"] and at["stage"] <= max(tol, 2 * se):
@@ -185,7 +185,7 @@ class Pace:
             self._end(False, numbers)
         else:
             self._fall(at["rate"] / FALL)
-            self._said(f"no gain on held-out data: rate {at['rate'] / FALL:.2g}", numbers)
+            self._report(f"no gain on held-out data: rate {at['rate'] / FALL:.2g}", numbers)
             self._next(length)
 
     # ---- what follows
@@ -210,7 +210,8 @@ class Pace:
             for k, p in self.run.variables.params.items():
                 p.copy_(at["kept"][k])
 
-    def _said(self, what: str, numbers: dict[str, Any]) -> None:
+    def _report(self, what: str, numbers: dict[str, Any]) -> None:
+        """Show a line."""
         gain = f"gain {numbers['gain']:.2g} ± {numbers['gain_se']:.1g}"
         rhat = "" if "rhat" not in numbers else f", R-hat {numbers['rhat']:.2f}"
         self.note(f"step {self.run.steps:,}: {what}; {gain} {self.run.unit}{rhat}")

@@ -137,7 +137,7 @@ class Run(FittedPair):
 
     @property
     def converged(self) -> Convergence:
-        """Whether it had converged: true where it had, and `str()` is the evidence and advice."""
+        """The verdict on the fit: true where it had converged; `str()` is evidence and advice."""
         before, said = self.__dict__.get("_judged", (None, None))
         if said is None or before != self.steps:
             said = judged(self)

@@ -1,4 +1,4 @@
-"""What weights of draws cannot show: a part of the posterior where the guide never goes."""
+"""A check for a part of the posterior where the guide never goes, which weights cannot show."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class _Tree:
 
     @staticmethod
     def _turns_inside(n: int, p: Tensor, total: Tensor, firsts: dict) -> Tensor:
-        """Whether a subtree that ends with leaf n turns; its first leaf is kept at even n."""
+        """Tell whether a subtree that ends with leaf n turns; its first leaf is kept at even n."""
         level = bin(n >> 1).count("1")
         if n % 2 == 0:
             firsts[level] = p, total
@@ -173,7 +173,7 @@ class _Tree:
 
 
 def _turns(first: Tensor, last: Tensor, total: Tensor) -> Tensor:
-    """Whether going on would bring the ends of a trajectory closer."""
+    """Tell whether going on would bring the ends of a trajectory closer."""
     middle = total - (first + last) / 2
     return ((first * middle).sum(-1) <= 0) | ((last * middle).sum(-1) <= 0)
 
