@@ -8,11 +8,11 @@ import platform
 
 import torch
 
-from . import bayes, compare, em, flows, memory, start, vae
+from . import bayes, compare, em, flows, memory, posterior, referee, start, vae
 from .timing import measure, report
 
 ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS, **em.ROWS}
-NAMES = [*ROWS, "memory", "start"]
+NAMES = [*ROWS, "memory", "start", "posterior", "referee"]
 
 
 def main() -> None:
@@ -38,6 +38,11 @@ def main() -> None:
             continue
         if name == "start":
             print(start.report(), flush=True)
+            continue
+        if name in ("posterior", "referee"):
+            told = posterior.lines(seeds=min(3, options.rounds)) if name == "posterior" else None
+            for line in told or referee.lines():
+                print(line, flush=True)
             continue
         row = ROWS[name]()
         measure(row, options.rounds)

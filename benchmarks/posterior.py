@@ -1,4 +1,4 @@
-"""`python -m benchmarks.posterior [NAME ...] [--seeds 3]`: `posterior` on nine posteriors.
+"""`python -m benchmarks posterior [--rounds 3]`: `posterior` on nine posteriors of posteriordb.
 
 Of each: whether it was trusted, by which guide, the worst error of a mean (in reference standard
 deviations) and of a standard deviation (in per cent) against the reference draws, and seconds. A
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from inference import posterior
 
 from .posteriors import NAMES, load
+
+HEAD = "posterior seed verdict last-guide mean-error sd-error seconds cpu-seconds"
 
 
 def errors(tree, reference):
@@ -32,28 +35,34 @@ def errors(tree, reference):
     return np.max(worst, 0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    print("posterior seed verdict last-guide mean-error sd-error seconds cpu-seconds")
+def lines(names: Sequence[str] = NAMES, seeds: int = 3) -> Iterator[str]:
+    """A line for each posterior and seed, as it is done, and one for all of them."""
     false, trusted, runs = 0, 0, 0
-    for name in options.names or NAMES:
+    yield HEAD
+    for name in names:
         model, args, reference = load(name)
-        for seed in range(options.seeds):
+        for seed in range(seeds):
             wall, cpu = time.perf_counter(), time.process_time()
             found = posterior(model, *args, seed=seed)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             mean, sd = errors(found.datatree, reference)
             wrong = found.trust and (mean > 0.1 or sd > 0.1)
             false, trusted, runs = false + wrong, trusted + found.trust, runs + 1
-            print(
+            yield (
                 f"{name} {seed} {'trusted' if found.trust else 'not trusted'} "
                 f"{found.rungs[-1].guide} {mean:.3f} {100 * sd:.1f}% {wall:.1f} {cpu:.1f}"
-                + (" FALSE TRUST" if wrong else ""), flush=True,
-            )  # fmt: skip
-    print(f"{trusted} of {runs} trusted, {false} of them falsely")
+                + (" FALSE TRUST" if wrong else "")
+            )
+    yield f"{trusted} of {runs} trusted, {false} of them falsely"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    for line in lines(options.names or NAMES, options.seeds):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -115,5 +115,5 @@ def name_of(place: int, size: int, params: Mapping[str, Tensor]) -> str:
 
 
 def size_of(params: Mapping[str, Tensor]) -> int:
-    """How many numbers the parameters are."""
+    """Count the numbers that the parameters are."""
     return sum(math.prod(p.shape) for p in params.values())

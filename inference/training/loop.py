@@ -283,7 +283,10 @@ class Loop:
         if self.run.batches is not None:
             self.batches.restore(self.run.batches)
         assert self.pace is not None
-        return self.pace.back_off()
+        goes_on = self.pace.back_off()
+        if not goes_on:
+            self.run.stopped = "the loss is not finite at any rate"
+        return goes_on
 
     def _pause(self) -> None:
         """Write down what a resume needs."""
