@@ -157,7 +157,8 @@ class LogJoint:
             with torch.enable_grad():
                 rows = rows.requires_grad_()
                 value = self(rows)
-                (gradient,) = torch.autograd.grad(value.sum(), rows)
+                # a log joint may depend on nothing
+                (gradient,) = torch.autograd.grad(value.sum() + 0.0 * rows.sum(), rows)
             value = torch.where(gradient.isfinite().all(-1), value.detach(), -math.inf)
             parts.append((value, torch.where(value[:, None] > -math.inf, gradient, 0.0)))
         values, gradients = zip(*parts)
@@ -174,7 +175,7 @@ class LogJoint:
             with torch.enable_grad():
                 u = u.detach().requires_grad_()
                 value = self._rows(u)
-                (gradient,) = torch.autograd.grad(value.sum(), u)
+                (gradient,) = torch.autograd.grad(value.sum() + 0.0 * u.sum(), u)
             return torch.cat([value.detach()[:, None], gradient], -1)
 
         def run(u: Tensor) -> tuple[Tensor, Tensor]:

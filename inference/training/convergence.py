@@ -20,7 +20,7 @@ from .update import at_step
 
 RHAT = 1.1  # of the iterates, above which they still go somewhere
 TOLERANCE = 0.05  # nats
-FEW, MANY = 8, 128  # draws of the loss at averages of iterates: until they can tell, or so many
+FEW, MANY = 8, 64  # draws of the loss at averages of iterates: until they can tell, or so many
 SPEED = 0.3  # of a learning rate a step: no way that Adam's noise goes
 AHEAD = 2.0  # gains of the last half of a stretch that are still to come: where losses fall as 1/t
 FAR = 20.0  # times the steps made: more is no advice
@@ -117,13 +117,14 @@ def judged(run: Any) -> Convergence:
     head = f"over the last {state['length']:,} steps R-hat of the iterates is {rhat:.2f} ({name})"
     if state["sums"].shape[1] < size or run.batches is None or not _all_data(run):
         return _by_losses(run, head, tolerance, numbers)
-    losses = Losses(run, [*averages(state, run.variables.params), run.final], tolerance / 4)
+    losses = Losses(run, [*averages(state, run.variables.params), run.final], tolerance / 32)
     if not losses.values.isfinite().all():
         return Convergence(False, "not converged: the loss is not finite.", True, numbers)
     drift, drift_se = losses(**DRIFT)
     error = losses(**EXCESS)[0] / QUARTERS
     last, last_se = losses(p5=1.0, p4=-1.0)
-    ahead = AHEAD * max(drift, 0.0)
+    slower = rhat < RHAT or 1.2 * losses(p2=1.0, p3=-1.0)[0] < losses(p0=1.0, p1=-1.0)[0]
+    ahead = (AHEAD if slower else FAR) * max(drift, 0.0)  # at an even pace there is no end in sight
     numbers |= {
         "drift": drift, "drift_se": drift_se, "further": ahead + max(error, 0.0),
         "average_error": error, "last": last, "last_se": last_se,
@@ -132,7 +133,8 @@ def judged(run: Any) -> Convergence:
         f", the loss at the average of their second half is {drift:.2g} ± {drift_se:.1g} {unit} "
         f"below that of the first, and the Monte Carlo error of the whole average {error:.1g}"
     )
-    if ahead > tolerance and (rhat > RHAT or drift > 3 * drift_se):
+    noise = math.hypot(drift_se, 2 * error)  # of draws, and of averages of half as many iterates
+    if ahead > tolerance and drift > 2 * noise and (rhat > RHAT or drift > 3 * noise):
         text = f"not converged: {head}. More steps would gain about {ahead:.2g} {unit} or more"
         return Convergence(False, f"{text}: {_advice(run, losses, move)}.", True, numbers)
     if max(last, error) - 2 * last_se > tolerance:

@@ -79,9 +79,10 @@ def test_a_rate_too_low_is_raised(capsys):
     def far(x):
         pyro.sample("mean", dist.Normal(pyro.param("loc", torch.tensor(-30.0)), 0.4))
 
-    run = fit(model, far, X, lr=2e-3, tolerance=1e9, compile=False, check=False)
-    said = capsys.readouterr().err
-    assert "all go one way: rate 0.016" in said and run.pace["rate"] >= 0.016 / 4
+    stop = [lambda run: run.steps >= 64]
+    run = fit(model, far, X, lr=2e-3, callbacks=stop, compile=False, check=False)
+    assert "all go one way: rate 0.016" in capsys.readouterr().err
+    assert run.pace["rate"] == pytest.approx(0.016)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_rate_too_low_is_raised(capsys):
     [
         ({"lr": 1e-3}, False, True, ("raise lr", "more steps", "R-hat")),
         ({"lr": 0.1, "schedule": "cosine"}, True, False, ("converged to 0.05 nats",)),
-        ({"lr": 0.4}, False, False, ("cosine", "average")),
+        ({"lr": 1.0}, False, False, ("cosine", "average")),
     ],
 )
 def test_fixed_steps_say_whether_they_were_enough(options, good, moving, words, tmp_path):

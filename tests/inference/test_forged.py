@@ -1,6 +1,7 @@
 """Verdicts that somebody tries to obtain: none of these may be "trust"."""
 
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -59,33 +60,37 @@ def without_density(x):
     "model, guide, why",
     [
         (scalar, at(0.35), "as a point"),
-        (scalar, noise_of_its_own, "noise of its own"),
-        (scalar, without_density, "undefined|density|k-hat"),
-        (undefined, exact, "no estimate|k-hat"),
+        (scalar, noise_of_its_own, "as a point|noise of its own"),
         (unit, lambda x: pyro.sample("z", dist.Uniform(0.0, 0.5)), "equal weights say nothing"),
         (huge, lambda x: pyro.sample("z", dist.Normal(3.0, 0.1)), "rounded to"),
         (scalar, lambda x: pyro.sample("z", dist.Normal(9.0, 0.01)), "k-hat"),
         (nowhere, lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), "k-hat"),
     ],
-    ids=["point", "own noise", "masked", "NaN", "equal weights", "rounding", "one draw", "flat"],
+    ids=["point", "own noise", "equal weights", "rounding", "one draw", "flat"],
 )
 @pytest.mark.filterwarnings("ignore:.*no prior groups.*")
 def test_diagnose_cannot_be_had(model, guide, why):
-    import re
-
     found = diagnose(model, guide, X, draws=400)
-    assert found.verdict == "do not trust" or (
-        found.verdict == "trust the corrected posterior" and model is scalar
-    )
-    assert not found.trust and re.search(why, str(found).replace("\n    ", " "))
-    weights = found["importance weights"].numbers
-    if found.verdict == "do not trust":
-        assert found.corrected is None or weights.get("log_evidence") is None or found.reasons
+    assert found.verdict == "do not trust" and found.corrected is None
+    assert any(re.search(why, reason) for reason in found.reasons)
+
+
+@pytest.mark.parametrize(
+    "model, guide, why",
+    [
+        (scalar, without_density, "model and guide mask it differently"),
+        (undefined, exact, "log_factor of Unit is out of range|site 'x'"),
+    ],
+    ids=["masked", "NaN"],
+)
+def test_diagnose_refuses_what_has_no_density(model, guide, why):
+    with pytest.raises(ValueError, match=why):
+        diagnose(model, guide, X, draws=400)
 
 
 def test_an_unconverged_fit_is_not_trusted_whatever_its_weights():
     def narrow(x):
-        loc = pyro.param("loc", torch.tensor(0.1))
+        loc = pyro.param("loc", torch.tensor(-0.4))
         pyro.sample("z", dist.Normal(loc, 0.8))
 
     run = fit(scalar, narrow, X, steps=60, lr=1e-3, compile=False, progress=False)
@@ -101,19 +106,19 @@ def test_the_exact_posterior_keeps_its_trust():
     assert whole.trust and whole["beyond the draws"].good
 
 
-def spike(x):
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    pyro.factor("x", -1e12 * (z - 0.3) ** 2 - 3.0 * (z - x) ** 4)
-
-
 def one_draw(x):
     """Nearly all mass in a tail that no Gaussian has."""
     pyro.sample("z", dist.StudentT(0.3, 0.0, 1.0))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [undefined, nowhere, one_draw])
+@pytest.mark.parametrize("model", [nowhere, one_draw])
 @pytest.mark.filterwarnings("ignore:.*no prior groups.*")
 def test_posterior_cannot_be_had(model):
     found = posterior(model, X, seconds=20, draws=400)
     assert not found.trust and found.reasons and found.evidence.value is None
+
+
+def test_posterior_refuses_what_is_no_number():
+    with pytest.raises(ValueError, match="no Gaussian along the paths has a finite ELBO"):
+        posterior(undefined, X, seconds=20)

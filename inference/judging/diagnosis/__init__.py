@@ -23,10 +23,10 @@ from ...results.result import Result
 from ...results.table import WIDTH, Table
 from ...weights.sites import is_flat
 from . import checks
-from .beyond import beyond
 from .coordinates import blocks
 from .correction import Correction, achieved, against, correct, corrected_tree
 from .gap import Gaps, amortization_gap
+from .missed_mass import beyond
 from .refereeing import refereed_guide
 from .tail import good_khat, importance
 
@@ -216,8 +216,9 @@ def diagnose(
             found.append(importance(checks.log_weights(tree, best), None, str(why)))
         if corrections and found[-1] is not None and found[-1].good:
             found.append(beyond(corrections[best].source))
+    reached = all(f is None or f.name != "beyond the draws" or f.good for f in found)
     found.append(checks.restarts(tree))
-    if corrections:
+    if corrections and reached:  # no weights bring draws to where there are none
         finding, how, usable = achieved(corrections, best, weighed)
         found.append(finding)
         if how:
@@ -251,6 +252,8 @@ def diagnose(
     if referee is not None:
         judge, evidence["referee"] = refereed_guide(sources[best], corrections.get(best), how, seed)
         found.append(judge)
+        if judge.good is False and how:  # it judged the corrected draws
+            corrected = how = None
     findings = [f for f in found if f is not None]
     reasons = [f"{f.name}: {f.what}" for f in findings if f.decides and f.good is False]
     verdict = "trust"

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
-from torch.distributions import Independent, Normal, TransformedDistribution
+from pyro.distributions.transforms import LowerCholeskyAffine
+from torch import Tensor
+from torch.distributions import AffineTransform, Independent, Normal, TransformedDistribution
 
 from ...draws.joint import LogJoint
 from ...randomness import forked
@@ -21,7 +22,8 @@ from .turns import Chains, no_u_turn
 
 CHAINS = 64  # as many as cost hardly more than one
 WARMUP, DRAWS = 50, 50  # of each chain
-RHAT = 1.05  # of the referee's chains, above which it is none
+GROUPS = 8  # of chains
+RHAT = 1.05  # of the groups, above which it is none
 DIVERGENT = 0.01  # share of its draws
 OFF = 0.1  # sds of a mean, and share of an sd, by which draws may be off
 ERRORS = 3.0  # standard errors beyond that
@@ -141,7 +143,7 @@ def _flow(guide: Any, u: Tensor) -> tuple[Map, Tensor, str] | None:
         return None
     base = guide.base_dist
     base = base.base_dist if isinstance(base, Independent) else base
-    nets = any(isinstance(t, nn.Module) or hasattr(t, "map") for t in guide.transforms)
+    nets = any(not isinstance(t, AffineTransform | LowerCholeskyAffine) for t in guide.transforms)
     if not (isinstance(base, Normal) and nets):
         return None
     start = guide.base_dist.sample((len(u),)).reshape(len(u), -1)
@@ -158,15 +160,26 @@ def _flow(guide: Any, u: Tensor) -> tuple[Map, Tensor, str] | None:
 
 
 def _effective(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Effective draws (the smaller of bulk and squares) and R-hat of each coordinate, (D,)."""
+    """Effective draws (the smaller of bulk and squares) and R-hat of each coordinate, (D,).
+
+    R-hat is that of groups of chains: one of many short chains says how short they are.
+
+    Source: Margossian et al. 2024, "Nested R-hat", arXiv:2110.13017; Vehtari et al. 2021,
+    arXiv:1903.08008.
+    """
     from arviz_stats import ess, rhat
+
+    chains, count, dim = draws.shape
+    together = max(1, chains // GROUPS)
+    grouped = draws[: together * GROUPS].unflatten(0, (-1, together)).transpose(1, 2)
+    grouped = grouped.reshape(-1, together * count, dim)  # in the order in which they were made
 
     def of(values: Tensor, what: Any) -> Tensor:
         data = xr.Dataset({"u": (("chain", "draw", "d"), values.double().numpy())})
         return torch.as_tensor(what(data)["u"].values)
 
     squares = (draws - draws.mean((0, 1))).square()
-    return torch.minimum(of(draws, ess), of(squares, ess)), of(draws, rhat)
+    return torch.minimum(of(draws, ess), of(squares, ess)), of(grouped, rhat)
 
 
 def _compared(referee: Referee, drawn: Tensor, seed: int) -> Finding:
