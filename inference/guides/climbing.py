@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,9 +32,6 @@ from .doubts import other_modes, supported
 from .make import make_guide, model_of
 from .paths import CURVED, Normal, Paths, pathfinder
 from .result import Posterior, Rung
-
-if TYPE_CHECKING:
-    pass
 
 STEPS = 2_000  # most steps of a rung
 LEAST_STEPS = 200  # below which a rung is not begun
