@@ -23,6 +23,7 @@ TOLERANCE = 0.05  # nats
 FEW, MANY = 8, 64  # draws of the loss at averages of iterates: until they can tell, or so many
 SPEED = 0.3  # of a learning rate a step: no way that Adam's noise goes
 AHEAD = 2.0  # gains of the last half of a stretch that are still to come: where losses fall as 1/t
+EVEN = 0.8  # of the first part of a way, that its last part is, where nothing slows down
 FAR = 20.0  # times the steps made: more is no advice
 LAST = torch.tensor(1e9)  # a step count at which every annealing has ended
 
@@ -123,7 +124,7 @@ def judged(run: Any) -> Convergence:
     drift, drift_se = losses(**DRIFT)
     error = losses(**EXCESS)[0] / QUARTERS
     last, last_se = losses(p5=1.0, p4=-1.0)
-    slower = rhat < RHAT or 1.2 * losses(p2=1.0, p3=-1.0)[0] < losses(p0=1.0, p1=-1.0)[0]
+    slower = rhat < RHAT or float(move["even"][worst]) < EVEN
     ahead = (AHEAD if slower else FAR) * max(drift, 0.0)  # at an even pace there is no end in sight
     numbers |= {
         "drift": drift, "drift_se": drift_se, "further": ahead + max(error, 0.0),

@@ -72,10 +72,11 @@ def unflattened(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def spread(state: State) -> dict[str, Tensor]:
-    """R-hat, effective number and way of each parameter whose spread is kept, (D,).
+    """R-hat, effective number, way and evenness of each parameter whose spread is kept, (D,).
 
     R-hat is that of the two halves of the stretch as chains; a way is the distance between the
-    means of the first and the last quarter, where all quarters lie in one order, else 0.
+    means of the first and the last quarter, where all quarters lie in one order, else 0; it is even
+    where its last part is as long as its first, their ratio.
 
     Source: Gelman et al. 2013, "Bayesian data analysis", section 11.4 (split R-hat and effective
     number); Welandawe et al. 2022, arXiv:2203.15945, section 3.2 (of the iterates of a fit).
@@ -99,7 +100,8 @@ def spread(state: State) -> dict[str, Tensor]:
     steps = quarters.diff(dim=0)
     one_way = (steps > 0).all(0) | (steps < 0).all(0)
     way = torch.where(one_way, quarters[-1] - quarters[0], torch.zeros_like(rhat))
-    return {"rhat": rhat, "effective": effective, "way": way}
+    even = torch.where(one_way, steps[-1] / steps[0].where(one_way, torch.ones_like(way)), 0.0)
+    return {"rhat": rhat, "effective": effective, "way": way, "even": even}
 
 
 def name_of(place: int, size: int, params: Mapping[str, Tensor]) -> str:

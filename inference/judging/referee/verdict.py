@@ -141,16 +141,20 @@ def _flow(guide: Any, u: Tensor) -> tuple[Map, Tensor, str] | None:
     """The noise of a flow, and places there; None where the guide is none."""
     if not isinstance(guide, TransformedDistribution):
         return None
-    base = guide.base_dist
+    base: Any = guide
+    transforms: list[Any] = []
+    while isinstance(base, TransformedDistribution):
+        base, transforms = base.base_dist, [*base.transforms, *transforms]
+    noise = base
     base = base.base_dist if isinstance(base, Independent) else base
-    nets = any(not isinstance(t, AffineTransform | LowerCholeskyAffine) for t in guide.transforms)
+    nets = any(not isinstance(t, AffineTransform | LowerCholeskyAffine) for t in transforms)
     if not (isinstance(base, Normal) and nets):
         return None
-    start = guide.base_dist.sample((len(u),)).reshape(len(u), -1)
+    start = noise.sample((len(u),)).reshape(len(u), -1)
 
     def to_u(v: Tensor) -> tuple[Tensor, Tensor]:
         place, volume = v.to(start.dtype), 0.0
-        for t in guide.transforms:
+        for t in transforms:
             before, place = place, t(place)
             ladj = t.log_abs_det_jacobian(before, place)
             volume = volume + (ladj.sum(-1) if ladj.dim() > 1 else ladj)
@@ -230,7 +234,7 @@ def _told_apart(drawn: Tensor, theirs: Tensor, effective: Tensor, seed: int) -> 
 
     As many of the referee's as are effective, so that they count as independent.
     """
-    n = int(min(len(drawn), len(theirs), effective.min().clamp(min=50.0), 2_000.0))
+    n = min(len(drawn), len(theirs), max(50, int(effective.min())), 2_000)
     with forked(seed):
         theirs = theirs[torch.linspace(0, len(theirs) - 1, n).long()]
         drawn = drawn[torch.randperm(len(drawn))[:n]]
