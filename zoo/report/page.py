@@ -24,7 +24,7 @@ from inference.training.folders import read_whole, subfolder, write_whole
 
 from .draw import Picture
 from .numbers import Metric, as_json
-from .theme import DARK, LIGHT, png
+from .theme import DARK, LIGHT, png, titled
 
 SECTIONS = ("diagnosis", "comparison")  # that are put on a page later
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")  # of a figure
@@ -80,8 +80,9 @@ def write(report: Report, folder: str | Path) -> Path:
         ],
     }  # fmt: skip
     drawn = {
-        p.name: (png(p.drawing, LIGHT, p.title), png(p.drawing, DARK, p.title))
+        p.name: (png(drawing, LIGHT), png(drawing, DARK))
         for p in report.pictures
+        for drawing in [titled(p.drawing, p.title)]
     }
     numbers = json.dumps(as_json(list(report.metrics)), indent=2)
     write_whole(folder / "metrics.json", f"{numbers}\n".encode())

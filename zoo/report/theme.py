@@ -80,13 +80,21 @@ DARK = Theme("dark", "#171b22", "#e4e7ec", "#6d7684", "gray", "cividis")
 WIDTH, NARROW, DPI = 9.6, 5.2, 160  # inches; dots per inch
 
 
-def png(draw: Callable[[Theme], Figure], theme: Theme = LIGHT, title: str = "") -> bytes:
-    """Return a figure drawn in a theme, with a title of its own so that the file reads alone."""
+def png(draw: Callable[[Theme], Figure], theme: Theme = LIGHT) -> bytes:
+    """Return a figure drawn in a theme."""
     with themed(theme):
+        return saved(draw(theme))
+
+
+def titled(draw: Callable[[Theme], Figure], title: str) -> Callable[[Theme], Figure]:
+    """Return a drawing with a title of its own, so that its file reads alone."""
+
+    def drawing(theme: Theme) -> Figure:
         figure = draw(theme)
-        if title:
-            figure.suptitle(title, fontsize=11)
-        return saved(figure)
+        figure.suptitle(title, fontsize=11)
+        return figure
+
+    return drawing
 
 
 @contextmanager
