@@ -1,15 +1,19 @@
-"""A step as one ATen graph: traced, compiled, and its kernels repeated without Python.
+"""A step as one ATen graph: written down, compiled, and its kernels repeated without Python.
 
-`trace` makes a graph of a function of tensors, and machine code of a graph. `replay` repeats the
-kernel calls of such code in a loop of C on a CPU; `capture` replays its launches on CUDA, and makes
-them from Python where neither can be. `matmul` has the matrix products for `replay`, and oneDNN's
-where they are faster.
+`tape` writes down the operations of a function of tensors, and `trace` makes machine code of them.
+`calls` turns such code into a list of kernel calls, which `replay` makes in a loop of C on a CPU,
+and `store` keeps for the next fit; `capture` replays launches on CUDA, and makes them from Python
+where neither can be. `matmul` has the matrix products for `replay`, and oneDNN's where they are
+faster.
 """
 
 from .budget import Budget, OutOfBudget
+from .calls import NotReplayable
 from .capture import Captured, Launched
-from .replay import NotReplayable, Replay
-from .trace import Noise, Recorded, TraceFailure, compiled, hoisted, traced
+from .replay import Program, Replay, program_of
+from .store import forget, name_of, recall, remember
+from .tape import Noise, Tape, TraceFailure, recorded
+from .trace import compiled
 
 __all__ = [
     "Budget",
@@ -18,10 +22,15 @@ __all__ = [
     "Noise",
     "NotReplayable",
     "OutOfBudget",
-    "Recorded",
+    "Program",
     "Replay",
+    "Tape",
     "TraceFailure",
     "compiled",
-    "hoisted",
-    "traced",
+    "forget",
+    "name_of",
+    "program_of",
+    "recall",
+    "recorded",
+    "remember",
 ]

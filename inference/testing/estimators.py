@@ -35,7 +35,7 @@ from torch import Tensor
 from ..draws.measures import Moments
 from ..elbo import Estimator
 from ..estimate import Estimate
-from ..graph import TraceFailure, traced
+from ..graph import TraceFailure, recorded
 from ..judging.comparison.gradients import Gradients
 from ..pairs.pair import Pair
 from ..randomness import forked
@@ -316,7 +316,8 @@ class _Checks:
                 sampler = self.sampler(toy, (toy.data(),), replicates=2)
                 if sampler.how == "one by one":
                     raise TraceFailure(str(sampler.note))
-                graph = traced(sampler._function, list(sampler.params.values()))
+                with forked():
+                    tape = recorded(sampler._function, list(sampler.params.values()))
             except ValueError:
                 continue
             except TraceFailure as failure:
@@ -324,7 +325,7 @@ class _Checks:
                     f"{self.estimator!r} cannot be traced, so a fit with it will not compile. "
                     f"{failure}"
                 ) from failure
-            return f"{len(graph.graph.nodes)} operations"
+            return f"{len(tape.operations)} operations"
         raise ValueError("no pair was accepted.")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..graph import Noise, Recorded, TraceFailure
+from ..graph import Noise, Tape, TraceFailure, recorded
 from ..randomness import forked
 from .update import Update, Variables
 
@@ -39,10 +39,21 @@ class Proof:
         variables: where a fit stands; left as they are.
         lr: learning rate.
         rows: a batch for each update.
+        outside: draw the noise outside of the graph, where it is standard.
+
+    Attributes:
+        tape: what one of the updates was made of: the graph to compile.
+
+    Raises:
+        TraceFailure: an update depends on a tensor's value, or is another from call to call.
     """
 
-    def __init__(self, update: Update, variables: Variables, lr: Tensor, rows: Sequence[tuple]):
-        self.lr, self.rows = lr, rows
+    def __init__(
+        self, update: Update, variables: Variables, lr: Tensor, rows: Sequence[tuple],
+        outside: bool = True,
+    ):  # fmt: skip
+        self.lr, self.rows, self._outside = lr, [_contiguous(row) for row in rows], outside
+        rows = self.rows
         self.after = variables.clone()
         with torch.no_grad():
             with forked(SEED):
@@ -53,8 +64,16 @@ class Proof:
                 for s in slots:
                     s.add_(size)
             self.start = self.after.clone()
-            with forked(SEED), Recorded() as self._tape:
-                self.losses = torch.stack([update(self.after, lr, row) for row in rows])
+            with forked(SEED):
+                made = [self._recorded(update, row) for row in rows]
+        tapes, losses = zip(*made)
+        self.losses, self.tape = torch.stack(losses), tapes[0]
+        self._draws = torch.cat(draws) if (draws := [d for t in tapes for d in t.draws]) else None
+        if not all(tape.same(self.tape) for tape in tapes[1:]):
+            raise TraceFailure(
+                "an update is not the same operations as the one before it: something outside of "
+                "torch changes from call to call (a counter, random numbers of numpy or Python)"
+            )
         eps = max(
             torch.finfo(t.dtype).eps
             for t in (self.losses, *variables.params.values())
@@ -65,6 +84,37 @@ class Proof:
         elif lr.is_cuda and torch.backends.cuda.matmul.allow_tf32:
             eps = 2.0**-10
         self.tolerance = eps**0.5
+
+    def _recorded(self, update: Update, row: tuple) -> tuple[Tape, Tensor]:
+        """Make one eager update, and write it down."""
+        losses = []
+
+        def function(*inputs: Tensor) -> Tensor:
+            *flat, lr = inputs[: self.own]
+            rest = iter(inputs[self.own :])
+            batch = tuple(next(rest) if torch.is_tensor(b) else b for b in row)
+            losses.append(update(self.after.like(flat), lr, batch))
+            return losses[0]
+
+        inputs = [*self.after.flat(), self.lr, *_tensors(row)]
+        return recorded(function, inputs, self._outside), losses[0]
+
+    @property
+    def own(self) -> int:
+        """How many of the tape's inputs are variables or the rate; the others are the batch."""
+        return len(self.after.flat()) + 1
+
+    @property
+    def batch(self) -> int:
+        """How many of the tape's inputs are the batch."""
+        return len(self.tape.inputs) - self.own
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The variables at the start and what else the compiled code is a function of."""
+        noise = self.tape.noise()
+        more = [*_tensors(self.rows[0]), *self.tape.constants]
+        return [*self.start.flat(), self.lr, *more, *([] if noise is None else [noise.example])]
 
     def hold(self, run: Callable, noise: Noise | None, together: bool) -> None:
         """Compare `run(own, others, updates)` with the eager updates: one by one, and in one call.
@@ -78,7 +128,7 @@ class Proof:
             Disproved: a loss or a variable differs.
         """
         n = len(self.rows)
-        drawn = () if noise is None else self._tape.noise.view(n, -1)
+        drawn = () if noise is None else self._draws.view(n, -1)
         for several in (False, True) if together else (False,):
             variables = self.start.clone()
             own = [*variables.flat(), self.lr]
@@ -95,9 +145,10 @@ class Proof:
 
     def _stacked(self) -> list[Tensor]:
         """The batches with a leading axis; one alone where they are all the same."""
-        if all(row is self.rows[0] for row in self.rows):
+        columns = list(zip(*map(_tensors, self.rows)))
+        if all(t is column[0] for column in columns for t in column):
             return _tensors(self.rows[0])
-        return [torch.stack(column) for column in zip(*map(_tensors, self.rows))]
+        return [torch.stack(column) for column in columns]
 
     def _compare(self, losses: Tensor, variables: Variables, what: str) -> None:
         if not torch.allclose(losses, self.losses, rtol=self.tolerance, atol=self.tolerance):
@@ -122,6 +173,10 @@ class Proof:
                         f"the compiled step's {kind} {name!r} differs from the eager one's by "
                         f"{gap:.3g} (it changed by {change:.3g}), after {what} on the same noise"
                     )
+
+
+def _contiguous(batch: tuple) -> tuple:
+    return tuple(b.contiguous() if torch.is_tensor(b) else b for b in batch)
 
 
 def _by_kind(v: Variables) -> dict[str, dict[str, Tensor]]:

@@ -16,12 +16,15 @@ from ..graph import (
     Budget,
     Captured,
     Launched,
-    Noise,
     NotReplayable,
+    Program,
     Replay,
     compiled,
-    hoisted,
-    traced,
+    forget,
+    name_of,
+    program_of,
+    recall,
+    remember,
 )
 from .proof import PROVED, Disproved, Proof
 from .update import Update, Variables, row
@@ -169,7 +172,8 @@ def on_cuda(t: Tensor) -> bool:
 class CompiledStep(Step):
     """The same signature as `EagerStep`, without the pair's Python.
 
-    Each shape of batch is traced, compiled and proved once. On a CPU, where the graph is nothing
+    Each shape of batch is written down, compiled unless the same graph is known from before, and
+    proved. On a CPU, where the graph is nothing
     but kernels, `repeats` updates are a loop of C around one; on CUDA their launches are captured
     and replayed; elsewhere every update is a call from Python.
 
@@ -178,7 +182,7 @@ class CompiledStep(Step):
 
     Attributes:
         repeats: updates in one call: 1 once it is known that they are not replayed.
-        seconds: spent on tracing, compiling and the proof so far.
+        seconds: spent on compiling and the proof so far.
 
     Raises:
         TraceFailure: the pair cannot be traced, compiled, or proved equal to the eager step.
@@ -219,63 +223,68 @@ class CompiledStep(Step):
         self._own = None
 
     def _prepare(self, key: Any, batch: tuple, alone: bool) -> Callable:
-        """Trace, compile and prove the step for batches of one shape."""
+        """Record, compile and prove the step for batches of one shape."""
         if len(self._ready) >= RETRACES:
             raise ValueError(_changing([*self._ready, key]))
         start = time.perf_counter()
         n = min(PROVED, self.repeats) if self.repeats > 1 else PROVED
         rows = [batch if alone else row(batch, i) for i in range(n)]
         # the eager step comes first: its memory is free again when the compiled one takes its own
-        proof = Proof(self.update, self.variables, self.lr, rows)
+        proof = Proof(self.update, self.variables, self.lr, rows, not on_cuda(self.lr))
+        self.nodes = len(proof.tape.operations)
         with self.budget.kept():
             try:
-                run = self._proved(rows[0], proof, apart=False)
+                run = self._proved(proof, apart=False)
             except Disproved:
-                run = self._proved(rows[0], proof, apart=True)
+                run = self._proved(proof, apart=True)
         self.budget = Budget()
         self._ready[key] = run
         self.seconds += time.perf_counter() - start
         return run
 
-    def _proved(self, batch: tuple, proof: Proof, apart: bool) -> Callable:
-        """Compiled updates that pass the proof: replayed, or else called from Python."""
-        run, inputs, noise = self._compile(batch, apart)
-        own = len(self.variables.flat()) + 1
-        repeated: Replay | Captured | Launched
+    def _proved(self, proof: Proof, apart: bool) -> Callable:
+        """Compiled updates that pass the proof: known from before, or else compiled now."""
+        name = name_of(proof.tape.key, apart)
+        known = recall(name)
+        if known is not None:
+            try:
+                return self._held(known, proof)
+            except Disproved:
+                forget(name)
+        self.budget.lower(self.nodes)
+        code = compiled(proof.tape, apart)
         try:
-            repeated = Captured(run, inputs, own) if on_cuda(self.lr) else Replay(run, inputs, own)
-            proof.hold(repeated, noise, together=self.repeats > 1)
+            if on_cuda(self.lr):
+                raise NotReplayable("launches are captured")
+            program = program_of(code)
+            run = self._held(program, proof)
         except (NotReplayable, Disproved) as failure:
-            repeated = Launched(run, inputs, own)
-            proof.hold(repeated, noise, together=False)
-            self.not_replayed, self.repeats = str(failure), 1
+            code.not_replayed = None if on_cuda(self.lr) else str(failure)
+            run = self._held(code.tried(proof.inputs), proof)
+            remember(name, code)
+        else:
+            remember(name, program)
+        return run
+
+    def _held(self, code: Any, proof: Proof) -> Callable:
+        """Updates by a program or by inductor's code, held against the eager ones."""
+        constants, noise = proof.tape.constants, proof.tape.noise()
+        if isinstance(code, Program):
+            run: Callable = Replay(code, proof.own, constants)
+        else:
+            kind = Captured if on_cuda(self.lr) else Launched
+            repeated, batch = kind(code, proof.inputs, proof.own), proof.batch
+
+            def run(own: list[Tensor], others: list[Tensor], n: int | None) -> Tensor:
+                return repeated(own, [*others[:batch], *constants, *others[batch:]], n)
+
+        many = isinstance(code, Program) or on_cuda(self.lr)
+        proof.hold(run, noise, together=many and self.repeats > 1)
+        if not many:
+            self.not_replayed, self.repeats = code.not_replayed, 1
         if noise is None:
-            return repeated
-        return lambda own, others, n: repeated(own, [*others, noise.draw(n or 1)], n)
-
-    def _compile(
-        self, batch: tuple, apart: bool = False
-    ) -> tuple[Callable, list[Tensor], Noise | None]:
-        """One update as compiled code, its example inputs, and what its noise is drawn into."""
-        flat = self.variables.flat()
-
-        def function(*inputs: Tensor) -> Tensor:
-            n = len(flat)
-            rest = iter(inputs[n + 1 :])
-            args = tuple(next(rest) if torch.is_tensor(b) else b for b in batch)
-            return self.update(self.variables.like(inputs[:n]), inputs[n], args)
-
-        inputs = [*flat, self.lr, *(b for b in batch if torch.is_tensor(b))]
-        start = time.perf_counter()
-        graph = traced(function, inputs)
-        self.nodes = len(graph.graph.nodes)
-        self.budget.lower(time.perf_counter() - start, self.nodes)
-        noise = None
-        noisy = None if on_cuda(self.lr) else hoisted(graph)  # a captured graph draws its own
-        if noisy is not None:
-            graph, noise = noisy
-            inputs = [*inputs, noise.example]
-        return compiled(graph, inputs, apart), inputs, noise
+            return run
+        return lambda own, others, n: run(own, [*others, noise.draw(n or 1)], n)
 
 
 def _changing(shapes: list[tuple]) -> str:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference import elbo, fit, optim
-from inference.graph import NotReplayable, Recorded, Replay, compiled, hoisted, traced
+from inference.graph import NotReplayable, Replay, compiled, program_of, recorded
 from inference.graph.matmul import LARGE
 from inference.pairs.pair import Pair
 from inference.training.steps import CompiledStep, EagerStep
@@ -16,8 +17,9 @@ from inference.training.update import Update, Variables
 from tests.schools import SIGMA, Y, non_centred
 
 
-def replay(function, *inputs: Tensor, own: int) -> Replay:
-    return Replay(compiled(traced(function, inputs), inputs), inputs, own)
+def replay(function, *inputs: Tensor, own: int, outside: bool = True) -> Replay:
+    tape = recorded(function, [t.clone() for t in inputs], outside)
+    return Replay(program_of(compiled(tape)), own, tape.constants)
 
 
 def moved(p: Tensor, x: Tensor) -> Tensor:
@@ -86,21 +88,20 @@ def test_a_callback_may_move_a_parameter():
         torch.testing.assert_close(p, torch.full_like(p, 0.25), atol=1e-3, rtol=0)
 
 
-def test_variables_that_share_memory_are_not_recorded():
-    p, x = torch.zeros(3), torch.ones(3)
-    with pytest.raises(NotReplayable, match="share memory"):
-        replay(lambda p, q, x: moved(p, x) + q.sum(), p, p.view(3), x, own=2)
+def test_variables_that_share_memory_are_refused():
+    p, q, x = torch.zeros(4), torch.zeros(3), torch.ones(3)
+    run = replay(lambda p, q, x: moved(p, x) + q.sum(), p[:3], q, x, own=2)
+    with pytest.raises(ValueError, match="variables 0 and 1 .* share memory"):
+        run([p[:3], p[1:]], [x])
 
 
 def test_a_failure_while_recording_is_a_reason(monkeypatch):
     """As when torch changes what its compiled code calls."""
-    from torch._inductor.output_code import CompiledFxGraph
-
     p, x = torch.zeros(3), torch.ones(3)
-    run = compiled(traced(moved, (p, x)), (p, x))
-    monkeypatch.setattr(CompiledFxGraph, "__call__", lambda graph, arguments: graph.renamed)
+    code = compiled(recorded(moved, (p, x)))
+    monkeypatch.setattr("inference.graph.replay.calls_of", lambda code: code.renamed)
     with pytest.raises(NotReplayable, match=r"recording fails: AttributeError: .*renamed"):
-        Replay(run, (p, x), 1)
+        program_of(code)
 
 
 def test_the_users_batch_is_never_written():
@@ -173,7 +174,7 @@ def test_what_cannot_be_recorded():
         replay(lambda p, a: (p.add_(1) + a @ a).sum(), torch.zeros(64).double(), big, own=1)
     p = torch.zeros(3)
     with pytest.raises(NotReplayable, match="calls"):
-        replay(lambda p, a: (p.add_(1) + torch.randn(3)).sum(), p, big, own=1)
+        replay(lambda p, a: (p.add_(1) + torch.randn(3)).sum(), p, big, own=1, outside=False)
     assert torch.equal(p, torch.zeros(3))  # trying changes nothing
 
 
@@ -186,7 +187,7 @@ def test_pixels_drawn_at_every_step_are_noise_from_outside(generator):
         p.add_((torch.rand(x.shape, **given) < x).to(x.dtype))
         return (p * torch.randn(3, **given)).sum()
 
-    _, noise = hoisted(traced(drawn, (torch.zeros(3), torch.rand(3))))
+    noise = recorded(drawn, (torch.zeros(3), torch.rand(3))).noise()
     assert noise.parts == [(False, 3), (True, 3)]
 
 
@@ -207,7 +208,7 @@ def test_sixty_four_updates_of_eight_schools(guide):
     torch.manual_seed(3)
     noise = torch.empty(64, 10).normal_()
 
-    class Given(Recorded):
+    class Given(TorchDispatchMode):
         place = 0
 
         def __torch_dispatch__(self, func, types, a=(), kwargs=None):
@@ -230,5 +231,5 @@ def test_large_products_by_the_faster_library_give_the_same_numbers():
     a, b, c = torch.randn(130, 160), torch.randn(160, 130), torch.randn(130)
     assert LARGE <= 130 * 160 * 130
     function = functools.partial(lambda a, b, c: (a @ b + c) @ a + b.T + torch.addmm(c, a, b) @ b.T)
-    run = compiled(traced(function, (a, b, c)), (a, b, c))
+    run = compiled(recorded(function, (a, b, c)))
     torch.testing.assert_close(run([a, b, c]), function(a, b, c), rtol=1e-4, atol=1e-2)

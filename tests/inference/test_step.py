@@ -117,7 +117,14 @@ def test_a_pair_that_reads_a_value_goes_on_eagerly_and_says_why(capfd):
     assert "z.item()" in run.eager_because and "near site" in run.eager_because
 
 
-def test_no_compiler(monkeypatch):
+@pytest.fixture
+def nothing_known(monkeypatch, tmp_path):
+    """No program was compiled before."""
+    monkeypatch.setattr("inference.graph.store._KNOWN", {})
+    monkeypatch.setattr("inference.graph.store.folder", lambda: tmp_path)
+
+
+def test_no_compiler(monkeypatch, nothing_known):
     import torch._inductor.compile_fx as inductor
 
     class InvalidCxxCompiler(RuntimeError):
@@ -131,11 +138,15 @@ def test_no_compiler(monkeypatch):
     assert not run.compiled and "g++" in run.eager_because
 
 
-def test_a_wrong_compiled_step_is_not_used(monkeypatch):
+def test_a_wrong_compiled_step_is_not_used(monkeypatch, nothing_known):
     import inference.training.steps as step_module
 
-    def wrong(graph, inputs, apart=False):
-        return lambda now: torch.zeros(())
+    before = step_module.compiled
+
+    def wrong(tape, apart):
+        code = before(tape, apart)
+        code.function, code._run = None, lambda *inputs: torch.zeros(())
+        return code
 
     monkeypatch.setattr(step_module, "compiled", wrong)
     _, step = steps_of(schools_update())
@@ -213,11 +224,11 @@ def test_the_proof_sees_a_batch_that_does_not_step():
         proof.hold(run, None, together=True)
 
 
-def test_a_step_that_cannot_be_recorded_is_called_from_python(monkeypatch):
+def test_a_step_that_cannot_be_recorded_is_called_from_python(monkeypatch, nothing_known):
     def changed(*_):
         raise AttributeError("torch has renamed it")
 
-    monkeypatch.setattr("inference.graph.replay._record", changed)
+    monkeypatch.setattr("inference.graph.replay.calls_of", changed)
     eager, step = steps_of(schools_update())
     step.repeats = 5
     assert step((Y, S)).shape == (5,) and int(step.variables.count) == 5
@@ -265,8 +276,7 @@ def test_fits_in_two_threads_are_those_of_one_after_the_other():
 def test_an_argument_that_keeps_changing(monkeypatch):
     import inference.training.steps as step_module
 
-    monkeypatch.setattr(step_module, "compiled", lambda graph, inputs, apart: lambda now: LR)
-    monkeypatch.setattr(Proof, "hold", lambda *args, **kwargs: None)
+    monkeypatch.setattr(step_module.CompiledStep, "_proved", lambda *args, **kwargs: lambda *_: LR)
 
     def model(x):
         with pyro.plate("data", len(x)):

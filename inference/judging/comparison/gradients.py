@@ -20,7 +20,19 @@ import torch
 from torch import Tensor
 
 from ...elbo import Estimator
-from ...graph import NotReplayable, Replay, TraceFailure, compiled, hoisted, traced
+from ...graph import (
+    NotReplayable,
+    Program,
+    Replay,
+    TraceFailure,
+    compiled,
+    forget,
+    name_of,
+    program_of,
+    recall,
+    recorded,
+    remember,
+)
 from ...pairs.arguments import has_rows, rows_of, take_rows
 from ...pairs.gate import CheckedPair
 from ...pairs.pair import Pair
@@ -212,7 +224,10 @@ class Gradients:
         if self.how == "batched":
             inputs = list(self.params.values())
             try:
-                run = compiled(traced(self._function, inputs), inputs)
+                with forked():
+                    tape = recorded(self._function, inputs, outside=False)
+                inputs += tape.constants
+                run = compiled(tape).tried(inputs)
             except TraceFailure as failure:
                 self.note = f"not compiled: {failure}"
                 return
@@ -220,25 +235,30 @@ class Gradients:
 
     def _record(self) -> None:
         """Repeat the kernels of one draw in a loop of C, proved by one draw on the same noise."""
-        inputs = list(self.params.values())
-        found = hoisted(traced(self._row, inputs))
-        if found is None:
+        own, threads = list(self.params.values()), torch.get_num_threads()
+        with forked():
+            tape = recorded(self._row, own)
+        one = tape.noise()
+        if one is None:
             raise NotReplayable("it draws something else than normals and uniforms")
-        graph, one = found
-        own, threads = list(inputs), torch.get_num_threads()
-        inputs.append(one.example)
         torch.set_num_threads(1)  # inside a draw; the draws are shared out
         try:
-            run = compiled(graph, inputs)
-            loops = [Replay(run, inputs, own=len(own)) for _ in range(threads)]
+            name = name_of(tape.key)
+            program = recall(name)
+            if not isinstance(program, Program):
+                program = program_of(compiled(tape))
+            loops = [Replay(program, len(own), tape.constants) for _ in range(threads)]
         finally:
             torch.set_num_threads(threads)
         with forked():
             expected = self._row(*own)
-        got = loops[0](own, [one.draw()])
+        with forked():
+            got = loops[0](own, [one.draw()])
         scale = float(expected.abs().max())
         if not torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * max(1.0, scale)):
+            forget(name)
             raise NotReplayable("another gradient than the eager one on the same noise")
+        remember(name, program)
         self.replicates = max(1, min(self.replicates, LOOPED // len(expected)))
         pool = ThreadPoolExecutor(threads)
 
