@@ -14,7 +14,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +92,8 @@ def _built(source: str) -> str:
 
     try:  # a fused multiply-add is one instruction, which the flag "off" forbids
         with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):
-            return str(Path(CppCodeCache.load(source)._name))
+            # as the part that is optimised, it is compiled with inductor's precompiled header
+            return str(CppCodeCache.load_async("", optimized_code=source)()._name)
     except Exception as error:  # a compiler without GCC's vectors
         raise NotReplayable(f"the loop does not compile: {error}") from error
 
@@ -190,7 +190,9 @@ class Replay:
 
 def _refuse_shared(inputs: Sequence[_Offsets], tensors: Sequence[Tensor]) -> None:
     """Raise ValueError where a change of one variable would be one of another."""
-    spans = ((t.data_ptr(), t.data_ptr() + o.bytes, i) for i, (o, t) in enumerate(zip(inputs, tensors)))
+    spans = (
+        (t.data_ptr(), t.data_ptr() + o.bytes, i) for i, (o, t) in enumerate(zip(inputs, tensors))
+    )
     for (_, end, i), (start, _, j) in itertools.pairwise(sorted(s for s in spans if s[1] > s[0])):
         if start < end:
             raise ValueError(f"variables {i} and {j} of a compiled step share memory. Clone one.")

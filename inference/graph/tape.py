@@ -13,7 +13,7 @@ import hashlib
 import json
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +31,7 @@ NORMAL = (
 UNIFORM = (
     aten.uniform_.default, aten.rand.default, aten.rand.generator, aten.rand_like.default,
 )  # fmt: skip
+SCALED = (aten.mul.Tensor, aten.div.Tensor)
 IN_PLACE = (aten.normal_.default, aten.uniform_.default)
 HIDDEN = ("numpy", "tolist", "__dlpack__")  # ways to read a tensor that no operation shows
 READ = (
@@ -88,6 +89,8 @@ class Tape(TorchDispatchMode):
     Args:
         inputs: what the function is of.
         outside: whether its noise may come from outside, as one more input.
+        sizes: factors that follow from the number of data. They are written down as constants, so
+            that another number of data is the same graph.
 
     Attributes:
         inputs: layout of each: (shape, strides, dtype, device).
@@ -101,9 +104,11 @@ class Tape(TorchDispatchMode):
         _Refused: from inside the block, where the program depends on a tensor's value.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], outside: bool = True):
+    def __init__(
+        self, inputs: Sequence[Tensor], outside: bool = True, sizes: Collection[float] = ()
+    ):
         super().__init__()
-        self.outside = outside
+        self.outside, self.sizes = outside, frozenset(sizes)
         self.inputs = [layout(t) for t in inputs]
         self.operations: list[list] = []
         self.constants: list[Tensor] = []
@@ -186,6 +191,11 @@ class Tape(TorchDispatchMode):
             if func in (aten.randn.default, aten.rand.default):
                 args = args[:1]
         a, k = self._written(args), {n: self._written(v) for n, v in kwargs.items()}
+        if func in SCALED and isinstance(a[1], (int, float)) and a[1] in self.sizes:
+            if args[0].is_floating_point():
+                a[1] = self._written(
+                    torch.full((), a[1], dtype=args[0].dtype, device=args[0].device)
+                )
         used = list(_tensors([*a, *k.values()]))
         fixed = not seeded and all(n < 0 or n in self.fixed for n in used)
         if shaped and not fixed:
@@ -271,7 +281,11 @@ class Tape(TorchDispatchMode):
         type: then it must draw itself.
         """
         known = [n for n in self.noisy if n is not None]
-        if not self.outside or len(known) < len(self.noisy) or len({where[2:] for _, where in known}) != 1:
+        if (
+            not self.outside
+            or len(known) < len(self.noisy)
+            or len({where[2:] for _, where in known}) != 1
+        ):
             return None
         sizes = [torch.Size(where[0]).numel() for _, where in known]
         (kind,) = {where[2:] for _, where in known}
@@ -280,19 +294,22 @@ class Tape(TorchDispatchMode):
 
 
 def recorded(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], outside: bool = True
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    outside: bool = True,
+    sizes: Collection[float] = (),
 ) -> Tape:
     """Make `function(*inputs)`, which may change its inputs in place, and write it down.
 
     Args:
         function, inputs: what is made.
-        outside: whether the noise of the graph may come from outside.
+        outside, sizes: as for `Tape`.
 
     Raises:
         TraceFailure: the program depends on a tensor's value.
     """
     inputs = [t.detach() for t in inputs]  # one object each, though the memory may be the same
-    tape, last = Tape(inputs, outside), _LastSite()
+    tape, last = Tape(inputs, outside, sizes), _LastSite()
     try:
         with last, tape:
             result = function(*inputs)

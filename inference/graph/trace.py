@@ -55,8 +55,8 @@ def graph_of(tape: Tape) -> Any:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx import Graph, GraphModule
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
     graph, noise = Graph(), tape.noise()
     nodes = {i: graph.placeholder(f"input_{i}") for i in range(len(tape.inputs))}

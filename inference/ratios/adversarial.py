@@ -218,7 +218,7 @@ def fit_adversarial(
 
     names, adam = tuple(players.parts), Adam(options["lr"], (betas[0], betas[1]))
     update = GameUpdate(
-        losses, names, names, adam, schedule_of(options["schedule"], steps), average,
+        losses, names, names, adam, schedule_of(options["schedule"], steps, where), average,
         options["clip"],
     )  # fmt: skip
     run = AdversarialRun(

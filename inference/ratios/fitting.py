@@ -96,7 +96,8 @@ def density_ratio(
 
     update = GameUpdate(
         losses, ("critic",), ("critic",), Adam(options["lr"]),
-        schedule_of(options["schedule"], max(steps, 1)), decay=0.99, clip=options["clip"],
+        schedule_of(options["schedule"], max(steps, 1), x_p.device), decay=0.99,
+        clip=options["clip"],
     )  # fmt: skip
     ratio = DensityRatio(
         variables=update.start(params, buffers), device=x_p.device, seed=seed,

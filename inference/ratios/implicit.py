@@ -239,7 +239,7 @@ def fit_implicit(
     names = tuple(players.parts)
     update = GameUpdate(
         losses, names, names, Adam(options["lr"], (betas[0], betas[1])),
-        schedule_of(options["schedule"], steps), clip=options["clip"],
+        schedule_of(options["schedule"], steps, where), clip=options["clip"],
     )  # fmt: skip
     run = ImplicitRun(
         critic=critic, contrast=contrast, pair_=pair, example=batches.example(), device=where,
@@ -274,7 +274,7 @@ def fit_implicit(
                 run.variables.params[name].copy_(p)
             for slot in [s for slots in run.variables.optim.values() for s in slots]:
                 slot.zero_()
-        begin, factor = run.settle_from, schedule_of(options["schedule"], settle)
+        begin, factor = run.settle_from, schedule_of(options["schedule"], settle, where)
         alone = replace(
             update, movers=names[:-1], schedule=factor and (lambda count: factor(count - begin))
         )

@@ -223,7 +223,7 @@ def begun(
     update = Update(
         run.pair_, elbo, optimiser if isinstance(optimiser, Optimiser) else Adam(options["lr"]),
         run.divide, options["clip"], kwargs=run.kwargs,
-        schedule=schedule_of(options["schedule"], options["steps"]),
+        schedule=schedule_of(options["schedule"], options["steps"], where),
         skip=options["not_finite"] == "skip" and "vary" not in more, **more,
     )  # fmt: skip
     run.variables = Variables.start(run.pair_, update.optimiser)

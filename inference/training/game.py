@@ -59,6 +59,10 @@ class GameUpdate:
         """The index of the column that is the loss of the run."""
         return self.columns.index(f"{self.players[-1]}_loss")
 
+    def sizes(self, batch: tuple) -> set[float]:
+        """Return the factors of the loss that follow from the number of data: none."""
+        return set()
+
     def moves(self, of_critic: int) -> list[GameUpdate]:
         """One step: so many moves of the others, the last of them together with the last player."""
         if of_critic == 1:

@@ -97,7 +97,7 @@ class Proof:
             return losses[0]
 
         inputs = [*self.after.flat(), self.lr, *_tensors(row)]
-        return recorded(function, inputs, self._outside), losses[0]
+        return recorded(function, inputs, self._outside, update.sizes(row)), losses[0]
 
     @property
     def own(self) -> int:

@@ -116,6 +116,17 @@ class Update:
     columns: ClassVar[tuple[str, ...]] = ("loss",)  # what a call returns
     shown: ClassVar[int] = 0  # which of them is the loss
 
+    def sizes(self, batch: tuple) -> set[float]:
+        """Return the factors of the loss that follow from the number of data: N and N/B."""
+        known = {*self.kwargs.values(), *self.pair.full_sizes.values(), self.divide} - {1.0}
+        rows = rows_of(batch) or 1
+        parts = (
+            {rows}
+            if self.chunk is None
+            else {p.stop - p.start for p in even_parts(rows, self.chunk)}
+        )
+        return {n / b for n in known for b in (1, *parts) if n != b}
+
     def loss(self, params: dict, buffers: dict, count: Tensor, batch: tuple) -> tuple:
         """(loss, surrogate loss), both scalars."""
         if self.transform is not None:
@@ -209,16 +220,22 @@ def clipped(grads: list[Tensor], norm: float, lead: int = 0) -> list[Tensor]:
     return [g * factor.reshape(factor.shape + (1,) * (g.dim() - factor.dim())) for g in grads]
 
 
-def schedule_of(schedule: Any, steps: int) -> Callable[[Tensor], Tensor] | None:
-    """A schedule as a function of the step count; None is constant."""
+def schedule_of(
+    schedule: Any, steps: int, device: torch.device | None = None
+) -> Callable[[Tensor], Tensor] | None:
+    """A schedule as a function of the step count; None is constant.
+
+    The number of steps is a tensor on the parameters' device: another number is no other graph.
+    """
     if callable(schedule):
         return schedule
     if schedule == "constant":
         return None
+    end = torch.tensor(float(steps), device=device)
     if schedule == "linear":
-        return lambda count: (1 - count / steps).clamp(min=0.0)
+        return lambda count: (1 - count / end).clamp(min=0.0)
     one_of("schedule", schedule, ("constant", "linear", "cosine"))
-    return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
+    return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / end).clamp(max=1.0)))
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def amortization_gap(
         warnings.filterwarnings("ignore", ".*was not registered in the param store")
         update = Update(
             pair, Trace(particles), Adam(lr), kwargs=kwargs, vary=vary,
-            schedule=schedule_of("cosine", steps),
+            schedule=schedule_of("cosine", steps, chain.device),
         )  # fmt: skip
         variables = Variables(
             {k: p.clone() for k, p in start.items()},
