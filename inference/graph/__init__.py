@@ -10,9 +10,10 @@ faster.
 from .budget import Budget, OutOfBudget
 from .calls import NotReplayable
 from .capture import Captured, Launched
+from .noise import Noise
 from .replay import Program, Replay, program_of
 from .store import forget, name_of, recall, remember
-from .tape import Noise, Tape, TraceFailure, recorded
+from .tape import Tape, TraceFailure, recorded
 from .trace import compiled
 
 __all__ = [

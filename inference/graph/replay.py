@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .calls import NotReplayable, calls_of
 from .tape import layout
-from .trace import Generated
+from .trace import OPTIONS, Generated
 
 
 @dataclass
@@ -91,7 +91,7 @@ def _built(source: str) -> str:
     from torch._inductor.codecache import CppCodeCache
 
     try:  # a fused multiply-add is one instruction, which the flag "off" forbids
-        with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):
+        with config.patch(OPTIONS):
             # as the part that is optimised, it is compiled with inductor's precompiled header
             return str(CppCodeCache.load_async("", optimized_code=source)()._name)
     except Exception as error:  # a compiler without GCC's vectors
@@ -190,11 +190,10 @@ class Replay:
 
 def _refuse_shared(inputs: Sequence[_Offsets], tensors: Sequence[Tensor]) -> None:
     """Raise ValueError where a change of one variable would be one of another."""
-    spans = (
-        (t.data_ptr(), t.data_ptr() + o.bytes, i) for i, (o, t) in enumerate(zip(inputs, tensors))
-    )
-    for (_, end, i), (start, _, j) in itertools.pairwise(sorted(s for s in spans if s[1] > s[0])):
-        if start < end:
+    sizes = [o.bytes for o in inputs]
+    spans = sorted((t.data_ptr(), n, i) for i, (t, n) in enumerate(zip(tensors, sizes)) if n)
+    for (begin, n, i), (start, _, j) in itertools.pairwise(spans):
+        if start < begin + n:
             raise ValueError(f"variables {i} and {j} of a compiled step share memory. Clone one.")
 
 

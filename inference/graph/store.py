@@ -39,7 +39,7 @@ def recall(name: str) -> Program | Callable | None:
     if name not in _KNOWN:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             program = _read(name)
-            program.loop  # a library that cannot be loaded is none
+            assert program.loop  # a library that cannot be loaded is none
             _KNOWN[name] = program
     return _KNOWN.get(name)
 

@@ -23,16 +23,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .noise import NORMAL, Noise, is_standard
+
 aten = torch.ops.aten
 
-NORMAL = (
-    aten.normal_.default, aten.randn.default, aten.randn.generator, aten.randn_like.default,
-)  # fmt: skip
-UNIFORM = (
-    aten.uniform_.default, aten.rand.default, aten.rand.generator, aten.rand_like.default,
-)  # fmt: skip
 SCALED = (aten.mul.Tensor, aten.div.Tensor)
-IN_PLACE = (aten.normal_.default, aten.uniform_.default)
 HIDDEN = ("numpy", "tolist", "__dlpack__")  # ways to read a tensor that no operation shows
 READ = (
     "a tensor's value is read on the host (.item(), bool(), float(), an if on a tensor): keep it a "
@@ -51,32 +46,6 @@ class TraceFailure(Exception):
 
 class _Refused(Exception):
     """An operation that no graph can have."""
-
-
-class Noise:
-    """Random numbers of a graph as an input: standard normals and uniforms, one after another.
-
-    Attributes:
-        parts: (normal or else uniform, how many).
-        example: (total,), zeros.
-    """
-
-    def __init__(self, parts: list[tuple[bool, int]], example: Tensor):
-        self.parts, self.example = parts, example
-        self._made: dict[int, tuple[Tensor, list[tuple[bool, Tensor]]]] = {}
-
-    def draw(self, updates: int = 1) -> Tensor:
-        """Draw anew: (total,), as the graph itself would, or (updates, total) for several."""
-        if updates not in self._made:
-            values = self.example.repeat(updates, 1) if updates > 1 else self.example
-            columns = values.split([n for _, n in self.parts], -1)
-            views = [(normal, v) for (normal, _), v in zip(self.parts, columns)]
-            plain = updates > 1 and all(normal for normal, _ in views)
-            self._made[updates] = values, [(True, values)] if plain else views
-        values, views = self._made[updates]
-        for normal, view in views:
-            view.normal_() if normal else view.uniform_()
-        return values
 
 
 class Tape(TorchDispatchMode):
@@ -182,7 +151,7 @@ class Tape(TorchDispatchMode):
         if func is aten.lift_fresh.default and self._known(args[0]) is None:
             return self._lifted(args[0])
         name, seeded, reads, shaped, written = _about(func)
-        standard = seeded and _standard(func, args, kwargs)
+        standard = seeded and is_standard(func, args, kwargs)
         if standard:
             kwargs = {k: v for k, v in kwargs.items() if k != "generator"}
             func = {aten.randn.generator: aten.randn.default,
@@ -191,14 +160,12 @@ class Tape(TorchDispatchMode):
             if func in (aten.randn.default, aten.rand.default):
                 args = args[:1]
         a, k = self._written(args), {n: self._written(v) for n, v in kwargs.items()}
-        if func in SCALED and isinstance(a[1], (int, float)) and a[1] in self.sizes:
-            if args[0].is_floating_point():
-                a[1] = self._written(
-                    torch.full((), a[1], dtype=args[0].dtype, device=args[0].device)
-                )
+        if self._is_size(func, args):
+            size = torch.full((), args[1], dtype=args[0].dtype, device=args[0].device)
+            a[1] = self._written(size)
         used = list(_tensors([*a, *k.values()]))
         fixed = not seeded and all(n < 0 or n in self.fixed for n in used)
-        if shaped and not fixed:
+        if shaped and not fixed and not _by_number(func, args):
             raise _Refused(SHAPE)
         if reads and not fixed:
             raise _Refused(READ)
@@ -213,7 +180,7 @@ class Tape(TorchDispatchMode):
         if reads:
             return out
         results = out if isinstance(out, (list, tuple)) else (out,)
-        numbers = []
+        numbers: list[int | None] = []
         for r in results:
             if not isinstance(r, Tensor):
                 if r is not None:
@@ -234,6 +201,12 @@ class Tape(TorchDispatchMode):
             if standard:
                 self.draws.append(results[0].detach().clone().reshape(-1))
         return out
+
+    def _is_size(self, func: Any, args: tuple) -> bool:
+        return (
+            func in SCALED and isinstance(args[1], (int, float)) and args[1] in self.sizes
+            and args[0].is_floating_point()
+        )  # fmt: skip
 
     def _lifted(self, t: Tensor) -> Tensor:
         """`torch.tensor(...)`: one number by its value, more as a constant."""
@@ -281,14 +254,11 @@ class Tape(TorchDispatchMode):
         type: then it must draw itself.
         """
         known = [n for n in self.noisy if n is not None]
-        if (
-            not self.outside
-            or len(known) < len(self.noisy)
-            or len({where[2:] for _, where in known}) != 1
-        ):
+        kinds = {where[2:] for _, where in known}
+        if not self.outside or len(known) < len(self.noisy) or len(kinds) != 1:
             return None
         sizes = [torch.Size(where[0]).numel() for _, where in known]
-        (kind,) = {where[2:] for _, where in known}
+        (kind,) = kinds
         example = torch.zeros(sum(sizes), dtype=getattr(torch, kind[0]), device=kind[1])
         return Noise([(normal, n) for (normal, _), n in zip(known, sizes)], example)
 
@@ -362,17 +332,12 @@ def _about(func: Any) -> tuple:
     return _ABOUT[func]
 
 
-def _standard(func: Any, args: tuple, kwargs: dict) -> bool:
-    """True for an operation that draws standard normals or uniforms from torch's own generator."""
-    if func not in NORMAL + UNIFORM or kwargs.get("generator") is not None:
-        return False
-    if func in (aten.randn.generator, aten.rand.generator) and any(a is not None for a in args[1:]):
-        return False
-    if func not in IN_PLACE:
-        return kwargs.get("memory_format") in (None, torch.contiguous_format) or (
-            isinstance(args[0], Tensor) and args[0].is_contiguous()
-        )
-    return tuple(args[1:]) in ((), (0, 1)) and args[0].is_contiguous()  # else in another order
+def _by_number(func: Any, args: tuple) -> bool:
+    """True for entries picked by their numbers: how many those are, no value decides."""
+    masks = (torch.bool, torch.uint8)
+    return func is aten.index.Tensor and not any(
+        isinstance(i, Tensor) and i.dtype in masks for i in args[1]
+    )
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -24,6 +24,7 @@ OPTIONS = {
     "fallback_random": True,  # torch's own generators
     "cpp.min_chunk_size": 4096,  # entries of a loop for which a second thread is woken
     "cpp.enable_floating_point_contract_flag": "fast",  # a multiply-add is one instruction
+    "cpp.vec_isa_ok": True,  # two trial compilations, 5 s, ask whether g++ knows the processor
 }
 _HELP = {"DataDependent": SHAPE, "nonzero": SHAPE}  # part of an error's text -> what it means
 
@@ -48,7 +49,7 @@ class Kernel:
 
 
 def graph_of(tape: Tape) -> Any:
-    """The tape as a graph: of its inputs, its constants and, where it comes from outside, its noise.
+    """The tape as a graph of its inputs, its constants and, where it is one, its noise.
 
     Returns:
         A `torch.fx.GraphModule` whose nodes have fake tensors for values.
@@ -78,7 +79,7 @@ def graph_of(tape: Tape) -> Any:
     start, parts = 0, iter([] if noise is None else noise.parts)
     shapes = iter([list(drawn[1][0]) for drawn in tape.noisy if drawn])
     for name, args, kwargs, results in tape.operations:
-        operation = functools.reduce(getattr, name.split("."), torch.ops)
+        operation: Any = functools.reduce(getattr, name.split("."), torch.ops)
         if noise is not None and torch.Tag.nondeterministic_seeded in operation.tags:
             end = start + next(parts)[1]
             part = graph.call_function(aten.slice.Tensor, (place, 0, start, end))
@@ -186,7 +187,8 @@ def compiled(tape: Tape, apart: bool = False) -> Generated:
                 torch.no_grad(), config.patch(OPTIONS), ours, writes, later,
                 tracing(TracingContext(fake)),
             ):  # fmt: skip
-                return Generated(compile_fx(graph, like), tape)
+                run: Any = compile_fx(graph, like)
+                return Generated(run, tape)
     except Exception as error:
         raise _failure(error) from error
 
@@ -205,9 +207,9 @@ def _found(run: Callable, inputs: list[Tensor]) -> tuple:
         calls.append((graph.current_callable, list(arguments)))
         raise _Call
 
-    with torch.no_grad(), patch.object(CompiledFxGraph, "__call__", stop):
-        with contextlib.suppress(_Call):
-            run(*inputs)
+    calling = patch.object(CompiledFxGraph, "__call__", stop)
+    with torch.no_grad(), calling, contextlib.suppress(_Call):
+        run(*inputs)
     method, arguments = calls[0] if len(calls) == 1 else (None, [])
     return getattr(method, "__func__", None), getattr(method, "__self__", None), arguments
 

@@ -36,6 +36,7 @@ from .state import (
 from .steps import CompiledStep, EagerStep, ForeignStep, Round, Step
 
 WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
+WORTH_RECALLING = 250  # steps ahead, of which some ten are spent to look whether it is known
 LOOP = 64  # updates in one call, at most, where the step is replayed
 TIMED = 5  # eager steps that are timed to decide
 ROOM = 2**20  # numbers in the batches of one call
@@ -451,14 +452,18 @@ class Loop:
         if self.pace is not None:
             left = min(left, max(EXPECTED - run.steps, EXPECTED // 4))
         auto = self.options["compile"] == "auto" and math.isfinite(each)
-        if auto and each * left < WORTH_COMPILING:
+        short = auto and each * left < WORTH_COMPILING  # only what is known from before
+        if short and left < WORTH_RECALLING:
             return eager
-        self.bar.note("compiling the step")
-        share = self.options["compile_budget"]
+        if not short:
+            self.bar.note("compiling the step")
+        share = 0.0 if short else self.options["compile_budget"]
         try:
             limited = auto and self.ranks is None  # a clock would part the ranks
             step = self._compiled(left, Budget(each * left, share) if limited else Budget())
         except (TraceFailure, OutOfBudget) as failure:
+            if short:
+                return eager
             run.eager_because = str(failure)
             self.bar.note(f"eager steps: {failure}")
             return eager
@@ -471,8 +476,9 @@ class Loop:
     def _compiled(self, left: int, budget: Budget) -> Step:
         """The compiled step of as many updates as suit the pair, tried and proved."""
         variables, n = self.run.variables, self._updates(left)
+        singly = self.options["compile"] == "auto"  # the same numbers, whenever it changes over
         steps: dict[int, Step] = {
-            id(u): CompiledStep(u, variables, self.rate, n, budget) for u in self.moves
+            id(u): CompiledStep(u, variables, self.rate, n, budget, singly) for u in self.moves
         }
         batch, shared = self.batches.trial(n * len(self.moves))
         kept = variables.clone()

@@ -68,7 +68,7 @@ class Proof:
                 made = [self._recorded(update, row) for row in rows]
         tapes, losses = zip(*made)
         self.losses, self.tape = torch.stack(losses), tapes[0]
-        self._draws = torch.cat(draws) if (draws := [d for t in tapes for d in t.draws]) else None
+        self._draws = [d for tape in tapes for d in tape.draws]
         if not all(tape.same(self.tape) for tape in tapes[1:]):
             raise TraceFailure(
                 "an update is not the same operations as the one before it: something outside of "
@@ -128,7 +128,7 @@ class Proof:
             Disproved: a loss or a variable differs.
         """
         n = len(self.rows)
-        drawn = () if noise is None else self._draws.view(n, -1)
+        drawn = () if noise is None else torch.cat(self._draws).view(n, -1)
         for several in (False, True) if together else (False,):
             variables = self.start.clone()
             own = [*variables.flat(), self.lr]

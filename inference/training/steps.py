@@ -179,6 +179,8 @@ class CompiledStep(Step):
 
     Args:
         budget: what the first shape may cost; by default as much as it takes.
+        singly: draw the noise of each update as the eager step does, so that its numbers are those
+            of eager steps.
 
     Attributes:
         repeats: updates in one call: 1 once it is known that they are not replayed.
@@ -199,7 +201,9 @@ class CompiledStep(Step):
         lr: Tensor,
         repeats: int = 1,
         budget: Budget | None = None,
+        singly: bool = False,
     ):
+        self.singly = singly
         self.update, self.variables, self.lr, self.repeats = update, variables, lr, repeats
         self.budget = budget or Budget()
         self._ready: dict[Any, Callable] = {}
@@ -284,7 +288,7 @@ class CompiledStep(Step):
             self.not_replayed, self.repeats = code.not_replayed, 1
         if noise is None:
             return run
-        return lambda own, others, n: run(own, [*others, noise.draw(n or 1)], n)
+        return lambda own, others, n: run(own, [*others, noise.draw(n or 1, self.singly)], n)
 
 
 def _changing(shapes: list[tuple]) -> str:

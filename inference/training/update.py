@@ -120,11 +120,7 @@ class Update:
         """Return the factors of the loss that follow from the number of data: N and N/B."""
         known = {*self.kwargs.values(), *self.pair.full_sizes.values(), self.divide} - {1.0}
         rows = rows_of(batch) or 1
-        parts = (
-            {rows}
-            if self.chunk is None
-            else {p.stop - p.start for p in even_parts(rows, self.chunk)}
-        )
+        parts = {p.stop - p.start for p in even_parts(rows, self.chunk or rows)}
         return {n / b for n in known for b in (1, *parts) if n != b}
 
     def loss(self, params: dict, buffers: dict, count: Tensor, batch: tuple) -> tuple:

@@ -91,7 +91,7 @@ def test_a_callback_may_move_a_parameter():
 def test_variables_that_share_memory_are_refused():
     p, q, x = torch.zeros(4), torch.zeros(3), torch.ones(3)
     run = replay(lambda p, q, x: moved(p, x) + q.sum(), p[:3], q, x, own=2)
-    with pytest.raises(ValueError, match="variables 0 and 1 .* share memory"):
+    with pytest.raises(ValueError, match=r"variables 0 and 1 .* share memory"):
         run([p[:3], p[1:]], [x])
 
 
