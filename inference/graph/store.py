@@ -35,7 +35,7 @@ def name_of(key: str, apart: bool = False) -> str:
 
 
 def recall(name: str) -> Program | Callable | None:
-    """What is known under a name: a program, or a function that is called from Python."""
+    """Return the code of a name, if known: a program, or a function to call from Python."""
     if name not in _KNOWN:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             program = _read(name)
@@ -62,7 +62,7 @@ def forget(name: str) -> None:
 
 
 def folder() -> Path:
-    """Where programs are: beside the cache of inductor."""
+    """The folder of programs, beside the cache of inductor."""
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
     return Path(given or f"{tempfile.gettempdir()}/torchinductor_{user}") / "pyro_zoo"

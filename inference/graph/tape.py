@@ -248,7 +248,7 @@ class Tape(TorchDispatchMode):
         )
 
     def noise(self) -> Noise | None:
-        """What is to be drawn for the graph from outside.
+        """The noise that is drawn for the graph from outside.
 
         None where it draws nothing, or something else than standard normals and uniforms of one
         type: then it must draw itself.

@@ -115,7 +115,7 @@ def examples(tape: Tape) -> list[Tensor]:
 
 
 class Generated:
-    """What inductor makes of a tape: Python that calls kernels and libraries.
+    """Inductor's code for a tape: Python that calls kernels and libraries.
 
     Attributes:
         function: that Python, a function of (runner, tensors); None where there is more than one.

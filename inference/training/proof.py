@@ -101,12 +101,12 @@ class Proof:
 
     @property
     def own(self) -> int:
-        """How many of the tape's inputs are variables or the rate; the others are the batch."""
+        """The number of the tape's inputs that are variables or the rate; the batch follows."""
         return len(self.after.flat()) + 1
 
     @property
     def batch(self) -> int:
-        """How many of the tape's inputs are the batch."""
+        """The number of the tape's inputs that are the batch."""
         return len(self.tape.inputs) - self.own
 
     @property

@@ -236,11 +236,12 @@ class CompiledStep(Step):
         # the eager step comes first: its memory is free again when the compiled one takes its own
         proof = Proof(self.update, self.variables, self.lr, rows, not on_cuda(self.lr))
         self.nodes = len(proof.tape.operations)
+        apart = recall(name_of(proof.tape.key, True)) is not None  # as it was proved before
         with self.budget.kept():
             try:
-                run = self._proved(proof, apart=False)
+                run = self._proved(proof, apart)
             except Disproved:
-                run = self._proved(proof, apart=True)
+                run = self._proved(proof, not apart)
         self.budget = Budget()
         self._ready[key] = run
         self.seconds += time.perf_counter() - start
@@ -252,7 +253,7 @@ class CompiledStep(Step):
         known = recall(name)
         if known is not None:
             try:
-                return self._held(known, proof)
+                return self._updates_by(known, proof)
             except Disproved:
                 forget(name)
         self.budget.lower(self.nodes)
@@ -261,23 +262,25 @@ class CompiledStep(Step):
             if on_cuda(self.lr):
                 raise NotReplayable("launches are captured")
             program = program_of(code)
-            run = self._held(program, proof)
+            run = self._updates_by(program, proof)
         except (NotReplayable, Disproved) as failure:
             code.not_replayed = None if on_cuda(self.lr) else str(failure)
-            run = self._held(code.tried(proof.inputs), proof)
+            run = self._updates_by(code.tried(proof.inputs), proof)
             remember(name, code)
         else:
             remember(name, program)
         return run
 
-    def _held(self, code: Any, proof: Proof) -> Callable:
+    def _updates_by(self, code: Any, proof: Proof) -> Callable:
         """Updates by a program or by inductor's code, held against the eager ones."""
         constants, noise = proof.tape.constants, proof.tape.noise()
         if isinstance(code, Program):
             run: Callable = Replay(code, proof.own, constants)
         else:
             kind = Captured if on_cuda(self.lr) else Launched
-            repeated, batch = kind(code, proof.inputs, proof.own), proof.batch
+            mine = [*self.variables.flat(), self.lr]  # a capture is of these, where they lie
+            repeated = kind(code, [*mine, *proof.inputs[len(mine) :]], len(mine))
+            batch = proof.batch
 
             def run(own: list[Tensor], others: list[Tensor], n: int | None) -> Tensor:
                 return repeated(own, [*others[:batch], *constants, *others[batch:]], n)
