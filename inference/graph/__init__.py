@@ -14,7 +14,7 @@ from .noise import Noise
 from .replay import Program, Replay, program_of
 from .store import forget, name_of, recall, remember
 from .tape import Tape, TraceFailure, recorded
-from .trace import compiled
+from .trace import compiled, graph_of
 
 __all__ = [
     "Budget",
@@ -29,6 +29,7 @@ __all__ = [
     "TraceFailure",
     "compiled",
     "forget",
+    "graph_of",
     "name_of",
     "program_of",
     "recall",

@@ -49,15 +49,11 @@ class Kernel:
 
 
 def graph_of(tape: Tape) -> Any:
-    """The tape as a graph of its inputs, its constants and, where it is one, its noise.
+    """Return the tape as a `torch.fx.GraphModule`, which returns a tuple of one.
 
-    Returns:
-        A `torch.fx.GraphModule` whose nodes have fake tensors for values.
+    It is a function of the tape's inputs, its constants and, where it comes from outside, its noise.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx import Graph, GraphModule
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
     graph, noise = Graph(), tape.noise()
     nodes = {i: graph.placeholder(f"input_{i}") for i in range(len(tape.inputs))}
@@ -96,12 +92,20 @@ def graph_of(tape: Tape) -> Any:
                 nodes[number] = graph.call_function(operator.getitem, (node, i))
     graph.output((nodes[tape.result],))
     graph.eliminate_dead_code()
-    module = GraphModule(torch.nn.Module(), graph)
+    return GraphModule(torch.nn.Module(), graph)
+
+
+def _valued(graph: Any, inputs: list[Tensor]) -> Any:
+    """The same graph, its nodes with fake tensors for values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
     fake = FakeTensorMode(shape_env=ShapeEnv())
     with torch.no_grad():
-        inputs = [fake.from_tensor(t, static_shapes=True) for t in examples(tape)]
-        FakeTensorProp(module, mode=fake).propagate_dont_convert_inputs(*inputs)
-    return module
+        like = [fake.from_tensor(t, static_shapes=True) for t in inputs]
+        FakeTensorProp(graph, mode=fake).propagate_dont_convert_inputs(*like)
+    return graph
 
 
 def examples(tape: Tape) -> list[Tensor]:
@@ -176,7 +180,7 @@ def compiled(tape: Tape, apart: bool = False) -> Generated:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = graph_of(tape)
+            graph = _valued(graph_of(tape), examples(tape))
             ours = lowered() if use_onednn(graph) else contextlib.nullcontext()
             writes = _writes_apart() if apart else contextlib.nullcontext()
             # inductor looks into its cache only where it finds an environment of shapes

@@ -453,7 +453,8 @@ class Loop:
             left = min(left, max(EXPECTED - run.steps, EXPECTED // 4))
         auto = self.options["compile"] == "auto" and math.isfinite(each)
         short = auto and each * left < WORTH_COMPILING  # only what is known from before
-        if short and left < WORTH_RECALLING:
+        # ranks have to choose alike, but one may know a step that another does not
+        if short and (left < WORTH_RECALLING or self.ranks is not None):
             return eager
         if not short:
             self.bar.note("compiling the step")

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from inference.graph import recorded
-from inference.graph.trace import graph_of
+from inference.graph import graph_of, recorded
 from inference.ratios import DIVERGENCES, Critic
 from inference.ratios.adversarial import (
     OBJECTIVES,
