@@ -51,7 +51,7 @@ class Kernel:
 def graph_of(tape: Tape) -> Any:
     """Return the tape as a `torch.fx.GraphModule`, which returns a tuple of one.
 
-    It is a function of the tape's inputs, its constants and, where it comes from outside, its noise.
+    It is a function of the tape's inputs, its constants and, where it is an input, its noise.
     """
     from torch.fx import Graph, GraphModule
 
