@@ -15,6 +15,15 @@ REPAID = 5.0  # times the budget: what may be spent where the estimate says that
 MANY = 5_000  # operations, of which most are one loop's
 
 
+_KEPT: list[Budget] = []  # those whose blocks are open
+
+
+def lowering(operations: int) -> None:
+    """Ask the open budgets whether a graph of so many operations may be lowered."""
+    for budget in _KEPT:
+        budget.lower(operations)
+
+
 class OutOfBudget(BaseException):
     """Compiling would take longer than it can save.
 
@@ -79,9 +88,13 @@ class Budget:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Look at the clock at each operation lowered, and each attempt to fuse two."""
+        """Limit what is compiled inside the block."""
         with self._patches:
-            yield
+            _KEPT.append(self)
+            try:
+                yield
+            finally:
+                _KEPT.remove(self)
 
     def _watch(self, owner: Any, name: str, doing: str) -> None:
         function = getattr(owner, name)

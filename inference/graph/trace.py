@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..randomness import forked
+from .budget import lowering
 from .matmul import lowered, use_onednn
 from .tape import SHAPE, Tape, TraceFailure, layout, users_line
 
@@ -168,7 +169,9 @@ def compiled(tape: Tape, apart: bool = False) -> Generated:
 
     Raises:
         TraceFailure: there is no working compiler, or inductor cannot lower an operation.
+        OutOfBudget: it would cost more than an open budget.
     """
+    lowering(len(tape.operations))
     try:
         import torch._inductor.config as config
         from torch._guards import TracingContext, tracing

@@ -256,7 +256,6 @@ class CompiledStep(Step):
                 return self._updates_by(known, proof)
             except Disproved:
                 forget(name)
-        self.budget.lower(self.nodes)
         code = compiled(proof.tape, apart)
         try:
             if on_cuda(self.lr):
