@@ -14,7 +14,7 @@ from .noise import Noise
 from .replay import Program, Replay, program_of
 from .store import forget, name_of, recall, remember
 from .tape import Tape, TraceFailure, recorded
-from .trace import compiled, graph_of
+from .trace import compiled, graph_of, traced
 
 __all__ = [
     "Budget",
@@ -35,4 +35,5 @@ __all__ = [
     "recall",
     "recorded",
     "remember",
+    "traced",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..randomness import forked
 from .budget import lowering
 from .matmul import lowered, use_onednn
-from .tape import SHAPE, Tape, TraceFailure, layout, users_line
+from .tape import SHAPE, Tape, TraceFailure, layout, recorded, users_line
 
 aten = torch.ops.aten
 
@@ -94,6 +94,13 @@ def graph_of(tape: Tape) -> Any:
     graph.output((nodes[tape.result],))
     graph.eliminate_dead_code()
     return GraphModule(torch.nn.Module(), graph)
+
+
+def traced(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[..., Tensor]:
+    """Return the operations that a function of tensors makes on these, as a function without it."""
+    tape = recorded(function, [t.clone() for t in inputs], outside=False)
+    graph, constants = graph_of(tape), tape.constants
+    return lambda *others: graph(*others, *constants)[0]
 
 
 def _valued(graph: Any, inputs: list[Tensor]) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..draws.density import to_real
 from ..draws.psis import ess
 from ..elbo.base import log_mean
-from ..graph import TraceFailure, graph_of, recorded
+from ..graph import TraceFailure, traced
 from ..pairs.gate import CheckedPair
 from ..weights import LogWeights, Term
 
@@ -92,9 +92,7 @@ class Places:
         """`_flat`, without the pair's Python where it can be traced: as one graph of operations."""
         if self._graph is None:
             try:
-                tape = recorded(self._flat, inputs, outside=False)
-                graph, constants = graph_of(tape), tape.constants
-                self._graph = lambda *inputs: graph(*inputs, *constants)[0]
+                self._graph = traced(self._flat, inputs)
             except TraceFailure:
                 self._graph = self._flat
         return self._graph(*inputs)
