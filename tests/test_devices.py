@@ -19,8 +19,9 @@ from inference.testing.toys import LinearGaussian, Nested, Switch
 from inference.training.batches import batch_transform
 from inference.training.update import Update, Variables
 from zoo.cards import CARDS
-from zoo.cli.build import arguments_of, build
+from zoo.cli.build import build
 from zoo.cli.fit import resolved
+from zoo.cli.inputs import arguments_of
 from zoo.data import load
 
 PAIRS = [n for n, c in CARDS.items() if {"elbo", "likelihood"} & set(c.trainers)]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from pyro.distributions import Normal
-from scipy.stats import qmc
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -250,6 +249,8 @@ def _points(k: int, dim: int) -> Any:
     """The first K points of Sobol's sequence, (K, dim): an array, which no transform wraps."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*balance properties")
+        from scipy.stats import qmc  # slow to load
+
         found = qmc.Sobol(min(dim, qmc.Sobol.MAXDIM), scramble=False).random(k)
     return found[:, [i % found.shape[1] for i in range(dim)]]
 

@@ -279,11 +279,12 @@ class Loop:
 
     def _slower(self, good: LastGood) -> bool:
         """Go on from the last good state at a lower rate; False where that has not helped."""
-        self._pending = []
+        assert self.pace is not None and self.run.pace is not None
+        self._pending, rate = [], self.run.pace["rate"]
         good.restore(self.run)
+        self.run.pace["rate"] = rate  # the one that failed, not that of the good state
         if self.run.batches is not None:
             self.batches.restore(self.run.batches)
-        assert self.pace is not None
         goes_on = self.pace.back_off()
         if not goes_on:
             self.run.stopped = "the loss is not finite at any rate"

@@ -79,6 +79,7 @@ def log_mean(log_w):
     return torch.logsumexp(log_w, 0) - math.log(len(log_w))
 
 
+@pytest.mark.slow
 def test_a_claimed_value_is_held_against_the_computed_one():
     report = check_estimator(elbo.IWAE(3), expected=log_mean, draws=1_000)
     assert "value, linear-Gaussian" in report.outcomes and not report.refused

@@ -257,6 +257,7 @@ def test_refusals(run, tmp_path):
         to_datatree([], DATA)
 
 
+@pytest.mark.slow
 def test_arviz_takes_it_unchanged():
     import matplotlib
 

@@ -78,6 +78,7 @@ def test_a_bias_is_found_and_named():
     assert max(c.symmetric().values()) < 0.01 and "posteriors too high" in str(c)
 
 
+@pytest.mark.slow
 def test_guides_fitted_to_every_data_set():
     """From the same start: a full-rank guide reaches the posterior, a mean-field one cannot."""
     pair = Correlated(0.9)

@@ -125,6 +125,7 @@ def test_a_fit_makes_the_eager_updates(captured):
     assert torch.allclose(*(torch.tensor(r.losses) for r in runs), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fit_of_batches_makes_the_eager_updates(captured):
     digits, pair = load("digits", pixels="dynamic"), VAE(64, latent_dim=2, hidden=(8,))
     runs = [fit(pair, digits, steps=130, compile=c, progress=False) for c in (False, True)]

@@ -77,6 +77,7 @@ def test_drawn_gradients_have_the_exact_mean(estimator, particles):
     assert abs(values.mean() - truth.detach()) < 5 * values.std() / 4_000**0.5
 
 
+@pytest.mark.slow
 def test_variances_are_in_the_known_order():
     """Enum < Score with a baseline < Score without; VIMCO < IWAE's plain score."""
     pair = EXAMPLE["Causes"]()

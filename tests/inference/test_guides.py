@@ -199,6 +199,7 @@ def test_amortised_guides_reach_the_evidence_in_mini_batches():
 # ---------------------------------------------------------------- beyond normal
 
 
+@pytest.mark.slow
 def test_flows_beat_full_rank_on_a_banana_by_many_standard_errors():
     x = torch.zeros(5)
     flows = {k: (k, {"hidden": (16,), "depth": 2}) for k in ("iaf", "spline")}
@@ -216,6 +217,7 @@ def test_flows_beat_full_rank_on_a_banana_by_many_standard_errors():
         assert row.elbo < evidence
 
 
+@pytest.mark.slow
 def test_a_mixture_finds_both_modes():
     """|a| is observed: one normal distribution loses log 2 against two."""
     x = torch.full((5,), 2.0)
@@ -337,7 +339,13 @@ def make(kind, model, **options):
 ALL = [(k, False) for k in KINDS if k != "laplace"] + [(k, True) for k in AMORTIZED]
 
 
-@pytest.mark.parametrize("kind, amortized", ALL)
+@pytest.mark.parametrize(
+    "kind, amortized",
+    [
+        pytest.param(*a, marks=pytest.mark.slow if a[0] in ("pathfinder", "spline") else ())
+        for a in ALL
+    ],
+)
 def test_supports_are_respected_and_discrete_latents_are_summed_out(kind, amortized):
     x = torch.randn(9)
     guide = make(kind, assorted, amortized=amortized)

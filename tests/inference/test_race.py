@@ -142,7 +142,7 @@ def test_a_race_finds_what_noise_cannot_tell():
     assert steps == round(2e3 / float(found.ms.sel(estimator="Trace(1)")))
     assert (
         "it has the best held-out log p(x)" in found.because
-        and "so the lead is one with" in found.because
+        and "so the lead is one, then, with" in found.because
     )
     again = type(found)(found.data_vars, found.coords, found.attrs)
     assert "behind" in str(again.table())

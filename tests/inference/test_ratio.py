@@ -163,6 +163,7 @@ def test_few_samples_do_not_invent_a_difference():
     assert ratio.js_divergence.value < 3 * ratio.js_divergence.se
 
 
+@pytest.mark.slow
 def test_network_learns_what_quadratic_terms_miss():
     """Two clusters against one Gaussian with the same mean and covariance."""
     side = torch.randint(2, (40_000, 1)) * 2.0 - 1

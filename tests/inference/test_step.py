@@ -67,6 +67,7 @@ def test_several_updates_in_one_call():
     assert len(set(first.tolist())) == 3  # and within one
 
 
+@pytest.mark.slow
 def test_the_count_passes_the_whole_numbers_of_float32():
     """2^24 + 1 is no float32: a count of that type would stand still, and schedules with it."""
     update = schools_update()

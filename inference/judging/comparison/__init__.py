@@ -234,7 +234,8 @@ def _dataset(
     if judge is not None:
         local = "nats per datum" if judge.local else "nats"
         attrs |= {"race": judge.what, "race_unit": local, "race_seeds": len(lanes[0].scores)}
-        attrs |= {"race_winner": named[raced], "race_data": max(len(x.scores[0]) for x in lanes)}
+        attrs |= {"race_winner": named[raced], "race_rise": lanes[raced].rise}
+        attrs |= {"race_data": max(len(x.scores[0]) for x in lanes)}
     return Comparison(data, coords, attrs).recommended()
 
 

@@ -37,6 +37,7 @@ class Lane:
         scores: (seeds, data), held-out nats.
         rounds: that it was in.
         gap, gap_se: nats behind the leader of its last round, and the standard error.
+        rise: nats won in its last round, the latter half of its time.
         note: why it was trained otherwise, or not to the end.
     """
 
@@ -49,6 +50,7 @@ class Lane:
     rounds: int = 0
     gap: float = 0.0
     gap_se: float = 0.0
+    rise: float = 0.0
     note: str = ""
 
     @property
@@ -133,7 +135,7 @@ def run_race(
     """
     judge(given)
     judge(given)  # the first pays for what is loaded
-    rounds = max(1, math.ceil(math.log2(len(lanes))))
+    rounds = max(2, math.ceil(math.log2(len(lanes))))  # two, to see who still rises
     slowest = max(lanes, key=lambda lane: lane.ms)
     least = max(judge.seconds, 2 ** (rounds - 1) * slowest.ms / 1e3)
     if seconds < least:
@@ -145,16 +147,17 @@ def run_race(
     for i in range(rounds):
         for lane in left:
             lane.seconds = seconds / 2 ** (rounds - 1 - i)
-            lane.rounds = i + 1
+            lane.rounds, before = i + 1, lane.mean
             try:
                 _train(lane, given, args, seeds, options)
                 lane.scores = torch.stack([judge(r) for r in lane.runs])
+                lane.rise = lane.mean - before
             except ValueError as failure:  # its loss is not finite, or what it trained is not
                 lane.note, lane.scores = str(failure), torch.full((1, 1), -math.inf)
         left.sort(key=lambda lane: -lane.mean)
         for lane in left:
             lane.gap, lane.gap_se = behind(left[0], lane)
-        half = math.ceil(len(left) / 2)
+        half = max(2, math.ceil(len(left) / 2))
         left = [
             lane
             for j, lane in enumerate(left)

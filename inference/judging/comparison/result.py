@@ -267,10 +267,18 @@ class Comparison(Result, xr.Dataset):
         name = str(others.idxmin("estimator").item())
         gap, se = (float(self[v].sel(estimator=name)) for v in ("race_behind", "race_behind_se"))
         sure = sureness(gap, se)
-        text += f"; {name} is {_pm(gap, se)} behind, so the lead is one with {100 * sure:.0f} %"
+        text += (
+            f"; {name} is {_pm(gap, se)} behind, so the lead is one, then, with {100 * sure:.0f} %"
+        )
         behind, error = self.race_behind, self.race_behind_se
         near = [str(n) for n in self.estimator.values[(behind <= 2 * error).values] if n != winner]
-        return text + (f". Not told apart from {listed(near)}." if near else ".")
+        text += f". Not told apart from {listed(near)}." if near else "."
+        if a["race_rise"] > gap:
+            text += (
+                f" It won {a['race_rise']:.3g} {unit} in the latter half of that time, more than "
+                "its lead: it has not converged, and a longer race may end otherwise."
+            )
+        return text
 
     def _reason(self, best: str, rate: xr.DataArray, pool: xr.DataArray, fair: bool) -> str:
         def signal(name: str) -> str:
