@@ -91,7 +91,7 @@ def branches(weights: LogWeights) -> bool:
 
 def without_averages(guide: Callable) -> Callable:
     """The guide, whose discrete latents are drawn where they are marked to be averaged over."""
-    return poutine.infer_config(guide, lambda site: {"enumerate": None})
+    return poutine.infer_config(guide, lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
 
 
 def averaged(
