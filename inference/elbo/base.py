@@ -332,3 +332,18 @@ def analytic_kl(q: Term, p: Term) -> Tensor | None:
         if torch.is_tensor(mask):
             kl = torch.where(mask, kl, q.log_prob - p.log_prob)
     return kl
+
+
+class OverBase(Estimator):
+    """An estimator over another, `base`, whose count of updates is its own."""
+
+    base: Estimator
+
+    @property
+    def step(self) -> int | Tensor:  # type: ignore[override]
+        """Number of updates made so far: the base's, whose schedule it drives."""
+        return self.base.step
+
+    @step.setter
+    def step(self, count: int | Tensor) -> None:
+        self.base.step = count

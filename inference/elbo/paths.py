@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ..randomness import forked, is_transformed
 from ..weights import LogWeights, Term
 from .additive import STL, Trace
-from .base import Estimator
+from .base import Estimator, OverBase
 from .multisample import DReG
 
 
@@ -151,7 +151,7 @@ class Taylor(Trace):
         return self.bound(weights) - sum(v - v.detach() for v in noise)
 
 
-class Sobol(Estimator):
+class Sobol(OverBase):
     """Another estimator whose K draws are spread out: quasi-Monte Carlo, randomised by shifts.
 
     The normal noise of a latent is Φ⁻¹ of the first K points of Sobol's sequence, shifted by one
@@ -184,15 +184,6 @@ class Sobol(Estimator):
         super().__init__(self.base.particles, vectorized=self.base.vectorized)
         for name in ("is_bound", "is_tight", "follows_bound", "closed_form"):
             setattr(self, name, getattr(self.base, name))
-
-    @property
-    def step(self) -> int | Tensor:  # type: ignore[override]
-        """Number of updates made so far: the base's, whose schedule it drives."""
-        return self.base.step
-
-    @step.setter
-    def step(self, count: int | Tensor) -> None:
-        self.base.step = count
 
     def draw(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LogWeights:
         """The base's weights at draws that are spread out."""

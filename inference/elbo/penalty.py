@@ -11,12 +11,12 @@ from torch import Tensor
 from ..pairs.options import number
 from ..weights import LogWeights, Term, dream, log_q_at
 from .additive import Trace
-from .base import Estimator, of_the_pair
+from .base import Estimator, OverBase, of_the_pair
 
 Rerun = Callable[..., Mapping[str, Term]]  # (values, particles) -> the guide's terms at them
 
 
-class Penalised(Estimator):
+class Penalised(OverBase):
     """`base` minus a penalty that `draw` puts into `weights.extras` under a name.
 
     The penalty is in nats and counts once per datum, like a divergence: its factor includes N.
@@ -32,15 +32,6 @@ class Penalised(Estimator):
         self.base, self.factor = Trace() if base is None else base, factor
         super().__init__(self.base.particles, vectorized=self.base.vectorized)
         self.follows_bound, self.closed_form = self.base.follows_bound, self.base.closed_form
-
-    @property
-    def step(self) -> int | Tensor:  # type: ignore[override]
-        """Number of updates made so far: the base's, whose schedule it drives."""
-        return self.base.step
-
-    @step.setter
-    def step(self, count: int | Tensor) -> None:
-        self.base.step = count
 
     def penalty(self, weights: LogWeights, prior: dict[str, Tensor], rerun: Rerun) -> Tensor:
         """The penalty, a scalar in nats per datum, to be made small.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import xarray as xr
 
 from ..estimate import Estimate
-from ..judging.diagnosis import Diagnosis
+from ..judging.diagnosis import Diagnosis, level_of
 from ..judging.referee.verdict import Referee
 from ..results.result import Result
 from ..results.table import Table
@@ -112,8 +112,7 @@ class Posterior(Result):
     @property
     def level(self) -> str:
         """Of the verdict."""
-        levels = {"trust": "good", "trust the corrected posterior": "fair"}
-        return levels.get(self.verdict, "bad")
+        return level_of(self.verdict)
 
     def picture(self) -> Figure | None:
         """That of the diagnosis."""

@@ -4,6 +4,7 @@ import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.pairs.pair import Pair
@@ -80,3 +81,17 @@ def _loss_and_grads(module, x, particles, traced):
         pyro.set_rng_seed(1)
         loss, grads = run(values, x)
     return {"loss": loss, **dict(zip(names, grads))}
+
+
+class Labelled(nn.Module):
+    """A conditional pair given its labels, as a pair of x alone."""
+
+    def __init__(self, pair, y):
+        super().__init__()
+        self.pair, self.y = pair, y
+
+    def model(self, x, size=None):
+        self.pair.model(x, self.y, size)
+
+    def guide(self, x, size=None):
+        self.pair.guide(x, self.y, size)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from pair_contract import check_pair
+from pair_contract import Labelled, check_pair
 from torch import nn
 
 from inference import elbo, evaluate, fit
@@ -13,20 +13,6 @@ from zoo.semisupervised import SemiSupervisedVAE
 
 B, D, C, L = 6, 5, 3, 2
 SMALL = {"classes": C, "latent_dim": L, "hidden": (7,)}
-
-
-class Labelled(nn.Module):
-    """A pair given its labels, as a pair of x alone."""
-
-    def __init__(self, pair, y):
-        super().__init__()
-        self.pair, self.y = pair, y
-
-    def model(self, x, size=None):
-        self.pair.model(x, self.y, size)
-
-    def guide(self, x, size=None):
-        self.pair.guide(x, self.y, size)
 
 
 def rows(n=B):

@@ -3,7 +3,7 @@ import math
 import pyro
 import pytest
 import torch
-from pair_contract import check_pair
+from pair_contract import Labelled, check_pair
 from torch import nn
 from truths import ppca, ppca_log_likelihood
 
@@ -29,20 +29,6 @@ VARIANTS = {
         "networks": "conv", "image_shape": (5, 1, 1), "likelihood": "gaussian-diagonal"
     },
 }  # fmt: skip
-
-
-class Labelled(nn.Module):
-    """A conditional pair given its labels, as a pair of x alone."""
-
-    def __init__(self, pair, y):
-        super().__init__()
-        self.pair, self.y = pair, y
-
-    def model(self, x, size=None):
-        self.pair.model(x, self.y, size)
-
-    def guide(self, x, size=None):
-        self.pair.guide(x, self.y, size)
 
 
 def data(n=B, d=D):

@@ -40,6 +40,12 @@ SEEN = 100  # draws that show whether a guide has a density, and spread
 VALUES = 2**26  # values of sites that a tree may hold, and those draws an eighth of them
 
 
+def level_of(verdict: str) -> str:
+    """Return how good a verdict is: "good", "fair" or "bad"."""
+    levels = {"trust": "good", "trust the corrected posterior": "fair"}
+    return levels.get(verdict, "bad")
+
+
 @dataclass(repr=False)
 class Diagnosis(Result):
     """A verdict on a fit, and its evidence.
@@ -110,8 +116,7 @@ class Diagnosis(Result):
     @property
     def level(self) -> str:
         """Of the verdict."""
-        levels = {"trust": "good", "trust the corrected posterior": "fair"}
-        return levels.get(self.verdict, "bad")
+        return level_of(self.verdict)
 
     def picture(self) -> Figure | None:
         """Guide and corrected posterior, or the k-hat of each datum."""
