@@ -148,22 +148,25 @@ class DensityRatio(Training):
         predicted, observed, se = torch.stack(rows, 1)
         return Reliability(predicted, observed, se, error)
 
-    def plot(self) -> Figure:
-        """Held-out log ratios under P and under Q, and the reliability of the critic."""
+    def plot(self, names: tuple[str, str] = ("P", "Q")) -> Figure:
+        """Held-out log ratios under both samples, by their names, and the critic's reliability."""
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         log_p, log_q = self.log_p.cpu(), self.log_q.cpu()
         both = torch.cat([log_p, log_q])
         low, high = (float(v) for v in both.quantile(both.new_tensor([0.002, 0.998])))
-        for name, values in (("P", log_p), ("Q", log_q)):
+        for name, values in zip(names, (log_p, log_q)):
             shown = values.clamp(low, high)
             left.hist(shown, bins=60, range=(low, high), density=True, alpha=0.6, label=name)
-        left.set(xlabel="log p/q (nats)", ylabel="density of held-out points")
+        ratio = "p/q" if names == ("P", "Q") else f"density ratio, {names[0]} / {names[1]}"
+        left.set(xlabel=f"log {ratio} (nats)", ylabel="density of held-out points")
         left.set_title(f"Jensen-Shannon divergence {self.js_divergence}")
         left.legend()
         bins = self.calibration()
         right.plot([0, 1], [0, 1], color="grey", lw=1)
         right.errorbar(bins.predicted, bins.observed, 2 * bins.se, fmt="o", ms=4)
-        right.set(xlabel="critic's probability of P", ylabel="share of P (2 s.e.)")
+        right.set(
+            xlabel=f"critic's probability of {names[0]}", ylabel=f"share of {names[0]} (2 s.e.)"
+        )
         right.set_title(f"calibration error {bins.error:.3f}")
         return figure

@@ -1,6 +1,5 @@
 """The command: what it writes, what it refuses and how, and that Ctrl-C loses nothing."""
 
-import functools
 import gzip
 import json
 import shlex
@@ -14,7 +13,6 @@ from markupsafe import escape
 
 import zoo.report.page as page
 from inference.judging.comparison import Comparison
-from inference.ratios import density_ratio
 from inference.training.progress import Progress
 from inference.training.saved import read_run
 from zoo.cards import CARDS
@@ -34,7 +32,7 @@ def quick(monkeypatch, tmp_path):
     """Work in an empty folder, and draw nothing; `draws` and `fitted` do."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(page, "png", lambda drawing, theme: b"\x89PNG")
-    monkeypatch.setattr(judged, "density_ratio", functools.partial(density_ratio, steps=20))
+    monkeypatch.setitem(judged.JUDGE, "steps", 20)
 
 
 @pytest.fixture
@@ -150,7 +148,8 @@ def test_the_same_seed_writes_the_same_numbers(fitted, tmp_path):
         (["mixture", "--data", "moons", "--components", "3"], "density"),
         (["kernel-density", "--data", "small.csv", "--bandwidth", "0.5"], "density"),
         (["marginals", "--data", "moons"], "density"),
-        (["gan", "--steps", "4", "--batch-size", "16", "--compile", "no"], "critic"),
+        (["gan", *TINY[:6], "--hidden", "8", "--test-rows", "60"], "critic"),
+        (["gan", *TINY[:6], "--data", "digits", "--hidden", "8", "--test-rows", "60"], "nearest"),
         (["diffusion", *TINY, "--timesteps", "6", "--hidden", "8"], "reverse"),
         (["real-nvp", *TINY, "--layers", "2", "--hidden", "8"], "density"),
         (["vqvae", *TINY, "--hidden", "8"], "usage"),

@@ -24,6 +24,10 @@ from .options import shown
 from .plan import Plan
 from .train import Fitted
 
+# of the critic that judges draws: a bound however short its training, which begins at a logistic
+# regression. Compiling it took longer than the training of many a generator.
+JUDGE: Any = {"steps": 400, "patience": 4, "compile": False}
+
 
 def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
     """Return the report of a fit: its metrics, pictures and facts."""
@@ -40,9 +44,11 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
         )  # fmt: skip
     if plan.trainer == "adversarial":
         given = subject.data
-        x = torch.cat([given.test, given.valid])[: plan.test_rows * 4].cpu()
+        x = torch.cat([given.test, given.valid])[: plan.test_rows].cpu()
         drawn = subject.call("sample", len(x))
-        subject.ratio = density_ratio(x, drawn, seed=plan.seed)
+        if len(x) >= 20:
+            rows = 128 if len(x) >= 400 else None
+            subject.ratio = density_ratio(x, drawn, seed=plan.seed, batch_size=rows, **JUDGE)
         if len(x) >= 50:
             subject.quality = quality(x, drawn, given.train.cpu(), plan.seed)
     shape = data.image_shape

@@ -111,11 +111,12 @@ def nearest(s: Subject) -> Picture | None:
 
 
 def critic(s: Subject) -> Picture | None:
-    """Draw a critic's scores of held-out data (P) and draws (Q), and its calibration."""
+    """Draw a critic's scores of held-out data and of draws, and its calibration."""
     if s.ratio is None:
         return None
     text = (
-        "A fresh critic, trained to tell held-out data (P) from draws (Q). Left: its log ratios; "
+        "A fresh critic, trained to tell held-out data from draws. Left: its log ratios; "
         "the more they overlap, the better the draws. Right: whether its probabilities hold."
     )
-    return Picture("critic", "Critic", text, lambda theme: s.ratio.plot(), wide=True)
+    names = ("data", "draws")
+    return Picture("critic", "Critic", text, lambda theme: s.ratio.plot(names), wide=True)
