@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -29,6 +30,7 @@ from .placed import FAMILIES as PLACED
 from .placed import PlacedGuide
 from .plates import FAMILIES, PlateGuide
 
+NORMAL = ("mean-field", "full-rank", "low-rank")  # begin near the posterior where data are given
 KINDS: dict[str, Callable[..., AutoGuide]] = {
     "mean-field": AutoNormal,
     "full-rank": AutoMultivariateNormal,
@@ -67,19 +69,22 @@ def make_guide(
     | laplace | the same, begun at the peak, with the curvature there | D²/2 |
     | delta | a point, the peak in the latents' own space (AutoDelta) | D |
 
-    All work under a plate of particles and can be compiled. None needs to know the data: parameters
-    are made when the guide is first called, or at once where its arguments are given. A guide that
-    begins near the posterior ("pathfinder", "laplace", or `start`) needs all data then, and has its
-    parameters in whitened coordinates, where one learning rate (0.01, say) suits all of them.
+    All work under a plate of particles and can be compiled. Without `args` none needs to know the
+    data, and parameters are made when the guide is first called. With all data as `args` they are
+    made at once, and mean-field, low-rank and full-rank begin where a quasi-Newton path found the
+    posterior: their parameters are then in whitened coordinates, where one learning rate (0.01,
+    say) suits all of them, and a `fit` ends after a few hundred steps.
 
     Args:
         kind: from the table.
         model: a Pyro model, or a pair, whose model is taken.
-        args: the model's arguments.
+        args: the model's arguments, all data of a fit.
         start: "pathfinder" or "laplace": begin there, for mean-field, low-rank, full-rank, iaf and
             spline (`inference.guides.placed.PlacedGuide`). Or a dictionary, site -> the value that
             its distribution is placed at, in the site's own space; the others start as their kind
-            does, those with a flat prior (`ImproperUniform`) at the middle of their support.
+            does, those with a flat prior (`ImproperUniform`) at the middle of their support. By
+            default "pathfinder" for mean-field, low-rank and full-rank with `args` (and without
+            options of their own); `{}` is the start of the kind.
         amortized: the latents of each datum get their distribution from a network that is shown
             the datum, instead of parameters of their own: for mini-batches and new data. For
             mean-field, low-rank, full-rank, structured, iaf and spline; latents of no datum keep
@@ -107,6 +112,15 @@ def make_guide(
                 f"guide: {kind!r} cannot be amortised; these can: {', '.join(FAMILIES)}."
             )
         make = functools.partial(PlateGuide, family=kind, amortized=True)
+    own_start = start is not None or amortized or bool({*options} - {"rank"})
+    if args and kind in NORMAL and not own_start:
+        try:
+            return make_guide(kind, model, *args, start="pathfinder", **options)
+        except ValueError as why:
+            warnings.warn(
+                f"{kind}: begins as its kind does (start={{}}), and not near the posterior: {why}",
+                stacklevel=2,
+            )
     values: Mapping[str, Any] = start if isinstance(start, Mapping) else {}
     if start is not None and not isinstance(start, Mapping):
         if kind not in PLACED:

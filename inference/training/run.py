@@ -20,6 +20,7 @@ from ..randomness import forked
 from ..results.notebook import as_html
 from ..results.table import Table
 from ..weights import log_weights, no_validation
+from ..weights.sites import dry_run
 from .convergence import Convergence, judged
 from .state import Training
 
@@ -252,8 +253,8 @@ def without_run(function: Callable) -> Callable:
 def _take_over(pair: Pair, half: str, run: Run) -> None:
     """Start one half of a pair from a run's values of `pyro.param`; modules have theirs already."""
     used: Any = {"params": {}, "constraints": {}}  # what this half asks of an empty store
-    with forked(), torch.no_grad(), no_validation(), pyro.get_param_store().scope(used):
-        getattr(run.pair_, half)(*run.example, **run.kwargs)
+    with no_validation(), pyro.get_param_store().scope(used):
+        dry_run(getattr(run.pair_, half), *run.example, **run.kwargs)
     for name in used["params"]:
         ours = run.pair_._stored.get(name, (name,))[0]
         if ours in pair.params and run.state[ours].shape == pair.params[ours].shape:

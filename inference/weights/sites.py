@@ -40,10 +40,10 @@ class _FlatAtZero(Messenger):
             msg["value"], msg["done"] = biject_to(msg["fn"].support)(value), True
 
 
-def dry_run(model: Callable, *args: Any) -> dict[str, Site]:
+def dry_run(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Site]:
     """Run a model once, on a forked seed, for its sample sites."""
     with forked(), torch.no_grad():
-        return sample_sites(poutine.trace(_FlatAtZero()(model)).get_trace(*args))
+        return sample_sites(poutine.trace(_FlatAtZero()(model)).get_trace(*args, **kwargs))
 
 
 def is_latent(site: Site) -> bool:

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -156,6 +157,22 @@ def test_a_path_is_exact_on_a_gaussian_posterior(kind):
     assert (weight - evidence).abs().max() < 1e-5
     cov = guide.scale0 @ guide.scale0.T
     assert torch.allclose(torch.linalg.inv(cov), precision, rtol=1e-5)
+
+
+def test_normal_guides_that_know_the_data_begin_near_the_posterior():
+    args, _, evidence = regression_data()
+    weight = (
+        log_weights(regression, make_guide("full-rank", regression, *args), *args).elbo().detach()
+    )
+    assert weight.item() == pytest.approx(evidence, abs=1e-5)
+    assert isinstance(make_guide("mean-field", regression, *args, start={}), AutoNormal)
+
+    def nowhere(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("never", z - torch.inf)
+
+    with pytest.warns(UserWarning, match=r"full-rank: begins as its kind does .*not finite"):
+        make_guide("full-rank", nowhere, torch.zeros(2))
 
 
 def test_laplace_says_when_there_is_no_peak():

@@ -14,7 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from inference import elbo, fit, fit_many, optim
+from inference import elbo, fit, fit_many, make_guide, optim
 from inference.ratios import density_ratio
 from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
@@ -224,6 +224,20 @@ def test_fitting_a_run_s_model_and_guide_starts_from_its_parameters():
     vae = fit(VAE(3, 2, hidden=(4,), likelihood="gaussian"), torch.randn(20, 3), steps=3, **QUIET)
     more = fit(vae.model, vae.guide, torch.randn(20, 3), steps=3, **QUIET)
     assert more.pair is not vae.pair
+
+
+def test_fitting_again_where_the_prior_is_flat():
+    """Nothing can be drawn from it, so that a model on its own does not run."""
+
+    def flat(x):
+        m = pyro.sample("m", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    run = fit(flat, make_guide("full-rank", flat), X, steps=5, **QUIET)
+    again = fit(run.model, run.guide, X, steps=1, lr=1e-12, **QUIET)
+    for name, value in run.params.items():
+        torch.testing.assert_close(again.params[name], value)
 
 
 @pytest.mark.parametrize("name", ["torch", "pyro"])
