@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from ..weights import LogWeights, Term
+from ..weights.supports import bounds_of, with_bounds
 
 ROUNDED = 0.5  # nats of rounding, at which weights tell nothing
 
@@ -24,15 +26,24 @@ def unconstrained(term: Term) -> Term | None:
     return term.having(value=value, fn=SimpleNamespace(event_dim=term.fn.event_dim - lost))
 
 
-def to_real(term: Term) -> Transform | None:
-    """The bijection from the real line to the site's support, where there is one."""
+def to_real(term: Term, ends: Mapping[str, Tensor] | None = None) -> Transform | None:
+    """The bijection from the real line to the site's support, where there is one.
+
+    Args:
+        ends: of the support, in place of those that it has.
+    """
     try:
-        support = term.fn.support
+        support = with_bounds(term.fn.support, ends or {})
         if isinstance(support, MixtureSameFamilyConstraint):
             support = support.base_constraint
         return biject_to(support)
     except NotImplementedError:
         return None
+
+
+def support_ends(term: Term) -> dict[str, Tensor]:
+    """The ends of a site's support that are numbers, of the shape of its value."""
+    return {k: torch.broadcast_to(b, term.value.shape) for k, b in bounds_of(term.fn).items()}
 
 
 def is_discrete(term: Term) -> bool:

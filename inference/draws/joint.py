@@ -21,6 +21,7 @@ from ..pairs.pair import Pair, modules_of, own_copy
 from ..randomness import ALONE, DrawnAnew, forked
 from ..weights import LogWeights, log_weights, no_validation
 from ..weights.sites import at_zero, is_discrete
+from ..weights.supports import Following
 from .arrays import coordinate_names
 from .sampler import NUMBERS
 
@@ -50,7 +51,7 @@ def continuous(model: Callable) -> Callable:
     return poutine.block(model, hide_fn=hidden)
 
 
-class PackedPoint(AutoContinuous):
+class PackedPoint(AutoContinuous, Following):
     """A point u on the real line: its log weight is log p(x, u)."""
 
     def __init__(self, model: Callable):

@@ -23,6 +23,7 @@ from ..judging.referee.stationary import stays
 from ..judging.referee.verdict import Referee, refereed
 from ..pairs.arguments import checked_arguments
 from ..pairs.gate import admit
+from ..pairs.inspection import factorising
 from ..pairs.options import check_options, one_of
 from ..randomness import forked
 from ..results.finding import Finding
@@ -88,7 +89,8 @@ def posterior(
     begin = time.monotonic()
     model = model_of(model)
     args = checked_arguments(model, data[0] if len(data) == 1 else data)
-    joint = LogJoint(model, args)
+    with factorising("posterior"):
+        joint = LogJoint(model, args)
     paths = pathfinder(joint, seed=seed, deadline=begin + seconds / 3)
     climb = _Way(
         model, args, joint, paths, begin + seconds, seconds, draws, seed, referee is not None

@@ -12,18 +12,15 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import (
-    AutoDelta,
-    AutoGuide,
-    AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
-    AutoNormal,
-)
+from pyro.infer import autoguide
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 
+from ..pairs.inspection import factorising
 from ..pairs.options import nearest
 from ..randomness import ALONE
 from ..weights.sites import at_zero, is_discrete, is_flat
+from ..weights.supports import Following
 from .packed import FlowGuide, MixtureGuide
 from .paths import Normal, Paths
 from .placed import FAMILIES as PLACED
@@ -31,6 +28,25 @@ from .placed import PlacedGuide
 from .plates import FAMILIES, PlateGuide
 
 NORMAL = ("mean-field", "full-rank", "low-rank")  # begin near the posterior where data are given
+
+
+# under Pyro's names, by which their parameters go
+class AutoNormal(autoguide.AutoNormal, Following):
+    """Pyro's, with supports that may depend on other latents."""
+
+
+class AutoMultivariateNormal(autoguide.AutoMultivariateNormal, Following):
+    """Pyro's, with supports that may depend on other latents."""
+
+
+class AutoLowRankMultivariateNormal(autoguide.AutoLowRankMultivariateNormal, Following):
+    """Pyro's, with supports that may depend on other latents."""
+
+
+class AutoDelta(autoguide.AutoDelta, Following):
+    """Pyro's, with supports that may depend on other latents."""
+
+
 KINDS: dict[str, Callable[..., AutoGuide]] = {
     "mean-field": AutoNormal,
     "full-rank": AutoMultivariateNormal,
@@ -137,7 +153,8 @@ def make_guide(
     latent = poutine.block(model, hide_fn=is_discrete)
     guide = make(model if placed else _Started(values)(latent), **options)
     if args:
-        with ALONE, pyro.get_param_store().scope({"params": {}, "constraints": {}}):
+        empty: Any = {"params": {}, "constraints": {}}
+        with factorising("guide"), ALONE, pyro.get_param_store().scope(empty):
             guide._setup_prototype(*args)
     return guide
 

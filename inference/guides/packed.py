@@ -21,6 +21,7 @@ from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
 from ..networks import Affine, Composed, OnePass, RationalQuadratic, autoregressive_layers
+from ..weights.supports import Following
 
 AFFINE = Affine(log_scale_bound=3.0)
 UNIVARIATES: dict[str, Any] = {
@@ -69,7 +70,7 @@ def flow_normal(
     return TransformedDistribution(base, [*steps, place])
 
 
-class MixtureGuide(AutoContinuous):
+class MixtureGuide(AutoContinuous, Following):
     """q(u) = Σ_c π_c N(loc_c, diag scale_c²), for posteriors with several modes.
 
     A component k is drawn, then u from it. The weight divides by the whole mixture's density,
@@ -131,7 +132,7 @@ def _row(table: Tensor, k: Tensor) -> Tensor:
     return table.index_select(0, k.flatten()).reshape(*k.shape, -1)
 
 
-class FlowGuide(AutoContinuous):
+class FlowGuide(AutoContinuous, Following):
     """u = loc + scale * flow(ε), ε ~ N(0, I): a normalizing flow over the packed latents.
 
     Args:

@@ -21,6 +21,7 @@ from torch.distributions.transforms import AffineTransform
 
 from ..draws.joint import LogJoint, continuous
 from ..weights.sites import at_zero
+from ..weights.supports import Following
 from .packed import flow_normal, layers
 from .paths import Normal, Paths, pathfinder
 
@@ -28,7 +29,7 @@ STARTS = ("pathfinder", "laplace")
 FAMILIES = ("mean-field", "low-rank", "full-rank", "iaf", "spline")
 
 
-class PlacedGuide(AutoContinuous):
+class PlacedGuide(AutoContinuous, Following):
     """A normal distribution or a flow that begins where a quasi-Newton path found the posterior.
 
         full-rank       u = loc + A (m + T ε), T lower triangular

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..networks import MLP
 from ..pairs.arguments import has_rows, rows_of
+from ..weights.supports import Following
 from .packed import flow_normal, layers
 
 FLOWS = ("iaf", "spline")
@@ -64,7 +64,7 @@ class Block:
         return sum(p.dim for p in self.parents)
 
 
-class PlateGuide(AutoGuide):
+class PlateGuide(Following):
     """Normal or flow guides per element of each plate.
 
     "structured" adds a linear dependence on the blocks around: q(z_i | θ) = N(m_i + A_i θ, S_i) for

@@ -163,7 +163,7 @@ class Loop:
                     if (n := min(repeats, due - done, self._room(done))) != step.repeats:
                         step.repeats = n
                     batch, shared = self.batches.next(n * ahead)
-                    self._pending.append((n, step(batch, shared)))
+                    self._pending.append((n, self._values_of(step, n, batch, shared)))
                     done += n
                     self._take(done)
                     over = self.pace is not None and done >= self.pace.over
@@ -230,6 +230,17 @@ class Loop:
             tell("end", options, run)
             if run.steps:
                 self._save(keeper, last=True)
+
+    def _values_of(self, step: Step, n: int, batch: tuple, shared: bool) -> Tensor:
+        """Make n updates; their losses, which are no numbers where a matrix has no factor."""
+        try:
+            return step(batch, shared)
+        except torch.linalg.LinAlgError:
+            (*_, update) = self.moves
+            if self.ranks is not None or getattr(update, "vary", 0) is not None:
+                raise  # of several fits, or players, nobody knows which
+            self.run.variables.count += n
+            return torch.full((n, 1), math.nan, device=self.rate.device)
 
     def _begin_noise(self) -> None:
         """Draw from where the run was, or from the seed; of several ranks, each for itself."""

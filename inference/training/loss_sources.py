@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pairs.inspection import unfactorised
 from ..randomness import forked
 from ..weights import no_validation
 from .batches import Batches
@@ -40,7 +41,11 @@ def source_of_loss(run: Training, update: Any, batches: Batches, rate: Tensor, s
                 rows = None if batches.size is None else batches.upcoming()
                 batch, _ = batches.next()
                 before, noise = variables.clone(), random_state(run.device)
-                if not bool(step(batch).isfinite()):
+                try:
+                    loss = step(batch)
+                except torch.linalg.LinAlgError as error:
+                    return f": {unfactorised(error)}"
+                if not bool(loss.isfinite()):
                     set_random_state(noise, run.device)
                     return _first_site(update, before, batch, rows)
                 for name, p in variables.params.items():

@@ -13,6 +13,7 @@ from typing import Any, TypedDict, TypeVar, cast, get_args, get_type_hints
 import torch
 from torch import Tensor
 
+from ..pairs.inspection import factorising
 from ..pairs.options import check_options, nearest
 from ..randomness import forked
 from .checkpoint import GivenAgain
@@ -164,7 +165,11 @@ def trainer(
                 k: v for k, v in options.items() if not (free and k == "steps")
             }), "steps": options["steps"]}  # fmt: skip
             place = getattr(options["resume"], "path", None)
-            with _claimed(options, place) as options["folder"], forked(options["seed"]):
+            with (
+                factorising(function.__name__),
+                _claimed(options, place) as options["folder"],
+                forked(options["seed"]),
+            ):
                 run = function(*args, **given, **options)
             run.held = False
             return run

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform
 
 from ...draws.arrays import coordinate_names
-from ...draws.density import is_discrete, to_real
+from ...draws.density import is_discrete, support_ends, to_real
 from ...draws.sampler import Chunk, sample
 from ...pairs.gate import CheckedPair
 from ...weights import LogWeights
@@ -48,28 +50,29 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
     """Draws of a chain's guide.
 
     Raises:
-        ValueError: the pair has a latent that is discrete, that the guide does not draw, or whose
-            support depends on another; fewer than two draws.
+        ValueError: the pair has a latent that is discrete, or that the guide does not draw; fewer
+            than two draws.
     """
     if draws < 2:
         raise ValueError(f"draws: expected at least 2, got {draws}.")
     with chain.ready(0):
         weights = chain.weights(2)
-    moves: dict[str, Transform] = {}
+    moves: dict[str, Transform | None] = {}  # None where the support depends on other latents
     for name, t in weights.model.items():
         if not t.is_latent:
             continue
         move = to_real(t)
         if is_discrete(t) or move is None or name not in weights.guide:
             raise ValueError(f"{name!r} is discrete, or drawn by the model only")
-        if any(torch.is_tensor(v) and v.dim() > 0 for v in vars(t.fn.support).values()):
-            raise ValueError(f"the support of {name!r} depends on other latents")
-        moves[name] = move
+        ends = support_ends(t)
+        same = all(torch.equal(*b) for b in ends.values())
+        moves[name] = to_real(t, {k: b[:1] for k, b in ends.items()}) if same else None
     if not moves:
         raise ValueError("the guide draws no continuous latent")
 
     def to_lines(weights: LogWeights) -> dict[str, Tensor]:
-        return {n: move.inv(weights.model[n].value) for n, move in moves.items()}
+        moved = {n: move or to_real(weights.model[n]) for n, move in moves.items()}
+        return {n: move.inv(weights.model[n].value) for n, move in moved.items() if move}
 
     lines = to_lines(weights)
     layout, origin = Layout(weights, lines), _origin(weights, lines)
@@ -78,18 +81,27 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
     dtype = next(iter(lines.values())).dtype
 
     def values(u: Tensor) -> dict[str, Tensor]:
-        return {n: moves[n](line) for n, line in layout.sites(u.to(dtype)).items()}
+        lines = layout.sites(u.to(dtype))
+        out = {n: move(lines[n]) for n, move in moves.items() if move}
+        for name in (n for n, move in moves.items() if move is None):  # in the model's order
+            term = weights.model[name]
+            ends_of = functools.partial(_ends, name)
+            parts = list(sample(chain, len(u), ends_of, given=out))
+            moved: Any = to_real(term, {k: torch.cat([p[k] for p in parts]) for k in parts[0]})
+            out[name] = moved(lines[name])
+        return {n: out[n] for n in lines}
 
-    def log_det(u: Tensor) -> Tensor:
+    def log_det(weights: LogWeights, u: Tensor) -> Tensor:
         """log |dz / du|: (S, B)."""
         out = u.new_zeros(u.shape[:2])
         for name, line in layout.sites(u).items():
-            jacobian = moves[name].log_abs_det_jacobian(line, moves[name](line))
+            move: Any = moves[name] or to_real(weights.model[name])
+            jacobian = move.log_abs_det_jacobian(line, move(line))
             out = out + layout.by_block(jacobian).sum(-1)
         return out
 
     def log_densities(chunk: Chunk, u: Tensor) -> tuple[Tensor, Tensor]:
-        det = log_det(u)
+        det = log_det(chunk.weights, u)
         p, q = (layout.by_block(x)[..., 0] for x in (chunk.weights.log_p(), chunk.weights.log_q()))
         return p.double() + det, q.double() + det
 
@@ -109,6 +121,10 @@ def blocks(chain: CheckedPair, draws: int, seed: int | Sequence[int] = 0) -> Blo
     return Blocks(
         u, log_p, log_q, densities, origin is not None, values, layout.names, layout.sizes
     )
+
+
+def _ends(name: str, chunk: Chunk) -> dict[str, Tensor]:
+    return support_ends(chunk.weights.model[name])
 
 
 class Layout:

@@ -16,11 +16,20 @@ from ..arguments import halves, misfit, rows_of, takes
 from ..pair import Pair
 from . import calls, parameters, perturbation, rows, sites
 from .auxiliary import auxiliaries
-from .failures import explain, first_line, mixtures
+from .failures import explain, factorising, first_line, mixtures, unfactorised
 from .findings import Finding, Findings, finding
+from .lines import line_of
 from .runs import Recording, Trial, afresh, untouched
 
-__all__ = ["Finding", "Findings", "check", "findings_of", "refuse_errors"]
+__all__ = [
+    "Finding",
+    "Findings",
+    "check",
+    "factorising",
+    "findings_of",
+    "refuse_errors",
+    "unfactorised",
+]
 
 
 def check(model: Any, guide: Any = None, *args: Any, **kwargs: Any) -> Findings:
@@ -133,7 +142,7 @@ def _site_by_site(trial: Trial) -> Iterable[Finding]:
     differ = [*observed, *(sites.names(p, q) if ended else ()), *sites.latents(p, q)]
     follows = any(f.level == "error" for f in differ)  # what stops the model follows from those
     for r in (q,) if p.error is None or follows else (q, p):
-        if r.error is not None and not (r is q and str(p.error) == str(q.error)):
+        if r.error is not None and not (r is q and _same_error(p.error, q.error)):
             yield explain(r.error, r.half, r.last, known, r.lines.get(r.last or ""))
     yield from differ
     wrong = {f.site for f in differ if f.level == "error"}
@@ -143,6 +152,12 @@ def _site_by_site(trial: Trial) -> Iterable[Finding]:
     yield from sites.draws(q)
     yield from sites.minibatches(p, q)
     yield from parameters.collisions(p, q)
+
+
+def _same_error(a: Exception | None, b: Exception | None) -> bool:
+    """Tell whether two runs stopped alike, as where an autoguide runs the model."""
+    lines = [e and line_of(e) for e in (a, b)]
+    return str(a) == str(b) or (type(a) is type(b) and None not in lines and lines[0] == lines[1])
 
 
 def _by_log_weights(trial: Trial) -> Iterable[Finding]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from ...results.finding import listed
 from .findings import Finding, finding
 from .lines import line_of
 
+_MATRIX = r"(?i)linalg\.\w*chol|linalg\.inv|not positive[- ]definite|PositiveDefinite\("
 _CAUSES = {  # finding -> what torch and Pyro say then
     "plate-sizes": r"subsample_size does not match len\(subsample\), (?P<p>\d+) vs (?P<q>\d+)",
+    "matrix": _MATRIX,
     "as-number": r"(?i)cannot be converted to Scalar|only one element tensors|only integer tensors "
     r"of a single element|Boolean value of Tensor with more than one|only length-1 arrays",
     "torch-distribution": r"'(?P<family>\w+)' object has no attribute '(?:has_enumerate_support|"
@@ -54,8 +58,48 @@ def explain(
     raised = f"{type(error).__name__}{at}: {text}"
     values = {"site": last, "half": half, "at": at, "raised": raised, "reached": reached}
     values["mend"] = mend
+    if name == "matrix":
+        values["raised"] = f"{text.splitlines()[0][:160]}{at}"
+        values |= {"dtype": _kind(), "finer": _finer()}
     values |= {**_by_kind(tensors), **match.groupdict()}
     return finding(name, values.pop("site"), **values)
+
+
+def unfactorised(error: BaseException) -> str | None:
+    """Say which matrix has no Cholesky factor and what helps; None for any other error."""
+    if not isinstance(error, RuntimeError | ValueError) or not re.search(_MATRIX, str(error)):
+        return None
+    line = line_of(error)
+    return (
+        f"a matrix is not positive definite in {_kind()}{f' at {line}' if line else ''}: expected "
+        f"one that has a Cholesky factor, got {str(error).splitlines()[0][:100]}. Mend: {_finer()}"
+    )
+
+
+@contextmanager
+def factorising(who: str) -> Iterator[None]:
+    """Raise ValueError, in words, where a matrix has no Cholesky factor inside."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if (words := unfactorised(error)) is None:
+            raise
+        raise ValueError(f"{who}: {words}") from error
+
+
+def _kind() -> str:
+    return str(torch.get_default_dtype()).removeprefix("torch.")
+
+
+def _finer() -> str:
+    """Say what gives a matrix a Cholesky factor."""
+    ridge = "add a little to its diagonal, 1e-6 * torch.eye(n)"
+    if torch.get_default_dtype() == torch.float64:
+        return f"{ridge}, or look for rows of the data that are the same."
+    return (
+        "use float64, torch.set_default_dtype(torch.float64) and y.double() for the data; if that "
+        f"is not enough, {ridge}."
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -160,7 +160,7 @@ may-leave warning | {key} of {family} may leave its range | {mine}, whatever the
   {span} at other values of {of} ({line}) | give the parameter a constraint, pyro.param(name, start,
   constraint=...), or pass it through softplus, exp or sigmoid: {key} must stay in {mine}.
 strays warning | the guide may draw values that the model cannot have | {p.family}, over {mine} |
-  {span} at other draws and parameters ({line}) | if its support depends on other sites, draw a
+  {span} at other draws and parameters{line} | if its support depends on other sites, {hint}draw a
   fraction of it, pyro.sample("fraction", dist.Uniform(0, 1)), in model and guide and compute the
   site from it (pyro.deterministic), or use support as in the model's distribution: biject_to(that
   support) in the guide; else {advice}.
@@ -220,6 +220,8 @@ wrong-call error | the {half} is called with the wrong arguments | model and gui
   arguments | {raised} | give both one signature.
 stops-at-shapes error | the {half} stops {reached} | shapes that fit each other | {raised} | {mend}
   Networks act on the last axis, and batch dimensions come first.
+matrix error | a matrix of the {half} is not positive definite | one that has a Cholesky factor |
+  {raised}, in {dtype} | {finer}
 stops error | the {half} stops {reached} | the {half} runs to its end | {raised} | {mend}
 unreachable error | the guide draws values that the model cannot have | {p.family}, over {mine} |
   {found} | use {advice}.

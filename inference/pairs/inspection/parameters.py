@@ -116,7 +116,7 @@ def biases(trial: Trial) -> Iterable[Finding]:
     """
     sized = takes("size", trial.model, trial.guide)
     n = 2 * min(rows_of(trial.args) // 2, ROWS // 2)
-    if n < 4:
+    if n < 4 or (trial.ordered and not trial.batched):  # a sequence is fitted whole
         return
     whole, half = (take_rows(trial.args, slice(rows)) for rows in (n, n // 2))
     told = {**trial.kwargs, "size": n} if sized else trial.kwargs

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine import unwrap
 from torch import Tensor
 
 from ...results.finding import listed
@@ -24,6 +26,8 @@ FAR = (
     (1.0, 6.0),
     (-1.0, 6.0),
 )  # sign, and noise that is added
+
+_FOLLOWING = "use inference.make_guide(kind, model, ...), which lets the support follow them; or "
 
 Run = tuple[Recording, Recording]  # of guide and model
 
@@ -84,17 +88,21 @@ def ranges(here: Perturbed) -> Iterable[Finding]:
                         more |= {"of": _names_in(value, params), "line": half.lines.get(name, "")}
                         yield finding("may-leave", name, **more, **described(constraint))
         if not stopped(run) and not seen:
-            yield from _strays(*run, seen)
+            yield from _strays(*run, seen, isinstance(unwrap(here.trial.guide), AutoGuide))
 
 
-def _strays(q: Recording, p: Recording, seen: set[str]) -> Iterable[Finding]:
-    """Find latents whose values the model could not have drawn."""
+def _strays(q: Recording, p: Recording, seen: set[str], auto: bool) -> Iterable[Finding]:
+    """Find latents whose values the model could not have drawn.
+
+    `auto` says that the guide is one of Pyro's autoguides, which has no line of the user's.
+    """
     for name, s in p.latents.items():
         support = getattr(s.fn, "support", None)
         if name in q.latents and torch.is_tensor(s.value) and beyond(s.value, support):
             seen.add(name)
             told = {"p": s, "span": range_text(s.value), **described(support)}
-            yield finding("strays", name, **told, line=q.lines.get(name, ""))
+            told["line"] = "" if auto else f" ({q.lines.get(name, '')})"
+            yield finding("strays", name, **told, hint=_FOLLOWING if auto else "")
 
 
 def _names_in(value: Tensor, params: Mapping[str, Tensor]) -> str:

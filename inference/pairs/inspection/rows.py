@@ -128,24 +128,35 @@ def _private(first: Run, other: Run, here: Perturbed) -> Iterable[Finding]:
 
 
 def coupled(here: Perturbed) -> Iterable[Finding]:
-    """Replace all rows but one half's, and find densities of that half that change."""
+    """Replace all rows but one half's, and find densities of that half that change.
+
+    Where the later rows alone depend on the earlier ones, and on their order, the data are a
+    sequence, whose rows are meant to.
+    """
     args, n = here.trial.args, rows_of(here.trial.args)
     h = n // 2
     if n < 4 or stopped(before := here.run(1)):
         return
     held = {k: s.value for k, s in before[0].latents.items() if not s.point}
-    for start in (0, n - h):
-        rows = start + (torch.arange(n) - start) % h  # h rows stay, the others become copies
+
+    def changed(start: int, rows: Tensor) -> list[Finding]:
+        """Findings of sites whose densities of h rows change where the data are those rows."""
         others = {k: _taken(before[0].sites[k], rows) for k in held} if _norms(here) else held
         after = here.run(1, others, take_rows(args, rows))
-        if stopped(after):
-            return
-        for a, b in zip(before, after):
-            for name, s in a.sites.items():
-                if name in b.sites and not s.point and _moves(s, b.sites[name], n, start, h):
-                    told = {"half": a.half, "hint": _hint(here), "line": a.lines.get(name, "")}
-                    yield finding("coupled", name, **told)
-                    return
+        return [
+            finding("coupled", name, half=a.half, hint=_hint(here), line=a.lines.get(name, ""))
+            for a, b in zip(before, after)
+            for name, s in a.sites.items()
+            if not stopped(after) and name in b.sites and not s.point
+            and _moves(s, b.sites[name], n, start, h)
+        ]  # fmt: skip
+
+    order = torch.arange(n)  # h rows stay, the others become copies
+    later, earlier = (changed(start, start + (order - start) % h) for start in (0, n - h))
+    if earlier and not later:
+        turned = torch.cat([order[: n - h].flip(0), order[n - h :]])
+        here.trial.ordered = bool(changed(n - h, turned))  # which no mean or maximum would be
+    yield from [] if here.trial.ordered else [*later, *earlier][:1]
 
 
 def _moves(before: Site, after: Site, n: int, start: int, h: int) -> bool:

@@ -39,6 +39,7 @@ class Trial:
         trains: whether it is to be fitted; a pair without parameters can be judged.
         errors_only: leave out what can only lead to notes and warnings.
         batched: it is about to be fitted in mini-batches, of which `args` is one.
+        ordered: its rows were found to be a sequence.
     """
 
     model: Callable
@@ -49,6 +50,7 @@ class Trial:
     trains: bool = True
     errors_only: bool = False
     batched: bool = False
+    ordered: bool = False
 
     @cached_property
     def own(self) -> list[nn.Module]:

@@ -96,6 +96,8 @@ def _reach(fn: Any) -> Any:
     torch takes the codomain of the last transform, which is all real numbers where it is affine.
     """
     fn, bounds = base(fn, through_transforms=False), None
+    if hasattr(fn, "transforms"):
+        bounds = _bounds(fn.base_dist.support)
     for step in _parts_of(ComposeTransform(list(getattr(fn, "transforms", ())))):
         if isinstance(step, AffineTransform) and bounds is not None:
             ends = [torch.as_tensor(b) * step.scale + step.loc for b in bounds]
@@ -226,7 +228,7 @@ def _contains(outer: Any, inner: Any) -> bool | None:
     a, b = _bounds(outer), _bounds(inner)
     if a is not None and b is not None:
         try:
-            ends = torch.as_tensor(a[0]) <= b[0], torch.as_tensor(b[1]) <= a[1]
+            ends = _at_most(a[0], b[0]), _at_most(b[1], a[1])
             return all(bool(end.all()) for end in ends)
         except RuntimeError:
             return None
@@ -235,6 +237,12 @@ def _contains(outer: Any, inner: Any) -> bool | None:
     if b is not None:
         return False
     return True if type(_innermost(outer)) is type(_innermost(inner)) else None
+
+
+def _at_most(a: Any, b: Any) -> Tensor:
+    """Compare numbers, up to rounding."""
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return (a <= b) | torch.isclose(a, b.to(a.dtype), rtol=1e-5, atol=0.0)
 
 
 def _outside(support: Any, value: Any) -> bool:
