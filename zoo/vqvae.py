@@ -9,15 +9,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from inference.networks import MLP
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
 from zoo.networks import (
-    ConvDecoder,
-    ConvEncoder,
-    check_image_shape,
     check_rows,
     check_sizes,
+    decoder_for,
+    encoder_for,
 )
 
 
@@ -45,8 +43,8 @@ class VQVAE(nn.Module):
         hidden: widths of the encoder's hidden layers, reversed for the decoder.
         commitment: β >= 0; the paper's 0.25.
         likelihood: what the decoder's output means (`zoo.likelihoods`).
-        networks: "mlp", "conv" (which needs `image_shape`), or "identity", where a datum is its
-            own encoding and S·d must be D.
+        networks: "mlp", "conv" or "residual" (which need `image_shape`), or "identity", where a
+            datum is its own encoding and S·d must be D.
         image_shape: (channels, height, width) of a row.
         act: the activation's name.
 
@@ -80,10 +78,7 @@ class VQVAE(nn.Module):
         width, outputs = slots * code_dim, self.likelihood.outputs
         self.encoder: nn.Module
         self.decoder: nn.Module
-        if networks == "mlp":
-            self.encoder = MLP(data_dim, hidden, width, act)
-            self.decoder = MLP(width, hidden[::-1], outputs * data_dim, act)
-        elif networks == "identity":
+        if networks == "identity":
             if (width, outputs) != (data_dim, 1):
                 raise ValueError(
                     f"networks: identity needs slots · code_dim = {data_dim} and a likelihood "
@@ -92,9 +87,8 @@ class VQVAE(nn.Module):
                 )
             self.encoder, self.decoder = nn.Identity(), nn.Identity()
         else:
-            shape = check_image_shape(networks, image_shape, data_dim)
-            self.encoder = ConvEncoder(shape, width, act=act)
-            self.decoder = ConvDecoder(width, shape, outputs, act=act)
+            self.encoder = encoder_for(networks, data_dim, hidden, width, image_shape, act)
+            self.decoder = decoder_for(networks, width, hidden, data_dim, outputs, image_shape, act)
         # Close to the origin, so that no entry starts out of every encoding's reach.
         self.codebook = nn.Parameter(torch.empty(codes, code_dim).uniform_(-1 / codes, 1 / codes))
 

@@ -69,20 +69,26 @@ def critic_loss(
     return loss + 0.5 * penalty * slope.square().sum(-1).mean()
 
 
-def generator_loss(critic: Callable, x_fake: Tensor, objective: str) -> Tensor:
+def generator_loss(
+    critic: Callable, x_fake: Tensor, objective: str, x_real: Tensor | None = None
+) -> Tensor:
     """The generator's loss: (), nats (for `"wasserstein"`, units of x).
+
+    Given `x_real`, data with latents that an encoder inferred, the other term too, which the
+    encoder lowers (Dumoulin et al. 2017, arXiv:1606.00704, eq. 2 and algorithm 1).
 
     non-saturating: −E[log D]; minimax: E[log(1 − D)], D = sigmoid(v) (Goodfellow et al. 2014,
     arXiv:1406.2661, section 3); a divergence: −E[f*(T)], its share of the bound (Nowozin et al.
     2016, arXiv:1606.00709, eq. 4); wasserstein: −E[v].
     """
-    v = critic(x_fake)
+    v, row = critic(x_fake), ROWS[objective]
+    u = None if x_real is None else critic(x_real)
     if objective == "non-saturating":
-        return softplus(-v).mean()
+        return softplus(-v).mean() + (0.0 if u is None else softplus(u).mean())
     if objective == "minimax":
-        return -softplus(v).mean()
-    row = ROWS[objective]
-    return -row.penalty(row.link(v)).mean()
+        return -softplus(v).mean() - (0.0 if u is None else softplus(-u).mean())
+    loss = -row.penalty(row.link(v)).mean()
+    return loss if u is None else loss + row.activation(row.link(u)).mean()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -120,7 +126,8 @@ class AdversarialRun(PlayedPair):
         """`n` draws from the generator: (n, D); with `best` false, from its latest parameters."""
         state = self.state if best else self.own(self.kept())
         with self.pair_.bind(state, self.buffers):
-            return self.pair_.model(n).detach()
+            drawn = self.pair_.model(n)
+        return (drawn[0] if isinstance(drawn, tuple) else drawn).detach()
 
     def plot(self) -> Figure:
         """Both losses and the critic's divergence against the step."""
@@ -156,9 +163,13 @@ def fit_adversarial(
 
     Args:
         generator: a Pyro model `n -> x` (n, D), or a module with such a method `model`. Its sites
-            may be anything whose draw is differentiable; it needs no density. It is copied.
+            may be anything whose draw is differentiable; it needs no density. It is copied. Where
+            the model returns (x, z) and the module has a method `infer`, x -> z, the critic judges
+            both together: (data, inferred latents) against (draws, their latents), and lowering
+            the divergence makes the encoder the generator's inverse (ALI, BiGAN).
         data: x (N, D), or a data set with `train`; dynamic pixels are drawn at every step.
-        critic: a module (..., D) -> (...), copied; None takes a network of three layers of 128.
+        critic: a module (..., D) -> (...), or (..., D + L) -> (...) of x and z side by side;
+            copied; None takes a network of three layers of 128.
         objective: one of `OBJECTIVES`.
         steps: moves of the generator, those of `resume` included.
         lr, betas: of Adam, for both players.
@@ -198,22 +209,40 @@ def fit_adversarial(
     weight = penalty * (1.0 if wasserstein else float(x.var(0).mean()))
 
     pair = own_pair(where, getattr(generator, "model", generator), _no_guide, (n,), {})
+    infer = getattr(next(iter(modules_of(pair.model)), None), "infer", None)
+
+    def joined(x: Tensor) -> Tensor:
+        """Data, with the latents that the encoder infers beside them."""
+        return x if infer is None else torch.cat([x, infer(x)], -1)
+
+    def generated(n: int) -> Tensor:
+        drawn_ = pair.model(n)
+        return torch.cat(drawn_, -1) if isinstance(drawn_, tuple) else drawn_
+
+    with pair.bind(pair.params, pair.buffers), torch.no_grad():
+        example = joined(x[:2])
+    width = example.shape[1]
     with pair.bind(pair.params, pair.buffers):
-        _check_generator(pair.model(n), n, dim)
-    own = network_critic(x.mean(0), spread(x)) if critic is None else deepcopy(critic).to(where)
-    check_critic(own, x[:2])
+        _check_generator(generated(n), n, width)
+    if critic is None:
+        mean, sd = x.new_zeros(width), x.new_ones(width)  # latents have those of the prior
+        mean[:dim], sd[:dim] = x.mean(0), spread(x)
+        own: nn.Module = network_critic(mean, sd)
+    else:
+        own = deepcopy(critic).to(where)
+    check_critic(own, example)
     players = Players(critic=own, generator=pair)
 
     def losses(params: dict, buffers: dict, batch: tuple) -> dict[str, Tensor]:
         (x_real,) = drawn(batch)
         with players.bind("generator", params, buffers):
-            x_fake = pair.model(len(x_real))
+            x_fake, x_real = generated(len(x_real)), joined(x_real)
         v = players.function("critic", params, buffers)
-        still = x_fake.detach()
+        still, seen = x_fake.detach(), x_real.detach()
         return {
-            "critic_loss": critic_loss(v, x_real, still, objective, weight),
-            "generator_loss": generator_loss(v, x_fake, objective),
-            "divergence": critic_divergence(v, x_real, still, objective),
+            "critic_loss": critic_loss(v, seen, still, objective, weight),
+            "generator_loss": generator_loss(v, x_fake, objective, x_real if infer else None),
+            "divergence": critic_divergence(v, seen, still, objective),
         }
 
     names, adam = tuple(players.parts), Adam(options["lr"], (betas[0], betas[1]))
@@ -233,7 +262,9 @@ def fit_adversarial(
 
     def validate() -> tuple[Tensor, dict[str, float]]:
         assert held_out is not None
-        distance = energy_distance(held_out, run.sample(len(held_out), best=False))
+        with torch.no_grad(), pair.bind(run.own(run.kept()), run.buffers):
+            fake = generated(len(held_out))[:, :dim]
+        distance = energy_distance(held_out, fake)
         return -distance, {"valid_energy_distance": float(distance)}
 
     Loop(

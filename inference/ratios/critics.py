@@ -168,7 +168,13 @@ def samples(x: Any, name: str, least: int = 2) -> Tensor:
 
 def check_critic(critic: nn.Module, x: Tensor) -> None:
     """Raise ValueError unless the critic gives one number for each row of x (B, D)."""
-    got = critic(x).shape
+    try:
+        got = critic(x).shape
+    except RuntimeError as error:
+        raise ValueError(
+            f"critic: expected a module that takes rows of {x.shape[1]} values, x and its latents "
+            f"side by side where there are any, and got: {str(error).splitlines()[0]}."
+        ) from error
     if got != x.shape[:1]:
         raise ValueError(
             f"critic: expected one number a row, shape {tuple(x.shape[:1])}, got {tuple(got)}. "

@@ -241,7 +241,7 @@ def test_conditional_sample_and_reconstruct():
     assert pair.sample(6).argmax(-1).tolist() == [0, 1, 2, 3, 0, 1]
     assert pair.decode(torch.randn(2, L), 1).argmax(-1).tolist() == [1, 1]
     assert pair.reconstruct(x, y).argmax(-1).tolist() == y.tolist()
-    for wrong in (4, -1, torch.tensor([0, 7])):
+    for wrong in (4, -2, torch.tensor([0, 7])):
         with pytest.raises(ValueError, match="y: expected labels 0 to 3"):
             pair.sample(2, y=wrong)
     with pytest.raises(ValueError, match=r"one label or 2 of them, got shape \(3,\)"):
@@ -292,7 +292,7 @@ def test_mistakes_in_a_call():
         ({"hidden": (200, 0)}, "hidden"),
         ({"likelihood": "bernouli"}, "Did you mean 'bernoulli'"),
         ({"encoder_variance": "full"}, "expected unit or diagonal"),
-        ({"networks": "cnn"}, "expected mlp or conv"),
+        ({"networks": "cnn"}, "expected mlp, conv or residual"),
         ({"networks": "conv"}, "image_shape: .* 5 values"),
         ({"networks": "conv", "image_shape": (1, 28, 28)}, "image_shape: .* 5 values"),
         ({"act": "gelu"}, "activation: expected one of"),
@@ -318,3 +318,24 @@ def test_cuda():
     check_pair(Labelled(pair, y), x, ["z"])
     for images in (pair.sample(3, y=7), pair.reconstruct(x, y), pair.decode(pair.encode(x, y), 7)):
         assert images.is_cuda and images.shape[-1] == 64
+
+
+def test_attributes_stand_in_the_place_of_a_label():
+    """Unknown attributes are zeros with a mark: the decoder's first layer then reads z alone."""
+    pair = ConditionalVAE(D, binary=2, real=1, latent_dim=L, hidden=(8,))
+    x, _ = data()
+    y = torch.tensor([[0.0, 1.0, -2.5], [torch.nan, 0.0, torch.nan]]).repeat(3, 1)
+    weights = log_weights(pair.model, pair.guide, x, y, particles=3)
+    assert weights.log_weight().squeeze().shape == (3, 6)
+    blind = pair.decoder[0].weight[:, L:] @ torch.cat([torch.zeros(3), torch.ones(3)])
+    assert blind.abs().max() > 0
+    with torch.no_grad():
+        pair.decoder[0].weight[:, L:].zero_()
+    z = torch.randn(6, L)
+    torch.testing.assert_close(pair.decode(z, y), pair.decode(z, torch.full((6, 3), torch.nan)))
+    assert pair.sample(4).shape == (4, D) and pair.sample(6, y).shape == (6, D)
+    for wrong, message in (
+        (y[:, :2], "3 attributes"), (y + 1, "0, 1 or NaN"), (y.double() * torch.inf, "0, 1 or NaN"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            pair.validate(x, wrong)

@@ -18,7 +18,7 @@ from zoo.cards import TRAINERS
 from zoo.data import DataSet
 
 from ..report import Metric, Report, Subject, metrics, pictures
-from ..report.quality import quality
+from ..report.quality import quality, two_sample
 from .inputs import arguments_of
 from .options import shown
 from .plan import Plan
@@ -51,6 +51,11 @@ def judge(plan: Plan, data: DataSet, fitted: Fitted) -> Report:
             subject.ratio = density_ratio(x, drawn, seed=plan.seed, batch_size=rows, **JUDGE)
         if len(x) >= 50:
             subject.quality = quality(x, drawn, given.train.cpu(), plan.seed)
+            if subject.offers("infer"):  # the codes of data against the prior
+                with forked(plan.seed):
+                    prior = torch.randn(len(x), subject.model.latent_dim)
+                codes = subject.call("infer", x)
+                subject.latents = two_sample(prior, codes, plan.seed)
     shape = data.image_shape
     kind = "×".join(map(str, shape[1:])) + " images" if shape else f"rows of {data.data_dim}"
     notes = list(fitted.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -261,8 +262,13 @@ def by_critic(
         compile: the step: yes, no, or auto, where the run is long enough to earn it.
         device: cpu, cuda, cuda:1, or auto, which is CUDA where there is one.
     """
+    model, given = task.model, task.data
+    if hasattr(model, "beside"):
+        x, y = given.train, given.train_labels
+        given = dataclasses.replace(given, train=model.beside(x, y))
+    critic = model.critic() if hasattr(model, "critic") else None
     run = fit_adversarial(
-        task.model, task.data, objective=objective, steps=steps, batch_size=batch_size, lr=lr,
+        model, given, critic=critic, objective=objective, steps=steps, batch_size=batch_size, lr=lr,
         critic_steps=critic_steps, penalty=penalty, schedule=lr_schedule,
         compile=_compile(compile), device=device, **task.options,
     )  # fmt: skip

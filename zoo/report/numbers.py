@@ -89,6 +89,10 @@ def metrics(subject: Subject, bound: bool = True) -> list[Metric]:
         )
     if subject.quality is not None:
         out += _quality(subject.quality)
+    for name, e in (subject.latents or {}).items():
+        key = f"latents_told_apart_{name.replace(' ', '_')}"
+        note = "accuracy between codes of held-out data and the prior, cross-fitted; 0.5 is best"
+        out.append(Metric(key, f"latents told apart by {name}", e.value, "", e.se, note))
     if subject.ratio is not None:
         js = subject.ratio.js_divergence
         out.append(

@@ -17,7 +17,15 @@ from inference.training.state import History
 from inference.weights import no_validation, simulate
 
 ROWS = 2_000  # most data in one picture
-OF_DATA = ("encode", "reconstruct", "log_prob", "responsibilities", "usage", "elbo")  # take x
+OF_DATA = (
+    "encode",
+    "infer",
+    "reconstruct",
+    "log_prob",
+    "responsibilities",
+    "usage",
+    "elbo",
+)  # take x
 INTO_DATA = ("sample", "reconstruct", "decode", "reverse")  # return x
 DENSITIES = ("log_prob", "elbo")  # of x
 
@@ -38,6 +46,7 @@ class Subject:
         evaluation: held-out bounds, where there are latents or a likelihood.
         ratio: a critic between held-out data and draws (`inference.ratios.DensityRatio`).
         quality: of draws beside held-out data (`quality.Quality`).
+        latents: classifier -> its accuracy in telling codes of held-out data from the prior.
         bound: whether minus the loss is a bound on log p(x).
         kept: the step whose parameters were kept, if not the last.
         seed: of the draws for pictures.
@@ -54,6 +63,7 @@ class Subject:
     evaluation: Evaluation | None = None
     ratio: Any = None
     quality: Any = None
+    latents: Any = None
     bound: bool = True
     kept: int | None = None
     seed: int = 0
@@ -111,6 +121,8 @@ class Subject:
         """Draws of x and, for the same latents, E[x | z]; None where the model has no latents."""
         if not self.offers("model", "sample", "reconstruct") or self.offers("classify"):
             return None  # a model that draws its own labels does not follow those given
+        if "n" in inspect.signature(self.model.model).parameters:
+            return None  # x has no density around its mean
         args = [self._on_device(torch.zeros(n, self.width))]
         if labels is not None and "y" in inspect.signature(self.model.model).parameters:
             args.append(self._on_device(labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pyro
@@ -9,15 +10,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from inference.networks import MLP
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
 from zoo.networks import (
-    ConvDecoder,
-    ConvEncoder,
-    check_image_shape,
+    Condition,
     check_rows,
     check_sizes,
+    decoder_for,
+    encoder_for,
 )
 
 from .plain import check_draws, codes_for, diagonal_or_unit
@@ -30,14 +30,19 @@ class ConditionalVAE(nn.Module):
         x_i | z_i, y_i ~ likelihood(decoder(z_i, y_i))       (B, D)
         q(z_i | x_i, y_i) = N(mean(x_i, y_i), diag sd(x_i, y_i)²)
 
-    The label y_i in {0, ..., classes - 1} is joined one-hot to the latent and to the encoder's
-    input (to convolutions as `classes` constant planes); nothing is assumed about p(y).
+    The label y_i in {0, ..., classes - 1}, or −1 where unknown, is joined one-hot to the latent and
+    to the encoder's input (to convolutions as `classes` constant planes); nothing is assumed
+    about p(y). In place of a label, y may be a vector of attributes, NaN where unknown
+    (`zoo.networks.Condition`).
 
     Sites: z, x. Plates: data. Truth: the bound is one on log p(x | y); a decoder that ignores y
     is the VAE.
 
     Args:
-        classes: the number of labels. All others as for `VAE`.
+        classes: the number of labels, where there are no attributes.
+        binary, real: how many attributes are 0 or 1, and how many are real numbers.
+
+    All others as for `VAE`.
 
     Raises:
         ValueError: as for `VAE`; when called, labels that are not one per row. A label out of
@@ -55,6 +60,8 @@ class ConditionalVAE(nn.Module):
         networks: str = "mlp",
         image_shape: Sequence[int] | None = None,
         act: str = "tanh",
+        binary: int = 0,
+        real: int = 0,
     ):
         super().__init__()
         check_sizes(data_dim=data_dim, classes=classes, latent_dim=latent_dim, hidden=hidden)
@@ -62,17 +69,13 @@ class ConditionalVAE(nn.Module):
         self.likelihood = head(likelihood)
         codes = codes_for(encoder_variance) * latent_dim
         outputs = self.likelihood.outputs
-        self.copies = 1  # of the one-hot label in the encoder's input
-        if networks == "mlp":
-            self.encoder: nn.Module = MLP(data_dim + classes, hidden, codes, act)
-            self.decoder: nn.Module = MLP(
-                latent_dim + classes, hidden[::-1], outputs * data_dim, act
-            )
-        else:
-            c, h, w = check_image_shape(networks, image_shape, data_dim)
-            self.copies = h * w
-            self.encoder = ConvEncoder((c + classes, h, w), codes, act=act)
-            self.decoder = ConvDecoder(latent_dim + classes, (c, h, w), outputs, act=act)
+        self.condition = Condition(classes, binary, real)
+        told = self.condition.width
+        self.copies = 1 if image_shape is None or networks == "mlp" else math.prod(image_shape[1:])
+        self.encoder = encoder_for(networks, data_dim, hidden, codes, image_shape, act, told)
+        self.decoder = decoder_for(
+            networks, latent_dim + told, hidden, data_dim, outputs, image_shape, act
+        )
 
     def model(self, x: Tensor, y: Tensor, size: int | None = None) -> None:
         """p(z) p(x | z, y) for a mini-batch x (B, D), y (B,) of `size` data."""
@@ -96,7 +99,7 @@ class ConditionalVAE(nn.Module):
         """Raise ValueError unless x (B, D) fits the likelihood and y (B,) holds labels."""
         self._check(x, y)
         self.likelihood.validate(x)
-        self._check_range(y)
+        self.condition.validate(y)
 
     @torch.no_grad()
     def encode(self, x: Tensor, y: Tensor) -> Tensor:
@@ -108,7 +111,7 @@ class ConditionalVAE(nn.Module):
     def decode(self, z: Tensor, y: Tensor | int) -> Tensor:
         """E[x | z, y]: (..., L) and labels (...), or one for all -> (..., D)."""
         y = torch.as_tensor(y, device=z.device)
-        self._check_range(y)
+        self.condition.validate(y)
         return self.likelihood.mean(self.decoder(self._join(z, y)))
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
@@ -120,37 +123,27 @@ class ConditionalVAE(nn.Module):
         """`n` draws of x given y: (n, D).
 
         Args:
-            y: one label for all, or labels (n,). By default 0, 1, ..., classes - 1, 0, 1, ...
+            y: one label for all, or labels (n,); or attributes (n, A). By default 0, 1, ...,
+                classes - 1, 0, 1, ..., and attributes are unknown.
         """
         z = _prior(self, n)
-        y = torch.arange(n) % self.classes if y is None else torch.as_tensor(y)
-        if y.ndim and y.shape != (n,):
+        if y is None:
+            labels = torch.arange(n) % max(1, self.classes)
+            y = labels if self.condition.classes else self.condition.unknown(n)
+        y = torch.as_tensor(y)
+        if y.shape[:1] not in ((), (n,)):
             raise ValueError(f"y: expected one label or {n} of them, got shape {tuple(y.shape)}.")
-        self._check_range(y)
+        self.condition.validate(y)
         return self.likelihood(self.decoder(self._join(z, y.to(z.device)))).sample()
 
     def _join(self, v: Tensor, y: Tensor, copies: int = 1) -> Tensor:
-        """v with the one-hot label behind it, each entry `copies` times: (..., width)."""
-        labels = torch.arange(self.classes, device=y.device).repeat_interleave(copies)
-        one_hot = (y[..., None] == labels).to(v.dtype)
-        return torch.cat([v, one_hot.expand(*v.shape[:-1], -1)], -1)
+        """v with the condition's numbers behind it, each `copies` times: (..., width)."""
+        told = self.condition.features(y, v).repeat_interleave(copies, -1)
+        return torch.cat([v, told.expand(*v.shape[:-1], -1)], -1)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         check_rows(x, self.data_dim)
-        if y.shape != x.shape[:-1] or y.is_floating_point():
-            raise ValueError(
-                f"y: expected {tuple(x.shape[:-1])} integer labels, one for each row of x, got "
-                f"{y.dtype} of shape {tuple(y.shape)}."
-            )
-
-    def _check_range(self, y: Tensor) -> None:
-        if ((y < 0) | (y >= self.classes)).any():
-            low, high = int(y.min()), int(y.max())
-            raise ValueError(
-                f"y: expected labels 0 to {self.classes - 1}, got {low}"
-                f"{f' to {high}' if high > low else ''}. Build the pair with "
-                f"classes={high + 1}, or renumber the labels from 0."
-            )
+        self.condition.check(y, x.shape[:-1])
 
 
 def _prior(pair: ConditionalVAE, n: int) -> Tensor:

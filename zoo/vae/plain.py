@@ -11,15 +11,14 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from inference.networks import MLP, Affine, OnePass, autoregressive_layers
+from inference.networks import Affine, OnePass, autoregressive_layers
 from zoo.likelihoods import Likelihood
 from zoo.likelihoods import likelihood as head
 from zoo.networks import (
-    ConvDecoder,
-    ConvEncoder,
-    check_image_shape,
     check_rows,
     check_sizes,
+    decoder_for,
+    encoder_for,
     mean_and_scale,
 )
 
@@ -43,7 +42,7 @@ class VAE(nn.Module):
             affine. Convolutional networks have widths of their own.
         likelihood: what the decoder's output means (`zoo.likelihoods`).
         encoder_variance: `"diagonal"`, given by the encoder, or `"unit"`.
-        networks: `"mlp"` or `"conv"`, which needs `image_shape`.
+        networks: `"mlp"`; `"conv"` or `"residual"`, which need `image_shape`.
         image_shape: (channels, height, width) of a row.
         act: name of the activation (`inference.networks.ACTIVATIONS`).
         prior: "normal"; "vamp", the mean of the guides at `pseudo_inputs` learned rows (Tomczak &
@@ -90,15 +89,10 @@ class VAE(nn.Module):
         self.likelihood = head(likelihood)
         codes = codes_for(encoder_variance) * latent_dim
         outputs = self.likelihood.outputs
-        if networks == "mlp":
-            self.encoder: nn.Module = MLP(data_dim, hidden, codes, act)
-            self.decoder: nn.Module = MLP(latent_dim, hidden[::-1], outputs * data_dim, act)
-        else:
-            shape = check_image_shape(networks, image_shape, data_dim)
-            self.encoder = ConvEncoder(shape, codes, act=act)
-            self.decoder = ConvDecoder(latent_dim, shape, outputs, act=act)
-        self.encoder = self.encoder if encoder is None else encoder
-        self.decoder = self.decoder if decoder is None else decoder
+        own = encoder_for(networks, data_dim, hidden, codes, image_shape, act)
+        self.encoder: nn.Module = own if encoder is None else encoder
+        own = decoder_for(networks, latent_dim, hidden, data_dim, outputs, image_shape, act)
+        self.decoder: nn.Module = own if decoder is None else decoder
         _check_width("encoder", self.encoder, data_dim, codes)
         _check_width("decoder", self.decoder, latent_dim, outputs * data_dim)
         self.pseudo, self.warps, self.turns = None, nn.ModuleList(), nn.ModuleList()

@@ -1,17 +1,16 @@
-"""Networks that the model files share, beside those of `inference.networks`, and checks of sizes.
-
-All act on the last axis, so that particles broadcast.
-"""
+"""Convolutional encoders and decoders of flat images, and the choice of networks by name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from inference.networks import activation
+from inference.networks import MLP, activation
+
+from .checks import check_image_shape
+from .residual import ResidualDecoder, ResidualEncoder
 
 
 class ConvEncoder(nn.Module):
@@ -71,43 +70,32 @@ class ConvDecoder(nn.Module):
         return h.reshape(*batch, -1)
 
 
-def mean_and_scale(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (..., 2L) into a mean and a positive standard deviation, both (..., L).
+def encoder_for(
+    networks: str, data_dim: int, hidden: Sequence[int], outputs: int,
+    image_shape: Sequence[int] | None, act: str, planes: int = 0,
+) -> nn.Module:  # fmt: skip
+    """Return an encoder (..., D + planes) -> (..., outputs): "mlp", "conv" or "residual".
 
-    The second half is the logarithm of the standard deviation, kept in [-10, 10]: beyond that a
-    float32 density overflows, and an untrained encoder would stop a run with a NaN.
+    Args:
+        planes: numbers beside a row; those beside an image come as so many constant planes.
+
+    Raises:
+        ValueError: an unknown name, or an `image_shape` that does not give D values.
     """
-    mean, log_scale = h.chunk(2, dim=-1)
-    return mean, torch.exp(log_scale.clamp(-10.0, 10.0))
+    if networks == "mlp":
+        return MLP(data_dim + planes, hidden, outputs, act)
+    c, h, w = check_image_shape(networks, image_shape, data_dim)
+    kind = {"conv": ConvEncoder, "residual": ResidualEncoder}[networks]
+    return kind((c + planes, h, w), outputs, act=act)
 
 
-def check_rows(x: Tensor, data_dim: int) -> None:
-    """Raise ValueError unless x holds rows (..., B, D) with D = `data_dim`. Reads no values."""
-    if x.ndim < 2 or x.shape[-1] != data_dim:
-        raise ValueError(
-            f"x: expected rows of data_dim = {data_dim} values, (B, {data_dim}), got shape "
-            f"{tuple(x.shape)}. Flatten images with x.flatten(1), or change data_dim."
-        )
-
-
-def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """Raise ValueError unless each named size, or each width of a named sequence, is at least 1."""
-    for name, size in sizes.items():
-        for width in [size] if isinstance(size, int) else size:
-            if width < 1:
-                raise ValueError(f"{name}: expected sizes of at least 1, got {size}.")
-
-
-def check_image_shape(
-    networks: str, image_shape: Sequence[int] | None, data_dim: int
-) -> tuple[int, int, int]:
-    """Return the image shape for `networks="conv"`; raise ValueError unless it gives D values."""
-    if networks != "conv":
-        raise ValueError(f"networks: expected mlp or conv, got {networks!r}.")
-    if image_shape is None or len(image_shape) != 3 or math.prod(image_shape) != data_dim:
-        raise ValueError(
-            f"image_shape: convolutional networks need (channels, height, width) with "
-            f"{data_dim} values in all, got {image_shape}. A set from zoo.data has one."
-        )
-    c, h, w = image_shape
-    return c, h, w
+def decoder_for(
+    networks: str, inputs: int, hidden: Sequence[int], data_dim: int, outputs: int,
+    image_shape: Sequence[int] | None, act: str,
+) -> nn.Module:  # fmt: skip
+    """Return a decoder (..., inputs) -> (..., outputs·D), as `encoder_for`."""
+    if networks == "mlp":
+        return MLP(inputs, hidden[::-1], outputs * data_dim, act)
+    shape = check_image_shape(networks, image_shape, data_dim)
+    kind = {"conv": ConvDecoder, "residual": ResidualDecoder}[networks]
+    return kind(inputs, shape, outputs, act=act)

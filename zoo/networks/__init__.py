@@ -1,0 +1,31 @@
+"""Networks that several model files share, beside those of `inference.networks`, and checks.
+
+All act on the last axis, flat images included, so that particles broadcast.
+"""
+
+from .checks import check_image_shape, check_rows, check_sizes, mean_and_scale
+from .conditions import Condition
+from .conv import ConvDecoder, ConvEncoder, decoder_for, encoder_for
+from .residual import ResidualDecoder, ResidualEncoder
+from .spectral import ConvCritic, ConvGenerator, SpectralConv2d, SpectralLinear, largest_singular
+from .unet import UNet
+
+__all__ = [
+    "Condition",
+    "ConvCritic",
+    "ConvDecoder",
+    "ConvEncoder",
+    "ConvGenerator",
+    "ResidualDecoder",
+    "ResidualEncoder",
+    "SpectralConv2d",
+    "SpectralLinear",
+    "UNet",
+    "check_image_shape",
+    "check_rows",
+    "check_sizes",
+    "decoder_for",
+    "encoder_for",
+    "largest_singular",
+    "mean_and_scale",
+]
