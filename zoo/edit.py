@@ -1,4 +1,4 @@
-"""Moving through a latent space: interpolation, attribute vectors, grids.
+"""Moving through a latent space: interpolation, traversal, attribute vectors, arithmetic, grids.
 
 For any pair with `encode`, x (B, D) -> z (B, L), and `decode`, z (..., L) -> x (..., D): for
 autoencoders of every kind. Nothing here is learned and no parameter gets a gradient.
@@ -6,7 +6,8 @@ autoencoders of every kind. Nothing here is learned and no parameter gets a grad
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -161,3 +162,77 @@ def latent_grid(pair: EncoderDecoder, steps: int = 16) -> Tensor:
     axis = torch.special.ndtri(p)
     second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
     return pair.decode(torch.stack([first, second], -1))
+
+
+@torch.no_grad()
+def traverse(pair: EncoderDecoder, x: Tensor, dims: int = 6, steps: int = 9) -> Tensor:
+    """Decode the code of one datum with one coordinate at a time moved through its usual range.
+
+    The coordinates are those whose codes vary most over `x`, moved from the 2 % to the 98 %
+    quantile; the others stay at the code of the first row.
+
+    Args:
+        x: data, (N, D), N >= 2.
+        dims: how many coordinates; `steps`: points along each.
+
+    Returns:
+        (dims, steps, D), fewer than `dims` where the latent has fewer.
+
+    Raises:
+        ValueError: fewer than two rows or steps, or no coordinates.
+
+    Source: Higgins et al. 2017, "beta-VAE" (ICLR, figure 1).
+    """
+    if len(x) < 2 or steps < 2 or dims < 1:
+        raise ValueError(
+            f"x, dims, steps: expected at least 2 rows, 1 coordinate and 2 steps, got {len(x)}, "
+            f"{dims} and {steps}."
+        )
+    codes = pair.encode(x)
+    chosen = codes.var(0).argsort(descending=True)[:dims]
+    ends = codes[:, chosen].quantile(codes.new_tensor([0.02, 0.98]), dim=0)  # (2, dims)
+    t = torch.linspace(0, 1, steps, dtype=codes.dtype, device=codes.device)[:, None]
+    z = codes[0].repeat(len(chosen), steps, 1)
+    for row, d in enumerate(chosen.tolist()):
+        z[row, :, d] = ((1 - t) * ends[0] + t * ends[1])[:, row]
+    return pair.decode(z)
+
+
+@torch.no_grad()
+def arithmetic(pair: EncoderDecoder, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Return decode(z(a) − z(b) + z(c)): "a is to b as what is to c", rows (B, D) each -> (B, D).
+
+    Raises:
+        ValueError: the three have different shapes.
+
+    Source: Radford et al. 2016 (arXiv:1511.06434, section 6.3.2).
+    """
+    if not a.shape == b.shape == c.shape:
+        got = [tuple(x.shape) for x in (a, b, c)]
+        raise ValueError(f"a, b, c: expected rows of one shape, got {got}.")
+    return pair.decode(pair.encode(a) - pair.encode(b) + pair.encode(c))
+
+
+class WithCondition:
+    """A conditional pair as one that encodes and decodes under a condition that stays.
+
+    Args:
+        pair: with `encode(x, y)` and `decode(z, y)`; one without y in either is called without.
+        y: one label, or attributes (A,), for everything.
+    """
+
+    def __init__(self, pair: Any, y: Tensor | int):
+        self.pair, self.y = pair, torch.as_tensor(y)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latent means, (B, D) -> (B, L)."""
+        return self._call(self.pair.encode, x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the mean of x given z and the condition: (..., L) -> (..., D)."""
+        return self._call(self.pair.decode, z)
+
+    def _call(self, method: Any, v: Tensor) -> Tensor:
+        if "y" not in inspect.signature(method).parameters:
+            return method(v)
+        return method(v, self.y.to(v.device).expand(*v.shape[:-1], *self.y.shape))

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.edit import apply_attribute, attribute_vector, interpolate, latent_grid
+from zoo.cli import run
+from zoo.edit import (
+    WithCondition,
+    apply_attribute,
+    arithmetic,
+    attribute_vector,
+    interpolate,
+    latent_grid,
+    traverse,
+)
+from zoo.report.representation import compare_codes, map_of, probe_accuracies
 from zoo.vae import VAE
 
 
@@ -119,3 +129,79 @@ def test_examples_write_their_picture(example, tmp_path):
     run = main(data="digits", steps=20, out=str(tmp_path / "picture.png"))
     assert len(run.losses) == 20
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_traversal_moves_the_coordinates_that_vary_most_between_their_quantiles():
+    x = torch.randn(500, 3) * torch.tensor([0.1, 5.0, 1.0])
+    path = traverse(Linear(), x, dims=2, steps=5)
+    assert path.shape == (2, 5, 3)
+    first, second = path
+    torch.testing.assert_close(first[:, [0, 2]], x[0, [0, 2]].expand(5, 2))
+    torch.testing.assert_close(second[:, :2], x[0, :2].expand(5, 2))
+    torch.testing.assert_close(first[[0, -1], 1], x[:, 1].quantile(torch.tensor([0.02, 0.98])))
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        traverse(Linear(), x[:1])
+
+
+def test_arithmetic_adds_a_difference():
+    a, b, c = torch.randn(3, 2, 4)
+    torch.testing.assert_close(arithmetic(Linear(), a, b, c), a - b + c)
+    with pytest.raises(ValueError, match="one shape"):
+        arithmetic(Linear(), a, b[:1], c)
+
+
+def test_a_conditional_pair_is_edited_under_one_condition():
+    class Shifted:
+        def encode(self, x, y):
+            return x - y[..., None]
+
+        def decode(self, z, y):
+            return z + 10 * y[..., None]
+
+    pair = WithCondition(Shifted(), 2)
+    torch.testing.assert_close(pair.decode(pair.encode(torch.ones(3, 2))), torch.full((3, 2), 19.0))
+
+
+def test_probes_reach_the_bayes_accuracy_and_chance():
+    y = torch.arange(1_200) % 2
+    x = torch.randn(1_200, 3) + torch.tensor([2.0, 0.0, 0.0]) * y[:, None]
+    found = probe_accuracies(x[:800], y[:800], x[800:], y[800:])
+    bayes = float(torch.special.ndtr(torch.tensor(1.0)))
+    assert abs(found["linear"].value - bayes) < 4 * found["linear"].se
+    blind = probe_accuracies(x[:800, 1:], y[:800], x[800:, 1:], y[800:])
+    assert all(abs(e.value - 0.5) < 4 * e.se for e in blind.values())
+    codes = compare_codes((x[:800, 1:], x[800:, 1:]), (x[:800], x[800:]), (y[:800], y[800:]))
+    assert list(codes) == ["codes", "2 principal components", "raw values"]
+    assert codes["raw values"]["linear"].value == found["linear"].value
+
+
+def test_the_map_of_far_clusters_keeps_them_apart():
+    z = torch.randn(60, 5) + 50 * (torch.arange(60) % 2)[:, None]
+    for way in ("principal", "tsne"):
+        points, axes = map_of(z, way)
+        assert points.shape == (60, 2) and len(axes) == 2
+        between = (points[::2].mean(0) - points[1::2].mean(0)).norm()
+        assert between > 3 * max(points[::2].std(0).max(), points[1::2].std(0).max())
+    with pytest.raises(ValueError, match="principal, tsne, umap"):
+        map_of(z, "pca")
+
+
+def test_the_command_edits_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.report.page.png", lambda drawing, theme: b"\x89PNG")
+    monkeypatch.setattr("zoo.report.theme.DPI", 20)
+    tiny = "fit vae --steps 2 --batch-size 16 --compile no --particles 30 --test-rows 12 --hidden 8"
+    assert run([*tiny.split(), "--out", "run"]) == 0
+    for how in (["traverse"], ["attribute", "--label", "8"], ["arithmetic"], ["map"]):
+        assert run(["edit", "run", "--rows", "3", "--how", *how]) == 0
+    assert run(["edit", "run", "--out", "walk.npy", "--rows", "2", "--steps", "3"]) == 0
+    assert len(list(tmp_path.glob("run-edit*.png"))) == 4
+    capsys.readouterr()
+    for argv, words in (
+        (["--how", "rotate"], "interpolate, traverse"),
+        (["--how", "attribute"], "labels up to 9"),
+        (["--how", "attribute", "--label", "77"], "rows with the attribute"),
+        (["--steps", "1"], "at least 1 and 2"),
+    ):
+        assert run(["edit", "run", *argv]) == 2
+        assert words in capsys.readouterr().err

@@ -18,7 +18,7 @@ from .fit import Done, Ended, Models, go_on
 from .options import explained
 
 ORDER = (
-    "list", "new", "check", "fit", "posterior", "report", "sample", "complete", "diagnose",
+    "list", "new", "check", "fit", "posterior", "report", "sample", "complete", "edit", "diagnose",
     "compare", "leaderboard", "runs",
 )  # of the commands in the help; others follow  # fmt: skip
 
@@ -179,6 +179,34 @@ def complete(
     from .complete import draw
 
     print(draw(run, given, rows, n, out, seed, pair))
+
+
+@app.command()
+def edit(
+    run: Folder,
+    how: Annotated[
+        str, explained("interpolate, traverse, attribute, arithmetic or map", "interpolate")
+    ] = "interpolate",
+    rows: Annotated[
+        int, explained("test data, or coordinates to traverse; of a map, all data", "8")
+    ] = 8,
+    steps: Annotated[int, explained("pictures on the way", "9")] = 9,
+    label: Annotated[int | None, explained("whose attribute is added")] = None,
+    against: Annotated[int | None, explained("the label that lacks it", "all others")] = None,
+    by: Annotated[str, explained("of a map: principal, tsne or umap", "principal")] = "principal",
+    out: Annotated[
+        str | None, explained("a new .png, .npy or .csv", "RUN-edit.png or .csv")
+    ] = None,
+    seed: Annotated[int, explained("of whatever is drawn", "0")] = 0,
+) -> None:
+    """Walk through the latent space of a run: between data, along coordinates, along attributes.
+
+    Example: zoo edit runs/vae-digits-001 --how attribute --label 8 --against 3
+    """
+    from .editing import edit_run
+
+    print(edit_run(run, how, 500 if how == "map" and rows == 8 else rows, steps, label, against,
+                   by, out, seed))  # fmt: skip
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

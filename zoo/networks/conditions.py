@@ -37,7 +37,7 @@ class Condition:
 
     @property
     def width(self) -> int:
-        """How many numbers a network reads."""
+        """The count of numbers that a network reads."""
         return self.classes or 2 * self.attributes
 
     def features(self, y: Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from . import draw, families, images
 from .draw import Picture
+from .representation import map_of
 from .subject import Subject
 
 
@@ -168,17 +170,34 @@ def latent_space(s: Subject) -> Picture | None:
     text = f"Means of the guide for {len(z):,} data{coloured}."
     axes = ("z₁", "z₂")
     if z.shape[-1] > 2:
-        centred = z - z.mean(0)
-        _, spread, directions = torch.linalg.svd(centred.double(), full_matrices=False)
-        share = (spread**2 / (spread**2).sum()).tolist()
-        z = (centred.double() @ directions[:2].mT).float()
-        axes = tuple(f"principal direction {i + 1} ({share[i]:.0%})" for i in (0, 1))  # type: ignore[assignment]
+        width = z.shape[-1]
+        z, axes = map_of(z)
         text = (
             f"Means of the guide for {len(z):,} data{coloured}, along the first two of "
-            f"{len(share)} principal directions; in brackets, the share of their variance."
+            f"{width} principal directions; in brackets, the share of their variance."
         )
     drawing = draw.scatter({"": (z.numpy(), labels)}, axes)
     return Picture("latent_space", "Latent space", text, drawing)
+
+
+def walks(s: Subject) -> Picture | None:
+    """Draw ways between held-out images through the latent space."""
+    if not s.offers("encode", "decode") or s.shape is None or s.conditional:
+        return None
+    if "y" in inspect.signature(s.model.decode).parameters:
+        return None
+    x, _ = s.held_out(12)
+    if len(x) < 12:
+        return None
+    z = s.call("encode", x)
+    t = torch.linspace(0, 1, 8)[:, None, None]
+    path = s.call("decode", ((1 - t) * z[:6] + t * z[6:]).flatten(0, 1)).unflatten(0, (8, 6))
+    columns = {"x": x[:6], **{f"{v:.2f}": p for v, p in zip(t.flatten().tolist(), path)}}
+    columns["x'"] = x[6:]
+    text = "Held-out images x and x', and between them the decoded points of the straight line "
+    text += "from one code to the other. More ways: zoo edit."
+    shown = {k: s.images(v) for k, v in columns.items()}
+    return Picture("walks", "Through the latent space", text, images.columns_of_images(shown, ""))
 
 
 def latent_grid(s: Subject) -> Picture | None:
@@ -245,7 +264,7 @@ def khat(s: Subject) -> Picture | None:
 
 
 PICTURES: tuple[Callable[[Subject], Picture | None], ...] = (
-    families.density, samples, families.reverse, reconstructions, latent_space, latent_grid,
+    families.density, samples, families.reverse, reconstructions, latent_space, latent_grid, walks,
     families.components, prior_draws, loss, kl_per_layer, kl_per_dimension, families.usage, khat,
     families.critic, families.nearest,
 )  # fmt: skip

@@ -71,7 +71,8 @@ def columns_of_images(columns: Mapping[str, Array], title: str) -> Drawing:
         w = each.shape[-1] + 1
         ax.set_xticks([w * i + w / 2 for i in range(across)], list(columns))
         ax.tick_params(axis="x", length=0, labelsize=8, top=False, labeltop=True, labelbottom=False)
-        figure.suptitle(title)
+        if title:
+            figure.suptitle(title)
         return figure
 
     return draw

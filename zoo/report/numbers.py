@@ -12,7 +12,8 @@ from inference.draws.measures import bits_per_dim
 from inference.estimate import Estimate
 
 from .quality import Quality
-from .subject import Subject
+from .representation import compare_codes
+from .subject import ROWS, Subject
 
 ROUNDING = 1e-5  # of float32, relative
 
@@ -77,6 +78,8 @@ def metrics(subject: Subject, bound: bool = True) -> list[Metric]:
         out += _accuracy(subject)
     if subject.offers("reconstruct"):
         out += _errors(subject)
+    if subject.offers("encode"):
+        out += _probes(subject)
     if subject.offers("usage"):
         share = subject.call("usage", subject.held_out()[0])
         out.append(
@@ -224,6 +227,25 @@ def _accuracy(s: Subject) -> list[Metric]:
     mean, se = Estimate.of(100 * right)
     note = f"of the likeliest label, {len(x):,} test data"
     return [Metric("accuracy", "test accuracy", mean, "%", se, note)]
+
+
+def _probes(s: Subject) -> list[Metric]:
+    """Accuracy of labels read off the codes, beside PCA and the values themselves."""
+    (x, y), train = s.held_out(min(s.rows, ROWS)), s.data.train[:ROWS].cpu()
+    labels = getattr(s.data, "train_labels", None)
+    if y is None or labels is None or s.conditional or s.offers("classify") or len(x) < 50:
+        return []
+    seen = labels[: len(train)].cpu()
+    if len(seen.unique()) < 2:
+        return []
+    codes = s.call("encode", train), s.call("encode", x)
+    out, n = [], f"{len(train):,} training and {len(x):,} test data"
+    for space, found in compare_codes(codes, (train, x), (seen, y)).items():
+        for kind, e in found.items():
+            key = f"probe_{kind.split()[0]}_{space.split()[-1]}"
+            note = f"accuracy of labels from the {space}, {n}"
+            out.append(Metric(key, f"{kind} probe, {space}", e.value, "", e.se, note))
+    return out
 
 
 def _errors(s: Subject) -> list[Metric]:
