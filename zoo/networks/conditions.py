@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Condition:
-    """What is told beside a row: a label, or attributes, as numbers that a network reads.
+    """A label or attributes that stand beside a row, as numbers that a network reads.
 
     A label 0 .. classes - 1 becomes one-hot, and −1, unknown, zeros. Attributes become two numbers
     each: the value, 0 where it is NaN (unknown), and whether it is known.
