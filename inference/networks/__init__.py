@@ -4,7 +4,7 @@ This room stands below all others: model files may import it too.
 """
 
 from .linear import ActivationNorm, LULinear, Permutation, with_linear
-from .mlp import ACTIVATIONS, MLP, AutoregressiveMLP, MaskedLinear, activation, ranks
+from .mlp import ACTIVATIONS, MLP, AutoregressiveMLP, Dropout, MaskedLinear, activation, ranks
 from .transforms import (
     Autoregressive,
     FlowTransform,

@@ -1,7 +1,8 @@
 """Linear layers of flows: activation norm, permutation, and a matrix kept as its LU factors.
 
 Each starts at the identity; `initialise(x)` sets it so that x comes out with mean 0 and variance 1
-in each column, and of the LU layer uncorrelated too.
+in each column, and of the LU layer uncorrelated too. Parameters are differences from there, kept in
+buffers, so that weight decay draws a flow to the Gaussian of best fit.
 """
 
 from __future__ import annotations
@@ -23,26 +24,35 @@ class ActivationNorm(FlowTransform):
     Source: Glow, arXiv:1807.03039, section 3.1.
     """
 
+    start_shift: Tensor
+    start_log_scale: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
+        self.register_buffer("start_shift", torch.zeros(dim))
+        self.register_buffer("start_log_scale", torch.zeros(dim))
         self.shift = nn.Parameter(torch.zeros(dim))
         self.log_scale = nn.Parameter(torch.zeros(dim))
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Give x (N, D) mean 0 and variance 1."""
-        self.shift.copy_(-x.mean(0))
-        self.log_scale.copy_(-x.std(0, correction=0).clamp_min(1e-6).log())
+        self.start_shift.copy_(-x.mean(0))
+        self.start_log_scale.copy_(-x.std(0, correction=0).clamp_min(1e-6).log())
+        for p in self.parameters():
+            p.zero_()
 
     def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y (..., D) and log |det dy/dx| (...)."""
-        y = (x + self.shift) * self.log_scale.exp()
-        return y, self.log_scale.sum().expand(x.shape[:-1])
+        log_scale = self.start_log_scale + self.log_scale
+        y = (x + self.start_shift + self.shift) * log_scale.exp()
+        return y, log_scale.sum().expand(x.shape[:-1])
 
     def inv_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (..., D) and log |det dy/dx| (...)."""
-        x = y * (-self.log_scale).exp() - self.shift
-        return x, self.log_scale.sum().expand(y.shape[:-1])
+        log_scale = self.start_log_scale + self.log_scale
+        x = y * (-log_scale).exp() - (self.start_shift + self.shift)
+        return x, log_scale.sum().expand(y.shape[:-1])
 
 
 class Permutation(FlowTransform):
@@ -72,7 +82,9 @@ class Permutation(FlowTransform):
 
 
 class LULinear(FlowTransform):
-    """An invertible matrix and a shift: y = L U (x + shift), L of unit diagonal, U's positive.
+    """An invertible matrix and a shift: y = L U W (x + shift), L of unit diagonal, U's positive.
+
+    W is the identity, or what `initialise` found: lower triangular, and fixed.
 
     Args:
         dim: dimension D.
@@ -80,8 +92,13 @@ class LULinear(FlowTransform):
     Source: Glow, arXiv:1807.03039, section 3.2; Neural spline flows, arXiv:1906.04032, section 3.1.
     """
 
+    start_shift: Tensor
+    start: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
+        self.register_buffer("start_shift", torch.zeros(dim))
+        self.register_buffer("start", torch.eye(dim))
         self.shift = nn.Parameter(torch.zeros(dim))
         self.lower = nn.Parameter(torch.zeros(dim, dim))
         self.upper = nn.Parameter(torch.zeros(dim, dim))
@@ -90,33 +107,36 @@ class LULinear(FlowTransform):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Give x (N, D) mean 0 and covariance I: with a normal base, the Gaussian of best fit."""
-        self.shift.copy_(-x.mean(0))
+        self.start_shift.copy_(-x.mean(0))
         covariance = torch.cov(x.double().mT, correction=0).reshape(x.shape[-1], -1)
         ridge = 1e-6 * covariance.diagonal().mean().clamp_min(1e-12)
-        low = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).double())
-        whitens = torch.linalg.solve_triangular(low, torch.eye(len(low)).double(), upper=False)
-        diagonal = whitens.diagonal()
-        self.lower.copy_((whitens / diagonal).tril(-1))
-        self.upper.zero_()
-        self.log_diagonal.copy_(diagonal.log())
+        one = torch.eye(len(covariance)).to(covariance)
+        low = torch.linalg.cholesky(covariance + ridge * one)
+        self.start.copy_(torch.linalg.solve_triangular(low, one, upper=False))
+        for p in self.parameters():
+            p.zero_()
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """L and U, (D, D) each."""
         one = torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
         return self.lower.tril(-1) + one, self.upper.triu(1) + one * self.log_diagonal.exp()
 
+    def _log_det(self) -> Tensor:
+        return (self.log_diagonal + self.start.diagonal().log()).sum()
+
     def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y (..., D) and log |det dy/dx| (...)."""
         low, up = self.factors()
-        y = (x + self.shift) @ (low @ up).mT
-        return y, self.log_diagonal.sum().expand(x.shape[:-1])
+        y = (x + self.start_shift + self.shift) @ (low @ up @ self.start).mT
+        return y, self._log_det().expand(x.shape[:-1])
 
     def inv_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (..., D) and log |det dy/dx| (...)."""
         low, up = self.factors()
         x = torch.linalg.solve_triangular(low, y.unsqueeze(-1), upper=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(up, x, upper=True).squeeze(-1) - self.shift
-        return x, self.log_diagonal.sum().expand(y.shape[:-1])
+        x = torch.linalg.solve_triangular(up, x, upper=True)
+        x = torch.linalg.solve_triangular(self.start, x, upper=False).squeeze(-1)
+        return x - (self.start_shift + self.shift), self._log_det().expand(y.shape[:-1])
 
 
 LINEAR = ("none", "norm", "permutation", "lu")

@@ -31,6 +31,34 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class Dropout(nn.Module):
+    """Hidden units set to zero by chance, the others scaled up: in the steps of a fit alone.
+
+    It begins in evaluation mode, so that a density is one, and `fit` puts it into training mode
+    for its steps.
+
+    Args:
+        p: the probability of zero, at least 0 and below 1.
+
+    Raises:
+        ValueError: p out of range.
+
+    Source: Srivastava et al. 2014, Dropout, JMLR 15:1929.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout: expected a probability below 1, got {p:g}.")
+        self.p, self.training = p, False
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(..., H) -> (..., H)."""
+        if not self.training or not self.p:
+            return h
+        return h * (torch.rand_like(h) >= self.p).to(h.dtype) / (1 - self.p)
+
+
 class MLP(nn.Sequential):
     """Affine layers with an activation between them: (..., inputs) -> (..., outputs).
 
@@ -39,11 +67,15 @@ class MLP(nn.Sequential):
         hidden: widths of the hidden layers; `()` makes the network affine.
         outputs: width of the last axis of the output.
         act: name of the activation (`ACTIVATIONS`).
+        dropout: probability with which a step leaves out a hidden unit.
 
     Weights start as in Glorot & Bengio 2010 (uniform, gain 1), biases at zero.
     """
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, act: str = "tanh"):
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], outputs: int, act: str = "tanh",
+        dropout: float = 0.0,
+    ):  # fmt: skip
         widths = [inputs, *hidden, outputs]
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
@@ -53,6 +85,8 @@ class MLP(nn.Sequential):
             layers.append(linear)
             if i < len(widths) - 2:
                 layers.append(activation(act))
+            if i < len(widths) - 2 and dropout:
+                layers.append(Dropout(dropout))
         super().__init__(*layers)
 
 
@@ -87,6 +121,7 @@ class AutoregressiveMLP(nn.Module):
         act: name of the activation (`ACTIVATIONS`).
         context: width C of an optional second input that every output sees.
         direct: add masked weights from the inputs straight to the outputs.
+        dropout: probability with which a step leaves out a hidden unit.
     """
 
     rank: Tensor
@@ -103,9 +138,13 @@ class AutoregressiveMLP(nn.Module):
         act: str = "relu",
         context: int = 0,
         direct: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.outputs, self.act = outputs, activation(act)
+        self.outputs = outputs
+        self.act: nn.Module = activation(act)
+        if dropout:
+            self.act = nn.Sequential(self.act, Dropout(dropout))
         rank = ranks(order, inputs, seed)
         self.register_buffer("rank", rank)
         degrees = [rank, *(_degrees(n, inputs, context > 0) for n in hidden)]

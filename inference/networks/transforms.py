@@ -142,6 +142,7 @@ class Autoregressive(FlowTransform):
         order: as for `ranks`.
         seed: for `order="random"`.
         context_dim: width C of the context, 0 for none.
+        dropout: probability with which a step leaves out a hidden unit.
 
     Source: Improving variational inference with inverse autoregressive flow, arXiv:1606.04934;
     Masked autoregressive flow for density estimation, arXiv:1705.07057, section 3.
@@ -156,12 +157,14 @@ class Autoregressive(FlowTransform):
         order: str | Sequence[int] = "natural",
         seed: int = 0,
         context_dim: int = 0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.univariate = univariate
         self.net = AutoregressiveMLP(
-            dim, hidden, univariate.outputs, order=order, seed=seed, act=act, context=context_dim
-        )
+            dim, hidden, univariate.outputs, order=order, seed=seed, act=act, context=context_dim,
+            dropout=dropout,
+        )  # fmt: skip
         start_at_identity(self.net.layers[-1])
 
     def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -195,10 +198,9 @@ def autoregressive_layers(
     hidden: Sequence[int],
     act: str = "relu",
     context_dim: int = 0,
+    dropout: float = 0.0,
 ) -> list[FlowTransform]:
     """`layers` autoregressive transforms, every other one in reversed order."""
     orders = ["reversed" if i % 2 else "natural" for i in range(layers)]
-    return [
-        Autoregressive(dim, univariate, hidden, act, order=order, context_dim=context_dim)
-        for order in orders
-    ]
+    more: Any = {"context_dim": context_dim, "dropout": dropout}
+    return [Autoregressive(dim, univariate, hidden, act, order=o, **more) for o in orders]

@@ -26,6 +26,7 @@ from pyro.poutine.messenger import Messenger, _bound_partial
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ..networks.mlp import Dropout
 from ..randomness import ALONE
 from ..weights import plate_nesting, way_of
 from .arguments import rows_of, take_rows
@@ -164,6 +165,22 @@ class Pair:
             finally:
                 for table, key, tensor in before:
                     table[key] = tensor
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Let hidden units drop out (`inference.networks.Dropout`) inside the block."""
+        found = [
+            part for half in (self.model, self.guide) for module in modules_of(half)
+            for part in module.modules() if isinstance(part, Dropout)
+        ]  # fmt: skip
+        before = [part.training for part in found]
+        try:
+            for part in found:
+                part.training = True
+            yield
+        finally:
+            for part, mode in zip(found, before):
+                part.training = mode
 
     def find_way(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], args: tuple, kwargs: dict

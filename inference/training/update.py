@@ -131,6 +131,7 @@ class Update:
         with (
             no_validation(),
             self.pair.bind(params, buffers),
+            self.pair.training(),
             at_step(self.estimator, count.to(torch.get_default_dtype())),
             torch.autocast(device, torch.bfloat16, enabled=self.autocast),
         ):

@@ -14,7 +14,8 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from inference import elbo, fit, log_weights
-from inference.networks import ActivationNorm, LULinear, Permutation
+from inference.networks import ActivationNorm, Dropout, LULinear, Permutation
+from inference.optim import AdamW
 from zoo.flows import (
     IAF,
     MAF,
@@ -25,6 +26,7 @@ from zoo.flows import (
     RationalQuadratic,
     RealNVP,
 )
+from zoo.flows.noise import StudentMixture
 
 FLOWS = {
     "RealNVP": lambda d, **kw: RealNVP(d, layers=4, **kw),
@@ -447,3 +449,65 @@ def test_linear_layers_are_inverted_and_their_determinant_is_autodiffs(make):
     torch.testing.assert_close(ladj, ladj_back, rtol=0, atol=0)
     exact = vmap(jacrev(lambda v: layer.call_and_ladj(v)[0]))(x).slogdet().logabsdet
     torch.testing.assert_close(ladj, exact, rtol=0, atol=1e-12)
+
+
+def test_the_noise_of_student_components_is_the_mixture_of_scipys():
+    from scipy.stats import multivariate_t
+
+    torch.manual_seed(0)
+    loc, df = torch.randn(2, 3).double(), torch.tensor([3.0, 9.0]).double()
+    factor = torch.randn(2, 3, 3).double().tril(-1) + torch.rand(2, 3).double().exp().diag_embed()
+    noise = StudentMixture(torch.tensor([0.0, 1.0]).double(), loc, factor, df)
+    u = torch.randn(5, 3).double()
+    weights = torch.tensor([0.0, 1.0]).double().softmax(0)
+    shapes = torch.linalg.inv(factor.mT @ factor)
+    parts = [w * multivariate_t(m.numpy(), s.numpy(), float(v)).pdf(u.numpy())
+             for w, m, s, v in zip(weights.tolist(), loc, shapes, df)]  # fmt: skip
+    truth = torch.from_numpy(sum(parts)).log()
+    torch.testing.assert_close(noise.log_prob(u), truth, atol=1e-10, rtol=0)
+    assert torch.equal(noise.expand((5,)).log_prob(u), noise.log_prob(u))
+    draws = noise.sample((40_000,))
+    mean = (weights[:, None] * loc).sum(0)
+    se = draws.std(0) / 200
+    assert ((draws.mean(0) - mean).abs() < 5 * se).all()
+
+
+def test_a_flow_with_students_begins_at_the_mixture_and_weight_decay_keeps_it_there():
+    x = torch.cat([torch.randn(150, 2) - 4, torch.randn(150, 2) * torch.tensor([0.2, 1.0]) + 4])
+    flow = MAF(2, layers=2, hidden=(8,), linear="lu", students=2)
+    flow.initialise(x, torch.tensor([[-4.0, -4], [4, 4]]))
+    start = flow.log_prob(x)
+    one = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.mT))
+    assert start.mean() > one.log_prob(x).mean() + 1  # two clusters are no Gaussian
+    run = fit(flow, x, steps=60, batch_size=300, compile=False, progress=False,
+              optimiser=AdamW(0.05, weight_decay=19.0))  # fmt: skip
+    held = fit(flow, x, steps=60, batch_size=300, compile=False, progress=False,
+               optimiser=AdamW(0.05))  # fmt: skip
+    assert (run.pair.log_prob(x) - start).abs().mean() < (held.pair.log_prob(x) - start).abs().mean()
+
+
+def test_dropout_is_of_steps_alone():
+    flow = MAF(3, layers=1, hidden=(32,), dropout=0.5)
+    twin = MAF(3, layers=1, hidden=(32,))
+    with torch.no_grad():
+        for p, q in zip(flow.parameters(), twin.parameters()):
+            q.copy_(p.normal_(0, 0.5))
+    x = torch.randn(64, 3)
+    assert torch.equal(flow.log_prob(x), twin.log_prob(x))
+    runs = [fit(f, x, steps=1, batch_size=64, compile=False, progress=False, lr=1e-9)
+            for f in (flow, twin)]  # fmt: skip
+    assert runs[0].losses[0] != runs[1].losses[0]  # a step left units out
+    torch.testing.assert_close(runs[0].pair.log_prob(x), runs[1].pair.log_prob(x))
+    assert not any(m.training for m in runs[0].pair.modules() if isinstance(m, Dropout))
+    with pytest.raises(ValueError, match="dropout: expected a probability below 1, got 1"):
+        MAF(3, dropout=1.0)
+
+
+@pytest.mark.slow
+def test_dropout_and_student_noise_are_compiled():
+    x = torch.randn(256, 3)
+    flow = MAF(3, layers=2, hidden=(16,), linear="lu", students=2, dropout=0.3)
+    flow.initialise(x)
+    runs = [fit(flow, x, steps=20, batch_size=64, compile=c, progress=False) for c in (True, False)]
+    assert runs[0].compiled
+    assert runs[0].losses == pytest.approx(runs[1].losses, abs=1e-4)

@@ -36,6 +36,7 @@ class MADE(BinaryAutoregressive):
         seed: draws the random order.
         act: name of the activation σ (`inference.networks.ACTIVATIONS`).
         direct: with the weights A from inputs straight to outputs, or without them.
+        dropout: probability with which a step leaves out a hidden unit.
         orders: n, how many orders are trained at once and averaged; the first is `order`, the
             others are drawn from `seed`.
 
@@ -57,9 +58,12 @@ class MADE(BinaryAutoregressive):
         act: str = "relu",
         direct: bool = True,
         orders: int = 1,
+        dropout: float = 0.0,
     ):
         check_sizes(data_dim=data_dim, hidden=hidden, orders=orders)
-        net = AutoregressiveMLP(data_dim, hidden, 1, order=order, seed=seed, act=act, direct=direct)
+        net = AutoregressiveMLP(
+            data_dim, hidden, 1, order=order, seed=seed, act=act, direct=direct, dropout=dropout
+        )
         super().__init__(data_dim, net.rank)
         self.net, self.orders = net, orders
         others = [ranks("random", data_dim, seed + k) for k in range(1, orders)]
@@ -75,7 +79,7 @@ class MADE(BinaryAutoregressive):
             return super().model(x, size)
         pyro.module("made", self)
         check_rows(x, self.data_dim)
-        h = self._logits(self.ranks[self._order(x)], x)
+        h = self._logits(self._order(x), x)
         with pyro.plate("data", size or x.shape[-2], subsample=x):
             pyro.sample("x", dist.Bernoulli(logits=h).to_event(1), obs=x)
 
@@ -85,9 +89,11 @@ class MADE(BinaryAutoregressive):
             self._order(x)
 
     def _order(self, x: Tensor) -> Tensor:
+        """The rank of each variable in an order that is drawn, (D,), or (K, D) for particles."""
         u = pyro.sample("order", dist.Uniform(x.new_zeros(()), 1.0))  # () or (K, 1)
         k = (u * self.orders).long().clamp(max=self.orders - 1)
-        return k.squeeze(-1) if k.ndim else k
+        drawn = self.ranks.index_select(0, k.reshape(-1))  # an index of no axes would be read
+        return drawn if k.ndim else drawn[0]
 
     def _logits(self, rank: Tensor, x: Tensor) -> Tensor:
         return self.net.in_order(x, rank).squeeze(-2)

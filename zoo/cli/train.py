@@ -141,8 +141,9 @@ def begin_at(model: Any, data: DataSet, seed: int) -> None:
     """Let a model begin at its training data, where it can: components by k-means++, a flow."""
     if not hasattr(model, "initialise"):
         return
-    if hasattr(model, "components"):
-        means = kmeans_plus_plus(data.train, model.components, restarts=1, seed=seed)[0]
+    components = getattr(model, "components", 0) or getattr(model, "students", 0)
+    if components:
+        means = kmeans_plus_plus(data.train, components, restarts=1, seed=seed)[0]
         model.initialise(data.train, means)
     else:
         model.initialise(data.train)

@@ -25,6 +25,7 @@ class Coupling(FlowTransform):
         act: its activation.
         swap: condition on the second half instead of the first.
         context_dim: width C of the context, 0 for none.
+        dropout: probability with which a step leaves out a hidden unit.
 
     Raises:
         ValueError: one dimension, where there is nothing to condition on.
@@ -40,6 +41,7 @@ class Coupling(FlowTransform):
         act: str = "relu",
         swap: bool = False,
         context_dim: int = 0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if dim < 2:
@@ -52,7 +54,7 @@ class Coupling(FlowTransform):
         self.sizes = [dim // 2, dim - dim // 2]
         known, moved = reversed(self.sizes) if swap else self.sizes
         self.context_dim = context_dim
-        self.net = MLP(known + context_dim, hidden, univariate.outputs * moved, act)
+        self.net = MLP(known + context_dim, hidden, univariate.outputs * moved, act, dropout)
         start_at_identity(self.net[-1])
 
     def call_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

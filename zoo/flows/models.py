@@ -22,6 +22,9 @@ from inference.networks import (
 from zoo.networks import check_rows, check_sizes
 
 from .coupling import Coupling
+from .noise import StudentNoise
+
+ROWS = 50_000  # at most, by which a flow is begun
 
 
 class Flow(nn.Module):
@@ -29,6 +32,8 @@ class Flow(nn.Module):
 
         u = f_n(... f_1(x)) ~ N(0, I)                              (B, D)
         log p(x) = log N(u; 0, I) + Σ_l log |det df_l|
+
+    or, with `students`, u from a mixture of so many Student t distributions (`StudentNoise`).
 
     The transforms are given in the direction data -> noise, so that a density is one pass. Nothing
     is latent: the guide is empty, the ELBO is log p(x), and a fit is maximum likelihood.
@@ -39,17 +44,20 @@ class Flow(nn.Module):
     Args:
         data_dim: D. The data should have about unit scale.
         transforms: f_1, ..., f_n.
+        students: Student t distributions that the noise is a mixture of; 0 is a standard normal.
     """
 
-    def __init__(self, data_dim: int, transforms: Iterable[FlowTransform]):
+    def __init__(self, data_dim: int, transforms: Iterable[FlowTransform], students: int = 0):
         super().__init__()
-        self.data_dim = data_dim
+        self.data_dim, self.students = data_dim, students
         self.transforms = nn.ModuleList(transforms)
+        self.noise = StudentNoise(data_dim, students) if students else None
 
     def distribution(self) -> TransformedDistribution:
         """p(x), event shape (D,). A new object, which shares nothing with those before it."""
         steps = [OnePass(t).inv for t in reversed(self.transforms)]
-        return TransformedDistribution(standard_normal(self, self.data_dim), steps)
+        base = self.noise.distribution() if self.noise else standard_normal(self, self.data_dim)
+        return TransformedDistribution(base, steps)
 
     def model(self, x: Tensor, size: int | None = None) -> None:
         """p(x) for a mini-batch x (B, D) of `size` data."""
@@ -69,13 +77,22 @@ class Flow(nn.Module):
             raise ValueError(f"x: {n} values are NaN or infinite. Drop or impute them first.")
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
-        """Set linear layers so that their output of x (N, D) is standardised."""
+    def initialise(self, x: Tensor, means: Tensor | None = None) -> None:
+        """Set linear layers so that their output of x (N, D) is standardised, and the noise.
+
+        Args:
+            x: data, of which `ROWS` are used.
+            means: where the components of the noise begin, (students, D); by default at rows of x.
+        """
+        x = x[:: -(-len(x) // ROWS)]
+        means = x[: self.students] if means is None else means
         steps: list[Any] = list(self.transforms)
         for transform in steps:
             if hasattr(transform, "initialise"):
                 transform.initialise(x)
-            x = transform.call_and_ladj(x)[0]
+            x, means = (transform.call_and_ladj(v)[0] for v in (x, means))
+        if self.noise is not None:
+            self.noise.initialise(x, means)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats: (..., D) -> (...)."""
@@ -100,6 +117,8 @@ class RealNVP(Flow):
         hidden: widths of each layer's network.
         act: its activation.
         linear: before each layer: none, norm (activation norm), permutation or lu (a matrix).
+        students: Student t distributions that the noise is a mixture of; 0 is a standard normal.
+        dropout: probability with which a step leaves out a hidden unit.
 
     Raises:
         ValueError: one dimension, no layers.
@@ -114,12 +133,15 @@ class RealNVP(Flow):
         hidden: Sequence[int] = (64, 64),
         act: str = "relu",
         linear: str = "none",
+        students: int = 0,
+        dropout: float = 0.0,
     ):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
         steps: list[FlowTransform] = [
-            Coupling(data_dim, Affine(), hidden, act, swap=i % 2 == 1) for i in range(layers)
+            Coupling(data_dim, Affine(), hidden, act, swap=i % 2 == 1, dropout=dropout)
+            for i in range(layers)
         ]
-        super().__init__(data_dim, with_linear(linear, data_dim, steps))
+        super().__init__(data_dim, with_linear(linear, data_dim, steps), students)
 
 
 class MAF(Flow):
@@ -136,6 +158,8 @@ class MAF(Flow):
         hidden: widths of each layer's network.
         act: its activation.
         linear: before each layer: none, norm (activation norm), permutation or lu (a matrix).
+        students: Student t distributions that the noise is a mixture of; 0 is a standard normal.
+        dropout: probability with which a step leaves out a hidden unit.
 
     Raises:
         ValueError: no layers.
@@ -151,10 +175,12 @@ class MAF(Flow):
         hidden: Sequence[int] = (64, 64),
         act: str = "relu",
         linear: str = "none",
+        students: int = 0,
+        dropout: float = 0.0,
     ):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
-        steps = autoregressive_layers(data_dim, Affine(), layers, hidden, act)
-        super().__init__(data_dim, with_linear(linear, data_dim, steps))
+        steps = autoregressive_layers(data_dim, Affine(), layers, hidden, act, dropout=dropout)
+        super().__init__(data_dim, with_linear(linear, data_dim, steps), students)
 
 
 class NeuralSplineFlow(Flow):
@@ -175,6 +201,8 @@ class NeuralSplineFlow(Flow):
         transform: `"autoregressive"` or `"coupling"`.
         act: the networks' activation.
         linear: before each layer: none, norm (activation norm), permutation or lu (a matrix).
+        students: Student t distributions that the noise is a mixture of; 0 is a standard normal.
+        dropout: probability with which a step leaves out a hidden unit.
 
     Raises:
         ValueError: fewer than 2 bins, no layers, another transform, coupling on one dimension.
@@ -192,18 +220,21 @@ class NeuralSplineFlow(Flow):
         transform: str = "autoregressive",
         act: str = "relu",
         linear: str = "none",
+        students: int = 0,
+        dropout: float = 0.0,
     ):
         check_sizes(data_dim=data_dim, layers=layers, hidden=hidden)
         spline = RationalQuadratic(bins, bound)
         if transform == "autoregressive":
-            steps = autoregressive_layers(data_dim, spline, layers, hidden, act)
+            steps = autoregressive_layers(data_dim, spline, layers, hidden, act, dropout=dropout)
         elif transform == "coupling":
             steps = [
-                Coupling(data_dim, spline, hidden, act, swap=i % 2 == 1) for i in range(layers)
+                Coupling(data_dim, spline, hidden, act, swap=i % 2 == 1, dropout=dropout)
+                for i in range(layers)
             ]
         else:
             raise ValueError(f"transform: expected autoregressive or coupling, got {transform!r}.")
-        super().__init__(data_dim, with_linear(linear, data_dim, steps))
+        super().__init__(data_dim, with_linear(linear, data_dim, steps), students)
 
 
 class IAF(nn.Module):
