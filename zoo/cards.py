@@ -279,7 +279,7 @@ _ALL = (
         FLOW,
         trainers=("likelihood",),
         data="moons",
-        pixels="none",
+        pixels="dequantised",
     ),
     Card(
         "maf",
@@ -290,7 +290,7 @@ _ALL = (
         FLOW,
         trainers=("likelihood",),
         data="pinwheel",
-        pixels="none",
+        pixels="dequantised",
     ),
     Card(
         "spline-flow",
@@ -302,7 +302,7 @@ _ALL = (
         trainers=("likelihood",),
         data="checkerboard",
         steps=5_000,
-        pixels="none",
+        pixels="dequantised",
     ),
     Card(
         "made",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import gzip
+import math
 import os
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -38,7 +39,8 @@ SETS: dict[str, str] = {
     "pinwheel": "2-D: five bent arms",
     "two-spirals": "2-D: two spirals from the origin",
 }
-PIXELS = ("none", "threshold", "static", "dynamic")
+PIXELS = ("none", "threshold", "static", "dynamic", "dequantised")
+GREYS = {"digits": 17}  # grey levels of a set, 256 of any other
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +53,11 @@ class DataSet:
         train_labels, valid_labels, test_labels: int64, (N,), or None where there are no labels.
         image_shape: (channels, height, width) of one row, or None where rows are not images.
         pixels: how pixels were treated (`load`). With `"dynamic"`, `train` holds the probabilities
-            and `transform` draws from them; `valid` and `test` were drawn once.
+            and `transform` draws from them; `valid` and `test` were drawn once. With
+            `"dequantised"`, rows are (level + u) / levels with u uniform, drawn likewise.
         columns: names of the D columns of a table, or None.
         classes: names of the labels, where they are words.
+        levels: grey levels of dequantised pixels.
         shift, scale: (D,) each, of a set that was standardised: its rows are (x - shift) / scale.
     """
 
@@ -68,6 +72,7 @@ class DataSet:
     pixels: str = "none"
     columns: tuple[str, ...] | None = field(default=None, repr=False)
     classes: tuple[str, ...] | None = field(default=None, repr=False)
+    levels: int | None = field(default=None, repr=False)
     shift: Tensor | None = field(default=None, repr=False)
     scale: Tensor | None = field(default=None, repr=False)
 
@@ -82,13 +87,20 @@ class DataSet:
         return torch.cat([self.train, self.valid, self.test])
 
     def transform(self, x: Tensor) -> Tensor:
-        """Transform a training batch: draw the pixels if they are dynamic."""
+        """Transform a training batch: draw the pixels if they are dynamic, or their noise."""
+        if self.pixels == "dequantised":
+            return _dequantised(x, self.levels or 256)
         return binarize(x) if self.pixels == "dynamic" else x
 
     @property
     def log_det(self) -> float:
-        """Nats to be added to a log density of standardised rows, for one of the rows as given."""
-        return 0.0 if self.scale is None else -float(self.scale.double().log().sum())
+        """Nats to be added to a log density of rows, for one in the units that were given.
+
+        Those of dequantised pixels are grey levels, so that -log₂ p / D is a bound on the bits of
+        a pixel (Theis et al. 2016, arXiv:1511.01844, section 3.1), as papers tell them.
+        """
+        standardised = 0.0 if self.scale is None else -float(self.scale.double().log().sum())
+        return standardised - (self.data_dim * math.log(self.levels) if self.levels else 0.0)
 
     def standardised(self) -> DataSet:
         """Return the set with each column at mean 0 and standard deviation 1 in training.
@@ -140,6 +152,12 @@ def binarize(x: Tensor, generator: Generator | None = None) -> Tensor:
     """
     u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return (u < x).to(x.dtype)
+
+
+def _dequantised(x: Tensor, levels: int, generator: Generator | None = None) -> Tensor:
+    """(level + u) / levels with u uniform, of pixels level / (levels - 1) in [0, 1]."""
+    u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return ((x * (levels - 1)).round() + u) / levels
 
 
 def hide_labels(data: DataSet, keep: int, seed: int = 0) -> DataSet:
@@ -203,7 +221,8 @@ def load(
         download: fetch MNIST or Fashion-MNIST with torchvision where they are missing.
         pixels: `"none"` keeps the values; `"threshold"` sets those above 1/2 to one;
             `"static"` draws Bernoulli(pixel) once; `"dynamic"` leaves `train` as it is, to be drawn
-            again at every step (`DataSet.transform`), and draws valid and test as `"static"` does.
+            again at every step (`DataSet.transform`), and draws valid and test as `"static"` does;
+            `"dequantised"` adds uniform noise of one grey level, likewise, for densities.
         seed: of the toys' points and of the pixels drawn here. Splits do not depend on it.
         label: the column of a table that holds labels; words become 0, 1, ...
         drop: columns to leave out.
@@ -263,10 +282,13 @@ def _treat_pixels(data: DataSet, pixels: str, generator: Generator) -> DataSet:
             f"pixels: {pixels!r} needs values in [0, 1], but {data.name} has [{low:.3g}, "
             f"{high:.3g}]. Use pixels='none' or rescale the data."
         )
+    splits: dict[str, Any]
     if pixels == "threshold":
-        splits: dict[str, Any] = {
-            s: (getattr(data, s) > 0.5).float() for s in ("train", "valid", "test")
-        }
+        splits = {s: (getattr(data, s) > 0.5).float() for s in ("train", "valid", "test")}
+    elif pixels == "dequantised":
+        levels = GREYS.get(data.name, 256)
+        splits = {s: _dequantised(getattr(data, s), levels, generator) for s in ("test", "valid")}
+        data = dataclasses.replace(data, levels=levels)
     else:  # train last: valid and test are the same draws under "static" and "dynamic"
         drawn = ("test", "valid", "train") if pixels == "static" else ("test", "valid")
         splits = {s: binarize(getattr(data, s), generator) for s in drawn}

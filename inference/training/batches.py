@@ -302,7 +302,7 @@ def arguments(
 
 
 def batch_transform(data: Any) -> Callable[[tuple], tuple]:
-    """Return the function applied to a batch inside the step: it draws dynamic pixels."""
-    if getattr(data, "pixels", "") != "dynamic":
+    """Return the function applied to a batch inside the step: it draws pixels, or their noise."""
+    if getattr(data, "pixels", "") not in ("dynamic", "dequantised"):
         return lambda batch: batch
     return lambda batch: (data.transform(batch[0]), *batch[1:])

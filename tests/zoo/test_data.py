@@ -11,6 +11,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo.data import SETS, DataSet, binarize, load
+from zoo.report import Subject
+from zoo.report.numbers import metrics
 from zoo.toys import TOYS
 
 
@@ -212,6 +214,8 @@ def test_csv_with_and_without_a_header(tmp_path, header):
         ("a,b\n1,2\nnan,4\n5,inf\n", r"column 'a' misses 1 of 3 values, the first in row 1"),
         ("a,b\n1,2\n3,4\n5,inf\n", r"1 values are NaN or infinite, the first in row 2, column 1"),
         ("a,b\n1,2020-01-01\n2,2020-01-02\n3,2020-01-03\n", r"'b' holds dates.*--drop b\.$"),
+        ("a,b\n1,3 Jan 2020\n2,May 4\n3,5 June\n", r"'b' holds dates.*--drop b\.$"),
+        ("a,b\n1,10:20\n2,11:02:30\n3,9:00 am\n", r"'b' holds dates.*--drop b\.$"),
         ("a,b\n1,red\n2,red\n3,blue\n", r"'b' is no number but one of blue, red.*--label b"),
         ("b\nred\nred\nblue\n", r"'b' is no number"),
         ("a,a\n1,2\n3,4\n5,6\n", r"two columns are called 'a'"),
@@ -429,6 +433,36 @@ def test_mistakes_of_splits(split, change, message):
 def test_mistakes_of_columns(options, message):
     with pytest.raises(ValueError, match=message):
         load(PEOPLE, **options)
+
+
+def test_whole_numbers_may_repeat_as_often_as_they_do_in_training():
+    generator = np.random.default_rng(0)
+    few = pd.DataFrame(generator.integers(0, 2, (60, 3)), columns=list("abc"))
+    assert sizes(load(train=few[:40], test=few[40:])) == [36, 4, 20]
+    many = pd.DataFrame(generator.integers(0, 9_000, (60, 3)), columns=list("abc"))
+    for test in (many[30:], many[:40]):  # some rows, and all
+        with pytest.raises(ValueError, match=r"--test: \d+ of its rows .* are rows of --train"):
+            load(train=many[:40], test=test)
+    with pytest.raises(ValueError, match="40 of its rows"):
+        load(train=few[:40], test=few[:40])
+
+
+def test_bits_of_dequantised_pixels_are_those_of_papers():
+    """A uniform density of pixels in [0, 1] gives each of L levels log2 L bits, as it should."""
+    data = load("digits", pixels="dequantised")
+    assert data.levels == 17
+    assert data.log_det / (-64 * math.log(2)) == pytest.approx(math.log2(17))
+    plain = load("digits")
+    back = (data.test * 17).floor() / 16  # the level, whatever its noise
+    torch.testing.assert_close(back, plain.test)
+    drawn = data.transform(data.train)
+    assert not torch.equal(drawn, data.transform(data.train))
+    torch.testing.assert_close((drawn * 17).floor() / 16, plain.train)
+    subject = Subject(torch.distributions.Independent(
+        torch.distributions.Uniform(torch.zeros(64), torch.ones(64)), 1), data)  # fmt: skip
+    found = {m.key: m.value for m in metrics(subject)}
+    assert found["log_px"] == pytest.approx(-64 * math.log(17), rel=1e-6)
+    assert found["bits_per_dim"] == pytest.approx(math.log2(17), rel=1e-6)
 
 
 def test_a_column_constant_in_training_alone_has_no_density():

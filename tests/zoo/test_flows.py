@@ -483,7 +483,9 @@ def test_a_flow_with_students_begins_at_the_mixture_and_weight_decay_keeps_it_th
               optimiser=AdamW(0.05, weight_decay=19.0))  # fmt: skip
     held = fit(flow, x, steps=60, batch_size=300, compile=False, progress=False,
                optimiser=AdamW(0.05))  # fmt: skip
-    assert (run.pair.log_prob(x) - start).abs().mean() < (held.pair.log_prob(x) - start).abs().mean()
+    assert (run.pair.log_prob(x) - start).abs().mean() < (
+        held.pair.log_prob(x) - start
+    ).abs().mean()
 
 
 def test_dropout_is_of_steps_alone():

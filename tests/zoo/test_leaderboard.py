@@ -1,5 +1,6 @@
 """The leaderboard: exact densities in the units of the data, errors paired, all in order."""
 
+import dataclasses
 import json
 import math
 
@@ -9,10 +10,15 @@ import pytest
 import torch
 
 import zoo.report.page as page
+from inference import fit
+from inference.estimate import Estimate
 from zoo.cli import run
-from zoo.cli.leaderboard import compare_models, dequantised
+from zoo.cli.columns import with_columns
+from zoo.cli.leaderboard import compare_models, dequantised, held_out_values
 from zoo.data import load
+from zoo.report import Subject
 from zoo.report.leaderboard import Leaderboard, Row
+from zoo.vae import VAE
 
 RNG = np.random.default_rng(0)
 TABLE = pd.DataFrame(RNG.normal(size=(200, 3)) * [1, 10, 100] + [5, 0, -3], columns=list("abc"))
@@ -53,6 +59,55 @@ def test_differences_are_paired_over_data():
     ]
 
 
+def test_a_bound_is_within_error_as_far_as_its_gap_reaches():
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0)).double()
+    exact, bound = Row("a", values), Row("b", values - 0.5, kind="≥", gap=Estimate(0.3, 0.1))
+    board = Leaderboard("made up", 2, [exact, bound])
+    assert not board.within_error(exact, bound) and not board.tied(bound)
+    reaching = dataclasses.replace(bound, gap=Estimate(0.6, 0.1))
+    board = Leaderboard("made up", 2, [exact, reaching])
+    assert board.tied(reaching) and board.like(exact) == [2] and board.like(reaching) == [1]
+    row = board.to_dict()["rows"][1]
+    assert row["at_most"] == pytest.approx(float(values.mean()) + 0.1)
+    assert row["within_error_of"] == ["a"]
+
+
+@pytest.mark.slow
+def test_the_truth_is_between_the_bound_and_its_gap():
+    """A VAE with linear networks and unit noise is a Gaussian, whose log p(x) is known."""
+    torch.manual_seed(0)
+    data = load(TABLE).standardised()
+    vae = VAE(3, latent_dim=1, hidden=(), likelihood="gaussian-unit")
+    run = fit(vae, data, steps=30, compile=False, progress=False)
+    subject = Subject(run.pair, data)
+    with torch.no_grad():
+        b = run.pair.decoder(torch.zeros(1))
+        w = run.pair.decoder(torch.ones(1)) - b
+    exact = torch.distributions.MultivariateNormal(b, torch.outer(w, w) + torch.eye(3))
+    truth = float(exact.log_prob(data.test).mean()) + data.log_det
+    values, kind = held_out_values(subject, run, "test")
+    row = with_columns(Row("vae", values, kind), subject, run)
+    assert kind == "≥" and row.code_words == "of 1 active"
+    low, high = float(values.mean()), float(values.mean()) + row.gap.value
+    error = 4 * row.gap.se + 0.02  # of the importance weights beside that of the chains
+    assert low - error < truth < high + error and row.gap.value < 0.5
+
+
+def test_draws_of_a_copy_are_not_told_apart_and_those_of_a_shifted_one_are():
+    data = load(pd.DataFrame(RNG.normal(size=(2_000, 2)), columns=["a", "b"]))
+
+    class Normal:
+        def __init__(self, shift):
+            self.shift = shift
+
+        def sample(self, n):
+            return torch.randn(n, 2) + self.shift
+
+    found = [with_columns(Row("n", torch.zeros(9)), Subject(Normal(s), data), None).told_apart
+             for s in (0.0, 2.0)]  # fmt: skip
+    assert abs(found[0].value - 0.5) < 5 * found[0].se and found[1].value > 0.8
+
+
 def test_columns_of_few_whole_numbers_are_dequantised():
     data = load(TABLE.assign(k=RNG.integers(0, 4, 200), m=np.arange(200)))
     noisy, names = dequantised(data, seed=0)
@@ -82,7 +137,7 @@ def test_the_command_writes_a_page_and_runs_lists_it(here, capsys):
         (r["log_px"] for r in found["rows"]), reverse=True
     )
     html = (folder / "report.html").read_text()
-    assert "kernel-density" in html and "tied" in html
+    assert "kernel-density" in html and "within error of" in html
     capsys.readouterr()
     assert run(["runs"]) == 0
     assert "leaderboard-mine-001" in capsys.readouterr().out

@@ -263,6 +263,7 @@ def leaderboard_(
     valid: Annotated[str | None, explained("likewise")] = None,
     test: Annotated[str | None, explained("likewise")] = None,
     standardise: Annotated[str, explained("columns of numbers: yes or no", "yes")] = "yes",
+    label: Annotated[str | None, explained("the column of labels, told apart by codes")] = None,
     drop: Annotated[str, explained("columns to leave out, with commas between")] = "",
     missing: Annotated[str, explained("refuse, drop-rows or mean", "refuse")] = "refuse",
     categorical: Annotated[str, explained("refuse, one-hot or drop", "refuse")] = "refuse",
@@ -284,14 +285,18 @@ def leaderboard_(
         raise ValueError(f"--standardise: expected yes or no, got {standardise!r}.")
     how: dict[str, Any] = {
         "drop": tuple(d.strip() for d in drop.split(",") if d.strip()),
-        "missing": missing, "categorical": categorical,
+        "label": label, "missing": missing, "categorical": categorical,
         "train": train, "valid": valid, "test": test,
     }  # fmt: skip
     found = load(data, root, seed=seed, **how)
     if found.image_shape:
-        found = load(data, root, pixels="dynamic", seed=seed)
+        found = load(data, root, pixels="dynamic", seed=seed, **how)
     typed = ["zoo", "leaderboard", *([] if train else ["--data", data])]
-    given = {"models": models, "train": train, "valid": valid, "test": test, "drop": drop}
+    given = {"models": models, "train": train, "valid": valid, "test": test, "label": label,
+             "drop": drop}  # fmt: skip
+    given |= {k: v for k, v in {"missing": missing, "categorical": categorical}.items()
+              if v != "refuse"}  # fmt: skip
+    given |= {"standardise": "no"} if standardise == "no" else {}
     typed += [w for k, v in given.items() if v for w in (f"--{k}", v)]
     typed += ["--minutes", f"{minutes:g}", *(["--seed", str(seed)] if seed else [])]
     run_leaderboard(found, models, minutes, seed, out, typed, standardise == "yes")

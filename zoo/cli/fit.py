@@ -36,7 +36,8 @@ def what(
             .feather, .npy), images (.npy) or folder of images.
         root: the folder that holds MNIST/raw and the like; by default $ZOO_DATA, else a cache.
         download: fetch the set where it is missing.
-        pixels: how images are treated: none, threshold, static, or dynamic (drawn at every step).
+        pixels: how images are treated: none, threshold, static, dynamic (drawn at
+            every step), or dequantised (with uniform noise, for densities).
     """
 
 

@@ -25,6 +25,7 @@ from ..em import expectation_maximization
 from ..report import Picture, Report, Subject, write
 from ..report.leaderboard import PARTICLES, Leaderboard, Row
 from .build import build, validate
+from .columns import with_columns
 from .fit import any_card, resolved
 from .inputs import arguments_of
 from .output import say
@@ -80,7 +81,7 @@ def compare_models(
     kind = "binary" if binary else "standardised" if data.scale is not None else "as they are"
     about = (f"{data.name}: {len(data.train):,} / {len(data.valid):,} / {len(data.test):,} rows "
              f"of {data.data_dim}, {kind}")  # fmt: skip
-    return Leaderboard(about, data.data_dim, rows, ("gaussian", *BASELINES), FLOWS)
+    return Leaderboard(about, data.data_dim, rows, ("gaussian", *BASELINES), FLOWS, data.log_det)
 
 
 def names_only(names: Sequence[str]) -> bool:
@@ -121,15 +122,14 @@ def candidates(entry: Card, data: DataSet) -> Iterator[tuple[Chosen, float]]:
         for bins in (40, 20, 10, 5, 3):
             yield {"bins": bins}, 0.0
     elif entry.name in FLOWS:
-        widths: Any = ((16, 16), (64, 64)) if small else ((64, 64), (128, 128))
-        decays = (0.1, 0.01) if small else (1e-4,)
-        for hidden, decay in itertools.product(widths, decays):
-            more = {"bins": 8 if not small else 4} if entry.name == "spline-flow" else {}
-            layers = {"layers": 2} if small else {}
-            yield {"linear": "lu", "hidden": hidden, **layers, **more}, decay
+        more: dict[str, Any] = {"linear": "lu", "hidden": (32, 32) if small else (128, 128)}
+        more |= {"layers": 2, "dropout": 0.2} if small else {}
+        more |= {"bins": 4 if small else 8} if entry.name == "spline-flow" else {}
+        for students in (3, 1) if small else (3, 0):
+            yield {**more, "students": students}, 0.1 if small else 1e-4
     elif entry.name == "made":
-        for hidden in ((64,), (256,), (500,)):
-            yield {"hidden": hidden}, 1e-3 if small else 1e-4
+        for orders, dropout in itertools.product((16, 1), (0.5, 0.2) if small else (0.2, 0.0)):
+            yield {"hidden": (500,), "orders": orders, "dropout": dropout}, 0.1 if small else 1e-4
     elif entry.name.endswith("vae") and not data.image_shape:
         wide = min(8, max(2, data.data_dim // 3))
         for latent in sorted({2, wide}):
@@ -145,19 +145,22 @@ def candidates(entry: Card, data: DataSet) -> Iterator[tuple[Chosen, float]]:
 def _row(entry: Card, data: DataSet, seconds: float, seed: int) -> Row:
     """The best of a model's candidates on validation, tested."""
     begin, tried = time.monotonic(), list(candidates(entry, data))
-    best = Row(entry.name if entry.path.startswith("zoo.") else entry.path.rpartition("/")[2])
+    name = entry.name if entry.path.startswith("zoo.") else entry.path.rpartition("/")[2]
+    best, kept = Row(name), None
     problems: list[str] = []
     for i, (chosen, decay) in enumerate(tried):
         left = seconds - (time.monotonic() - begin)
         if i and left < seconds / (2 * len(tried)):
             break
         try:
-            row = _fitted(entry, data, chosen, decay, left / (len(tried) - i), seed)
+            row, *fitted = _fitted(entry, data, chosen, decay, left / (len(tried) - i), seed)
         except (ValueError, RuntimeError, ArithmeticError, TypeError) as error:
             problems.append(str(error).splitlines()[0])
             continue
         if row.valid > best.valid:
-            best = dataclasses.replace(row, name=best.name)
+            best, kept = dataclasses.replace(row, name=name), fitted
+    if kept is not None:
+        best = with_columns(best, *kept)
     best.seconds = time.monotonic() - begin
     best.why = "" if best.values is not None else (problems or ["no estimate"])[0]
     return best
@@ -165,8 +168,8 @@ def _row(entry: Card, data: DataSet, seconds: float, seed: int) -> Row:
 
 def _fitted(
     entry: Card, data: DataSet, chosen: Chosen, decay: float, seconds: float, seed: int
-) -> Row:
-    """One candidate, fitted and looked at on validation and test."""
+) -> tuple[Row, Subject, Any]:
+    """One candidate, fitted and looked at on validation and test; its model, its run."""
     options = resolved(entry, dict(chosen), data)
     model = build(entry, options, data, seed)
     validate(model, data)
@@ -187,16 +190,17 @@ def _fitted(
         steps = run.steps
         model = run.pair
     subject = Subject(model, data, seed=seed)
-    valid, _ = _log_px(subject, run, "valid")
-    values, kind = _log_px(subject, run, "test")
+    valid, _ = held_out_values(subject, run, "valid")
+    values, kind = held_out_values(subject, run, "test")
     of = model.parameters() if hasattr(model, "parameters") else ()
     numbers = sum(p.numel() for p in of)
     told = {**chosen, **({"weight_decay": decay} if decay else {})}
-    return Row(entry.name, values, kind, float(valid.double().mean()), told, numbers, steps)
+    row = Row(entry.name, values, kind, float(valid.double().mean()), told, numbers, steps)
+    return row, subject, run
 
 
 def _trained(model: Any, data: DataSet, decay: float, seconds: float, seed: int) -> Any:
-    """A fit of so many seconds, ended by validation, its rate falling to zero."""
+    """A fit of so many seconds, of 100 steps at least, ended by validation, its rate falling."""
     begin_at(model, data, seed)
     batch = min(128, len(data.train))
     optimiser = AdamW(2e-3, weight_decay=decay) if decay else Adam(2e-3)
@@ -208,13 +212,17 @@ def _trained(model: Any, data: DataSet, decay: float, seconds: float, seed: int)
     each = max(1e-4, (pace[-1] - pace[0]) / max(1, len(pace) - 1)) if len(pace) > 1 else 0.01
     steps = int(min(MOST_STEPS, max(LEAST_STEPS, 0.8 * seconds / each)))
     end = time.monotonic() + seconds
+
+    def late(run: Any) -> bool:
+        return run.steps >= LEAST_STEPS and time.monotonic() > end
+
     return fit(
         model, data, steps=steps, schedule="cosine", valid_every=max(20, steps // 100),
-        patience=20, compile="auto", callbacks=[lambda run: time.monotonic() > end], **common,
+        patience=20, compile="auto", callbacks=[late], **common,
     )  # fmt: skip
 
 
-def _log_px(subject: Subject, run: Any, split: str) -> tuple[Tensor, str]:
+def held_out_values(subject: Subject, run: Any, split: str) -> tuple[Tensor, str]:
     """log p(x) of each datum of a split, in the units of the data, or a bound on it; and which."""
     x = getattr(subject.data, split)
     if subject.offers("log_prob") or subject.offers("distribution"):

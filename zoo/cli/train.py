@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from inference import fit
 from inference.optim import AdamW
 from inference.pairs.arguments import rows_of
+from inference.randomness import forked
 from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
 from inference.training.state import History, Training
@@ -142,11 +143,12 @@ def begin_at(model: Any, data: DataSet, seed: int) -> None:
     if not hasattr(model, "initialise"):
         return
     components = getattr(model, "components", 0) or getattr(model, "students", 0)
+    with forked(seed):
+        x = data.transform(data.train) if data.levels else data.train
     if components:
-        means = kmeans_plus_plus(data.train, components, restarts=1, seed=seed)[0]
-        model.initialise(data.train, means)
+        model.initialise(x, kmeans_plus_plus(x, components, restarts=1, seed=seed)[0])
     else:
-        model.initialise(data.train)
+        model.initialise(x)
 
 
 def _of_run(run: Any, model: Any, unit: str, steps: int) -> Fitted:

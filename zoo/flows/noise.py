@@ -31,15 +31,15 @@ class StudentMixture(TorchDistribution):
 
     def __init__(
         self, logits: Tensor, loc: Tensor, factor: Tensor, df: Tensor,
-        batch_shape: torch.Size = torch.Size(), validate_args: bool | None = None,
+        batch_shape: Any = (), validate_args: bool | None = None,
     ):  # fmt: skip
         self.logits, self.loc, self.factor, self.df = logits, loc, factor, df
-        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+        super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> StudentMixture:
         """The same distribution with another batch shape."""
         parts = self.logits, self.loc, self.factor, self.df
-        return StudentMixture(*parts, batch_shape=torch.Size(batch_shape), validate_args=False)
+        return StudentMixture(*parts, batch_shape=batch_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(u) in nats: (..., D) -> (...)."""
@@ -89,6 +89,10 @@ class StudentNoise(nn.Module):
     start_loc: Tensor
     start_log_diagonal: Tensor
     start_lower: Tensor
+    logits: Tensor
+    loc: Tensor
+    log_diagonal: Tensor
+    lower: Tensor
 
     def __init__(self, dim: int, components: int):
         super().__init__()

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from inference.draws.measures import bits_per_dim
 from inference.estimate import Estimate
 from inference.results.result import Result
 from inference.results.table import Table
@@ -31,6 +32,10 @@ class Row:
         kind: "exact", or "≥", a lower bound by importance weights or the ELBO.
         valid: mean on validation, by which options were chosen, in nats.
         options: what was chosen.
+        gap: how far an upper bound on log p(x), by annealed chains, is above the value told, nats
+            per datum; 0 where that is exact.
+        told_apart: the accuracy with which a classifier tells draws from held-out data.
+        code, code_words: how well latents tell labels (an accuracy), or how many are in use.
         parameters, steps, seconds: numbers of them; seconds are of all that was tried.
         why: it failed, in a sentence.
     """
@@ -44,6 +49,10 @@ class Row:
     steps: int = 0
     seconds: float = 0.0
     why: str = ""
+    gap: Estimate = field(default_factory=lambda: Estimate.none("not looked at"))
+    told_apart: Estimate = field(default_factory=lambda: Estimate.none("not looked at"))
+    code: Estimate = field(default_factory=lambda: Estimate.none("not looked at"))
+    code_words: str = ""
 
     @property
     def mean(self) -> Estimate:
@@ -61,6 +70,8 @@ class Leaderboard(Result):
         rows: the best first.
         baselines, flows: names of rows; where one of the latter does not beat one of the former,
             it is said.
+        log_det: nats that standardising takes off log p(x); without them, it is as papers tell it
+            (Papamakarios et al. 2017, arXiv:1705.07057, table 1; Durkan et al. 2019).
     """
 
     data: str
@@ -68,6 +79,7 @@ class Leaderboard(Result):
     rows: list[Row]
     baselines: tuple[str, ...] = ()
     flows: tuple[str, ...] = ()
+    log_det: float = 0.0
 
     file_name: ClassVar[str] = "leaderboard"
 
@@ -79,9 +91,28 @@ class Leaderboard(Result):
         return Estimate.of(best - row.values)
 
     def tied(self, row: Row) -> bool:
-        """Tell whether the difference to the best is within two of its standard errors."""
-        gap = self.behind(row)
-        return bool(gap) and (row is self.rows[0] or gap.value <= 2 * (gap.se or 0.0))  # type: ignore[operator]
+        """Tell whether the difference to the best is within error."""
+        return row is self.rows[0] or self.within_error(self.rows[0], row)
+
+    def within_error(self, a: Row, b: Row) -> bool:
+        """Tell whether two rows differ by no more than two standard errors, paired over data.
+
+        What is a lower bound may be as much higher as its gap, which is taken off the difference.
+        """
+        if a.values is None or b.values is None:
+            return False
+        apart = a.values - b.values
+        value, se = Estimate.of(apart)
+        if value is None:
+            return False
+        lower = a if value < 0 else b
+        slack = lower.gap.value if lower.kind == "≥" else 0.0
+        return abs(value) - max(slack or 0.0, 0.0) <= 2 * (se or 0.0)
+
+    def like(self, row: Row) -> list[int]:
+        """Places, from 1, of the other rows that it is within error of."""
+        return [i for i, other in enumerate(self.rows, start=1)
+                if other is not row and self.within_error(row, other)]  # fmt: skip
 
     def lines_above(self) -> list[str]:
         """The question and the data."""
@@ -89,21 +120,37 @@ class Leaderboard(Result):
 
     def table(self) -> Table:
         """A model to a line."""
-        head = ["model", "log p(x)", "", "behind the best", "bits / dim", "parameters", "steps",
-                "seconds", "options chosen"]  # fmt: skip
-        return Table(head, [self._cells(r) for r in self.rows], left=(0, 2, 8))
+        head = ["", "model", "log p(x)", "", "at most", "behind the best", "within error of",
+                "bits / dim", "told apart", "representation", "parameters", "steps", "seconds",
+                "options chosen"]  # fmt: skip
+        rows = [self._cells(i, r) for i, r in enumerate(self.rows, start=1)]
+        return Table(head, rows, left=(1, 3, 6, 9, 13))
 
-    def _cells(self, r: Row) -> list[str]:
+    def _cells(self, place: int, r: Row) -> list[str]:
         mean, gap = r.mean, self.behind(r)
         if not mean:
-            return [r.name, "–", "", "", "", "", "", f"{r.seconds:.0f}", r.why]
+            return ["", r.name, "–", *[""] * 9, f"{r.seconds:.0f}", r.why]
         assert mean.value is not None
-        behind = "best" if r is self.rows[0] else gap.number(2) + (" tied" if self.tied(r) else "")
+        most = "" if r.kind == "exact" else "?"
+        if r.gap.value is not None and r.kind == "≥":
+            most = f"{mean.value + r.gap.value:.2f} ± {r.gap.se or 0:.2f}"
         options = ", ".join(f"{k.replace('_', ' ')} {_written(v)}" for k, v in r.options.items())
+        apart = f"{100 * r.told_apart.value:.0f} ± {100 * (r.told_apart.se or 0):.0f} %" \
+            if r.told_apart.value is not None else "–"  # fmt: skip
         return [
-            r.name, mean.number(2), r.kind, behind, f"{-mean.value / self.dims / math.log(2):.3f}",
+            str(place), r.name, mean.number(2), r.kind, most,
+            "best" if r is self.rows[0] else gap.number(2),
+            ", ".join(map(str, self.like(r))) or "none",
+            f"{bits_per_dim(mean, self.dims).value:.3f}", apart, self._code(r),
             f"{r.parameters:,}", f"{r.steps:,}" if r.steps else "", f"{r.seconds:.0f}", options,
         ]  # fmt: skip
+
+    def _code(self, r: Row) -> str:
+        if r.code.value is None:
+            return "–"
+        if r.code_words == "of labels":
+            return f"{100 * r.code.value:.0f} ± {100 * (r.code.se or 0):.0f} % of labels"
+        return f"{r.code.value:.0f} {r.code_words}"
 
     def lines_below(self) -> list[str]:
         """Sentences on the order: which differences are within error."""
@@ -116,8 +163,18 @@ class Leaderboard(Result):
         ] if tied else []  # fmt: skip
         if any(r.kind == "≥" for r in self.rows):
             lines.append(
-                f"≥: a lower bound on log p(x): importance weights (K = {PARTICLES}), or the ELBO"
+                f"≥: a lower bound on log p(x): importance weights (K = {PARTICLES}), or the ELBO. "
+                "At most: an upper bound, by annealed chains there and back; the error is its own."
             )
+        if any(r.told_apart for r in self.rows):
+            lines.append("Told apart: the accuracy with which the best of three classifiers tells "
+                         "draws from held-out data; 50 % is best.")  # fmt: skip
+        if any(r.code for r in self.rows):
+            lines.append("Representation: test accuracy of a linear classifier of labels on the "
+                         "codes, or the dimensions of the code in use.")  # fmt: skip
+        if self.log_det:
+            lines.append(f"Papers tell nats of the standardised columns: add {-self.log_det:.2f} "
+                         "to log p(x) for them.")  # fmt: skip
         known = [(r.name, r.values) for r in self.rows if r.values is not None]
         for flow, own in (k for k in known if k[0] in self.flows):
             for name, theirs in (k for k in known if k[0] in self.baselines):
@@ -134,8 +191,14 @@ class Leaderboard(Result):
             rows.append({
                 "model": r.name, "log_px": mean.value, "log_px_se": mean.se, "kind": r.kind,
                 "behind": gap.value, "behind_se": gap.se, "within_error": self.tied(r),
-                "bits_per_dim": None if mean.value is None
-                else -mean.value / self.dims / math.log(2),
+                "within_error_of": [self.rows[i - 1].name for i in self.like(r)],
+                "log_px_standardised": None if mean.value is None else mean.value - self.log_det,
+                "at_most": None if mean.value is None or r.gap.value is None
+                else mean.value + r.gap.value,
+                "gap": r.gap.value, "gap_se": r.gap.se,
+                "bits_per_dim": bits_per_dim(mean, self.dims).value,
+                "told_apart": r.told_apart.value, "told_apart_se": r.told_apart.se,
+                "representation": r.code.value, "representation_of": r.code_words or None,
                 "valid": r.valid, "parameters": r.parameters, "steps": r.steps,
                 "seconds": r.seconds, "options": dict(r.options), "why": r.why or None,
             })  # fmt: skip

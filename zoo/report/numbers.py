@@ -130,9 +130,9 @@ def _bounds(s: Subject) -> list[Metric]:
 
     def add(key: str, label: str, estimate: Estimate, unit: str = "", note: str = "") -> None:
         if estimate.value is not None:  # what has no estimate is not told as a number
-            value = estimate.value + (
-                s.log_det if key in ("log_px", "elbo", "reconstruction") else 0
-            )
+            shift = -s.log_det / (s.width * math.log(2)) if key == "bits_per_dim" else s.log_det
+            told = ("log_px", "elbo", "reconstruction", "bits_per_dim")
+            value = estimate.value + (shift if key in told else 0)
             out.append(Metric(key, label, value, unit or e.unit, estimate.se, note))
 
     data = f"{e.n:,} test data"

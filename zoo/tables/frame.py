@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 ENDINGS = (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".npy")
-DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[/.]\d\d?[/.]\d{2,4}([T ].*)?")
+MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+DATE = re.compile(
+    r"\d{4}[-/.]\d\d?[-/.]\d\d?([T ].*)?|\d\d?[/.-]\d\d?[/.-]\d{2,4}([T ].*)?"  # numbers
+    rf"|\d\d?\.?[- ]{MONTH}\.?,?([- ]\d{{2,4}})?( .*)?|{MONTH}\.? \d\d?(,? \d{{2,4}})?( .*)?"
+    r"|\d\d?:\d\d(:\d\d(\.\d+)?)?( ?[ap]m)?",  # times of day
+    re.IGNORECASE,
+)
 NAMES_SHOWN = 8
 
 

@@ -40,6 +40,7 @@ def prepared(
             raise ValueError(f"--{option}: expected {', '.join(words)}, got {value!r}.")
     frame.among(drop, "--drop")
     frame.among([label] if label else [], "--label")
+    every = shown(frame.columns)
     kept = {n: c for n, c in frame.columns.items() if n not in drop}
     kept = {
         n: c for n, c in kept.items() if not (c.levels and n != label and categorical == "drop")
@@ -64,9 +65,7 @@ def prepared(
             "code it (--categorical one-hot), or leave it out (--categorical drop)."
         )
     if not columns:
-        raise ValueError(
-            f"{frame.name}: no numeric column is left to be modelled, of {shown(frame.columns)}."
-        )
+        raise ValueError(f"{frame.name}: no numeric column is left to be modelled, of {every}.")
     return Frame(frame.name, columns, frame.rows), y
 
 
@@ -167,16 +166,19 @@ def _recoded(mine: Column, theirs: Column, split: str, file: str) -> Column:
 
 
 def _refuse_overlap(a: str, first: Frame, b: str, second: Frame) -> None:
-    """Raise ValueError where rows of one split stand in another.
+    """Raise ValueError where more rows of one split stand in another than repeat by chance.
 
-    Rows of whole numbers repeat by chance: there, only a split that lies in the other is refused.
+    By chance a row repeats as often as training rows do among themselves: binary tables are full
+    of equal rows, columns of real numbers have none.
     """
-    rows = [{r.tobytes() for r in np.ascontiguousarray(matrix(f))} for f in (first, second)]
-    shared = len(rows[0] & rows[1])
-    smaller = min(map(len, rows))
-    discrete = all(c.whole for c in first.columns.values())
-    limit = smaller if discrete else max(2, smaller // 100)
-    if shared >= limit:
+    x, y = (np.ascontiguousarray(matrix(f)) for f in (first, second))
+    counts: dict[bytes, int] = {}
+    for row in x:
+        counts[row.tobytes()] = counts.get(row.tobytes(), 0) + 1
+    shared = sum(row.tobytes() in counts for row in y)
+    repeated = sum(n for n in counts.values() if n > 1) / len(x)
+    sd = np.sqrt(len(y) * repeated * (1 - repeated) * (1 + len(y) / len(x)))
+    if shared >= len(y) * repeated + 4 * sd + max(2, len(y) // 100) or np.array_equal(x, y):
         raise ValueError(
             f"--{b}: {shared:,} of its rows ({second.name}) are rows of --{a} ({first.name}) too. "
             "Give splits that do not overlap."
