@@ -8,11 +8,17 @@ import platform
 
 import torch
 
-from . import bayes, compare, em, flows, memory, posterior, referee, start, vae
+from . import bayes, compare, em, flows, memory, posterior, referee, sequences, start, vae, ways
 from .timing import measure, report
 
 ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS, **em.ROWS}
-NAMES = [*ROWS, "memory", "start", "posterior", "referee"]
+LINES = {
+    "posterior": lambda rounds: posterior.lines(seeds=min(3, rounds)),
+    "referee": lambda rounds: referee.lines(),
+    "sequences": lambda rounds: sequences.lines(),
+    "ways": ways.lines,
+}
+NAMES = [*ROWS, "memory", "start", *LINES]
 
 
 def main() -> None:
@@ -39,9 +45,8 @@ def main() -> None:
         if name == "start":
             print(start.report(), flush=True)
             continue
-        if name in ("posterior", "referee"):
-            told = posterior.lines(seeds=min(3, options.rounds)) if name == "posterior" else None
-            for line in told or referee.lines():
+        if name in LINES:
+            for line in LINES[name](options.rounds):
                 print(line, flush=True)
             continue
         row = ROWS[name]()

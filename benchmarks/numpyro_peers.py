@@ -152,3 +152,31 @@ def mixture(x, components):
 
     guide = AutoNormal(numpyro.handlers.block(model, hide=["k"]))
     return contenders(model, guide, (x,), TraceEnum_ELBO(max_plate_nesting=1), lr=0.01)
+
+
+@optional
+def hidden_markov(x, states, steps):
+    """Name -> a whole run of SVI, the states summed out by a scan; its loss at the end, nats."""
+    x = jnp.asarray(x.numpy())
+
+    def forward(move, mean):
+        def at(log_alpha, x_t):
+            log_alpha = jax.nn.logsumexp(log_alpha[:, None] + jnp.log(move), 0)
+            return log_alpha + nd.Normal(mean, 1.0).log_prob(x_t), None
+
+        first = jnp.log(move[0]) + nd.Normal(mean, 1.0).log_prob(x[0])
+        return jax.nn.logsumexp(jax.lax.scan(at, first, x[1:])[0])
+
+    def model():
+        alpha = jnp.ones(states) + 8.0 * jnp.eye(states)
+        move = numpyro.sample("move", nd.Dirichlet(alpha).to_event(1))
+        centre = 2.0 * jnp.arange(float(states))
+        mean = numpyro.sample("mean", nd.Normal(centre, 1.0).to_event(1))
+        numpyro.factor("x", forward(move, mean))
+
+    def run():
+        svi = SVI(model, AutoNormal(model), numpyro.optim.Adam(0.02), Trace_ELBO())
+        losses = svi.run(jax.random.PRNGKey(0), steps, progress_bar=False).losses
+        return float(losses[-50:].mean())
+
+    return {"numpyro, forward by lax.scan": run}

@@ -71,6 +71,7 @@ def as_arguments(data: Any, name: str = "data") -> tuple:
         ValueError: a data frame with columns that are not numbers.
     """
     args = data if isinstance(data, tuple) else (data,)
+    _refuse_ragged(data, args, name)
     for a in args:
         if hasattr(a, "train") and hasattr(a, "test"):
             raise TypeError(f"{name}: a set with splits was given; say which, as in digits.test.")
@@ -81,6 +82,25 @@ def as_arguments(data: Any, name: str = "data") -> tuple:
             f"arguments; got {type(data).__name__}. Wrap it: torch.tensor(x), or (x, y)."
         )
     return args
+
+
+PADDED = (
+    "pad them with zeros, torch.nn.utils.rnn.pad_sequence(x, batch_first=True), pass their lengths "
+    "too, and put poutine.mask(mask=times < lengths[:, None]) around what is padded."
+)
+
+
+def _refuse_ragged(data: Any, args: tuple, name: str) -> None:
+    """Raise ValueError for sequences of different lengths; an argument may be a list of tensors."""
+    listed = isinstance(data, list)
+    for i, a in enumerate((data,) if listed else args):
+        shapes = {tuple(t.shape) for t in a} if listed and all(map(torch.is_tensor, a)) else set()
+        if len(shapes) > 1 or (getattr(a, "is_nested", False) and torch.is_tensor(a)):
+            some = ", ".join(map(str, sorted(shapes)[:3])) or "a nested tensor"
+            raise ValueError(
+                f"{name}: argument {i}: expected sequences of one length, with a mask, got {some}: "
+                f"{PADDED}"
+            )
 
 
 def _as_tensor(a: Any, name: str) -> Any:
@@ -118,11 +138,23 @@ def check_values(args: tuple, name: str = "data") -> tuple:
                 f"{name}: argument {i}: expected at least one row, got shape {tuple(a.shape)}."
             )
         if (wrong := not_finite(a)) is not None:
+            mend = "Drop or impute them, or mask them in the model."
+            if _is_padding(a):
+                mend = f"They end its rows, as sequences of different lengths do: {PADDED}"
             raise ValueError(
                 f"{name}: argument {i} has {wrong[0]} values that are NaN or infinite, the first "
-                f"at {wrong[1]}. Drop or impute them, or mask them in the model."
+                f"at {wrong[1]}. {mend}"
             )
     return args
+
+
+def _is_padding(a: Tensor) -> bool:
+    """Tell whether the NaN of a tensor are the ends of some of its rows."""
+    if a.dim() < 2 or a.shape[1] < 2 or bool(a.isinf().any()):
+        return False
+    there = ~a.isnan().flatten(2).all(-1) if a.dim() > 2 else ~a.isnan()
+    ends = bool((there[:, :-1] | ~there[:, 1:]).all()) and bool(there[:, 0].all())
+    return ends and int((~there).sum()) * (a[0, 0].numel()) == int(a.isnan().sum())
 
 
 def not_finite(a: Tensor) -> tuple[int, tuple[int, ...]] | None:

@@ -2,12 +2,14 @@ import copy
 import random
 import re
 
-import broken_guides  # noqa: F401  # it extends the table of broken pairs
+import broken_guides  # noqa: F401  # these extend the tables of broken and of right pairs
+import broken_models  # noqa: F401
 import broken_pairs
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import right_models  # noqa: F401
 import torch
 from broken_pairs import AE, BROKEN, N, normal_data, rows
 from pyro import poutine
@@ -51,7 +53,7 @@ def found_in(name):
 
 
 def test_there_are_enough_broken_pairs():
-    assert len(BROKEN) >= 120
+    assert len(BROKEN) >= 160
     for issue in ("2288", "3286", "3213"):
         assert any(issue in (b.make.__doc__ or "") for b in BROKEN.values()) or (
             issue in broken_pairs.autoguide_list.__doc__
@@ -97,7 +99,7 @@ def test_the_right_one_of_a_broken_pair_passes():
 
 
 def test_there_are_enough_right_pairs():
-    assert len(RIGHT) >= 40
+    assert len(RIGHT) >= 65
 
 
 @pytest.mark.parametrize("name", RIGHT)

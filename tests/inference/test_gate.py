@@ -463,3 +463,23 @@ def test_no_data_no_guides_and_held_out_data_of_the_wrong_kind_are_refused_by_na
         fit_guides(model, X, [])
     with pytest.raises(ValueError, match="there is no 'nothing'"):
         fit_guides(model, X, "nothing")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [torch.ones(3), torch.ones(5)],
+        torch.nested.nested_tensor([torch.ones(3), torch.ones(5)], layout=torch.jagged),
+        torch.tensor([[1.0, 2.0, torch.nan], [1.0, torch.nan, torch.nan]]),
+        torch.tensor([[[1.0, 2.0], [torch.nan] * 2], [[1.0, 2.0], [3.0, 4.0]]]),
+    ],
+)
+def test_sequences_of_different_lengths_ask_for_a_mask(data):
+    with pytest.raises(ValueError, match=r"argument 0.*pad_sequence.*poutine\.mask"):
+        fit(model, right, data, steps=1, progress=False)
+
+
+def test_missing_values_within_rows_are_no_padding():
+    data = torch.tensor([[1.0, torch.nan, 2.0], [1.0, 2.0, 3.0]])
+    with pytest.raises(ValueError, match="Drop or impute them"):
+        fit(model, right, data, steps=1, progress=False)

@@ -143,7 +143,7 @@ def _site_by_site(trial: Trial) -> Iterable[Finding]:
     follows = any(f.level == "error" for f in differ)  # what stops the model follows from those
     for r in (q,) if p.error is None or follows else (q, p):
         if r.error is not None and not (r is q and _same_error(p.error, q.error)):
-            yield explain(r.error, r.half, r.last, known, r.lines.get(r.last or ""))
+            yield explain(r.error, r.half, r.last, known, r.lines.get(r.last or ""), r.given)
     yield from differ
     wrong = {f.site for f in differ if f.level == "error"}
     yield from (f for f in sites.each(q, known) if f.site not in wrong)

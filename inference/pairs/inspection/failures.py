@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,9 @@ _MATRIX = r"(?i)linalg\.\w*chol|linalg\.inv|not positive[- ]definite|PositiveDef
 _CAUSES = {  # finding -> what torch and Pyro say then
     "plate-sizes": r"subsample_size does not match len\(subsample\), (?P<p>\d+) vs (?P<q>\d+)",
     "matrix": _MATRIX,
+    "ragged": r"stack expects each tensor to be equal size|inhomogeneous shape",
+    "index": r"(?i)index (?P<index>-?\d+) is out of bounds.* with size (?P<size>\d+)|"
+    r"index out of range|indices should be",
     "as-number": r"(?i)cannot be converted to Scalar|only one element tensors|only integer tensors "
     r"of a single element|Boolean value of Tensor with more than one|only length-1 arrays",
     "torch-distribution": r"'(?P<family>\w+)' object has no attribute '(?:has_enumerate_support|"
@@ -42,11 +45,13 @@ def explain(
     last: str | None,
     tensors: Mapping[str, Tensor],
     line: str | None = None,
+    plates: Container[str] = (),
 ) -> Finding:
     """Make a finding of the exception that stopped `half` ("model", "guide") after site `last`.
 
     `tensors` are the arguments and parameters, named, for mixtures of devices and dtypes; `line`
-    is that of the site, for an exception that went through none of the user's.
+    is that of the site, for an exception that went through none of the user's; `plates` are those
+    that it made.
     """
     text = str(error).partition("Trace Shapes:")[0].strip() or type(error).__name__
     line = line_of(error) or line
@@ -55,6 +60,8 @@ def explain(
     mend = f"mend {line}." if line else f"look at what the {half} does {reached}."
     found = ((name, re.search(cause, text)) for name, cause in _CAUSES.items())
     name, match = next((name, match) for name, match in found if match)
+    if name == "twice" and match and match["site"] in plates:
+        name = "plate-twice"
     raised = f"{type(error).__name__}{at}: {text}"
     values = {"site": last, "half": half, "at": at, "raised": raised, "reached": reached}
     values["mend"] = mend
@@ -62,6 +69,8 @@ def explain(
         values["raised"] = f"{text.splitlines()[0][:160]}{at}"
         values |= {"dtype": _kind(), "finer": _finer()}
     values |= {**_by_kind(tensors), **match.groupdict()}
+    if name == "index" and match["index"] is not None and match["index"] == match["size"]:
+        values["mend"] = f"count from 0: subtract 1 where groups are 1 to {match['size']}."
     return finding(name, values.pop("site"), **values)
 
 

@@ -80,6 +80,9 @@ idle error | the guide draws an auxiliary site that makes no latent | latents co
   arXiv:1602.05473).
 draws-data error | the guide draws what the model observes | latents only | pyro.sample({site!r},
   ...) in the guide | remove the site from the guide: data belong to the model.
+draws-computed error | the guide draws what the model computes | latents only; {site!r} is a
+  pyro.deterministic of the model | pyro.sample({site!r}, ...) in the guide ({line}) | remove it
+  from the guide: it follows from the latents, and is in the draws (to_datatree) all the same.
 observes error | the guide observes data | latents only | pyro.sample({site!r}, ..., obs=...) in the
   guide at {line}: its density divides the weight | {hint}
 nothing-observed warning | the model observes nothing | a site with obs=data, or a pyro.factor |
@@ -207,6 +210,9 @@ misfit error | the {half} does not fit plate {plate!r} | size {size} (or 1) at d
 twice error | the {half} has two sites called {site!r} | a name of its own for each site (plates
   count: a plate is a site too) | a second {site!r}{at} | rename one; in a loop use an f-string,
   pyro.sample(f"{site}_{{i}}", ...), or a vectorised plate.
+plate-twice error | the {half} makes plate {site!r} twice | one plate, entered where it is needed |
+  a second {site!r}{at} | make it once, {site} = pyro.plate({site!r}, ...), and write with {site}:
+  each time.
 both-kinds error | the {half} uses {site!r} both as a {kind} and as another kind of site | different
   names for a parameter and a sample site | {raised} | rename the parameter, for example
   pyro.param("{site}_loc", ...).
@@ -218,6 +224,11 @@ dtypes error | the {half} mixes floating-point types | one dtype throughout | {d
   x.float(), or module.double(); numpy makes float64 where torch makes float32.
 wrong-call error | the {half} is called with the wrong arguments | model and guide take the same
   arguments | {raised} | give both one signature.
+ragged error | the {half} stops at sequences of different lengths | sequences of one length, and a
+  mask of what is there | {raised} | pad them, torch.nn.utils.rnn.pad_sequence(x, batch_first=True),
+  pass their lengths, and put what is padded under poutine.mask(mask=times < lengths[:, None]).
+index error | the {half} stops at an index out of range | indices from 0 to the size less 1 |
+  {raised} | {mend}
 stops-at-shapes error | the {half} stops {reached} | shapes that fit each other | {raised} | {mend}
   Networks act on the last axis, and batch dimensions come first.
 matrix error | a matrix of the {half} is not positive definite | one that has a Cholesky factor |

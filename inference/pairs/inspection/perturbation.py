@@ -15,11 +15,12 @@ from ..pair import Pair
 from .calls import draw
 from .findings import Finding, finding
 from .runs import Recording, Site, Trial, base
-from .supports import arguments_of, beyond, described, range_text
+from .supports import arguments_of, bent, beyond, described, range_text
 
 MANY = 30  # tensors whose gradients are compared with differences
 STEPS = 0.02, 0.01  # of the differences, relative to a parameter's size
 FAR = (
+    (1.0, 0.02),
     (-1.0, 0.05),
     (1.0, 2.0),
     (-1.0, 2.0),
@@ -38,10 +39,11 @@ class Perturbed:
     Attributes:
         trial: it is a copy of the trial's pair.
         near: parameters a little away from the start: none is zero, and no two are equal.
+        left: sites found out of their range.
     """
 
     def __init__(self, trial: Trial):
-        self.trial = trial
+        self.trial, self.left = trial, set[str]()
         self.pair = Pair(trial.model, trial.guide, trial.args, trial.kwargs)
         self.near = self.moved(1.0, 0.3)
 
@@ -72,8 +74,8 @@ def stopped(run: Run) -> bool:
 
 
 def ranges(here: Perturbed) -> Iterable[Finding]:
-    """Move the parameters far away, and find what leaves its range there."""
-    seen: set[str] = set()
+    """Move the parameters a little and far away, and find what leaves its range there."""
+    here.left = seen = set()
     for seed, (sign, by) in enumerate(FAR):
         params = here.moved(sign, by, seed)
         run = here.run(seed, params=params)
@@ -82,7 +84,7 @@ def ranges(here: Perturbed) -> Iterable[Finding]:
                 family = type(base(fn, through_transforms=False)).__name__
                 told = () if name in seen or family == "Delta" else arguments_of(fn)
                 for key, value, constraint in told:
-                    if name not in seen and beyond(value, constraint):
+                    if name not in seen and (beyond(value, constraint) or bent(value, constraint)):
                         seen.add(name)
                         more = {"key": key, "family": family, "span": range_text(value)}
                         more |= {"of": _names_in(value, params), "line": half.lines.get(name, "")}
@@ -140,6 +142,8 @@ def differences(here: Perturbed) -> Iterable[Finding]:
         for name in list(start)[:MANY]:
             if (cut := _cut_off(densities, start, name)) is not None:
                 (half, site), true, ours = cut
+                if site in here.left:  # a density out of its range has no slope
+                    return
                 line = {"guide": q, "model": p}[half].lines.get(site, "")
                 told = {"name": name, "true": true, "ours": ours, "half": half}
                 yield finding("partly-cut", site, **told, line=f" ({line})" if line else "")

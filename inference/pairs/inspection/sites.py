@@ -57,7 +57,9 @@ def names(model: Recording, guide: Recording) -> Iterable[Finding]:
     for name, site in guide.sites.items():
         counted = site.mask is not False and getattr(site.fn, "_mask", None) is not False
         if name in model.observed and not site.is_observed:
-            yield finding("draws-data", name)
+            computed = model.observed[name].infer.get("_deterministic")
+            kind = "draws-computed" if computed else "draws-data"
+            yield finding(kind, name, line=guide.lines.get(name, ""))
         elif site.auxiliary and name not in model.sites and not (makes or site.point) and counted:
             yield finding("idle", name, line=guide.lines.get(name, ""))
     if model.latents and not model.observed:

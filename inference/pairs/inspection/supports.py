@@ -20,11 +20,15 @@ _RANGES = (
     *("_Real", "_GreaterThan", "_GreaterThanEq", "_SoftplusPositive"),
     *("_LessThan", "_Interval", "_HalfOpenInterval"),
 )
+_WHOLE = "_Simplex", "_LowerCholesky", "_PositiveDefinite"  # ranges of several numbers together
 _WORDS = {
     ("-inf", "inf"): "real numbers",
     ("0", "inf"): "positive numbers",
     ("0", "1"): "the unit interval",
     "Simplex": "a simplex",
+    "LowerCholesky": "lower triangular matrices (lower_cholesky)",
+    "PositiveDefinite": "symmetric matrices that are positive definite",
+    "Multinomial": "counts that sum to total_count at most",
     "Boolean": "0 or 1",
     "OneHot": "one-hot vectors",
 }
@@ -34,8 +38,9 @@ _ADVICE = {
     "the unit interval": "Beta, or TransformedDistribution(Normal(...), SigmoidTransform()); "
     "for a parameter, constraint=constraints.unit_interval",
     "a simplex": "Dirichlet; for a parameter, constraint=constraints.simplex",
-    "LowerCholesky": "LKJCholesky, or TransformedDistribution(Normal(...).to_event(1), "
-    "biject_to(support)); for a parameter, constraint=constraints.lower_cholesky",
+    "lower triangular matrices (lower_cholesky)": "LKJCholesky, or TransformedDistribution("
+    "Normal(...).to_event(1), biject_to(support)); for a parameter, "
+    "constraint=constraints.lower_cholesky",
 }
 _UNKNOWN = NotImplementedError, RuntimeError, IndexError, ValueError  # no support, or no shape
 
@@ -178,6 +183,22 @@ def beyond(value: Tensor, constraint: Any) -> bool:
     except _UNKNOWN:
         return False
     return bool((far & torch.isfinite(value)).any())
+
+
+def bent(value: Tensor, constraint: Any) -> bool:
+    """Tell whether a finite value is no longer a simplex, or a matrix of the kind it must be."""
+    kind = type(_innermost(constraint)).__name__
+    if kind not in _WHOLE or not bool(torch.isfinite(value).all()):
+        return False
+    if kind == "_Simplex":  # torch scales it to sum to 1
+        return bool((value < -1e-4).any())
+    value = value.detach().double()
+    little = 1e-4 * float(value.abs().max())
+    if kind == "_LowerCholesky":
+        upper = value.triu(1).abs().max() > little
+        return bool(upper | (value.diagonal(dim1=-2, dim2=-1) < -little).any())
+    apart = (value - value.mT).abs().max() > little
+    return bool(apart | (torch.linalg.eigvalsh(value) < -10 * little).any())
 
 
 def varies(value: Any, size: int) -> bool:
