@@ -59,7 +59,7 @@ def latent(msg):
 def lines(steps=STEPS, times=TIMES):
     """The table, line by line: seconds of a whole run, compiling included, by the clock and CPU."""
     x = data(times)
-    yield f"\nhidden Markov model, {times:,} times, {STATES} states, {steps:,} steps of SVI, whole runs"
+    yield f"\nhidden Markov model, {times:,} times, {STATES} states, {steps:,} steps, whole runs"
     yield f"  {'':<34} {'seconds':>9} {'CPU':>9} {'loss, nats':>12}"
     for name, model in (("DiscreteHMM", at_once), ("pyro.markov", by_markov)):
         guide = AutoNormal(pyro.poutine.block(model, expose=["move", "mean"]))
