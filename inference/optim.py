@@ -119,6 +119,26 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True)
+class AveragedAdam(AdamW):
+    """AdamW that also keeps a running mean of the parameters, in the slot "average".
+
+    The mean is plain over the first 1 / (1 − decay) steps, so that the start is forgotten, and
+    exponential from then on (Polyak & Juditsky 1992; as in Ho et al. 2020, arXiv:2006.11239).
+    """
+
+    weight_decay: float = 0.0
+    decay: float = 0.999
+    slots: ClassVar[tuple[str, ...]] = ("mean", "square", "average")
+
+    def update(self, params: Tensors, grads: Tensors, state: State, lr: Tensor) -> tuple:
+        """New parameters and new state."""
+        new, after = super().update(params, grads, state, lr)
+        rate = (1 / after["count"][0].to(lr.dtype)).clamp(min=1 - self.decay)
+        average = [m + rate.to(m.dtype) * (p - m) for m, p in zip(state["average"], new)]
+        return new, {**after, "average": average}
+
+
+@dataclass(frozen=True)
 class ClippedAdam(Adam):
     """Adam with every gradient entry clipped to [-clip, clip] and lr decayed by `lrd` a step.
 

@@ -10,6 +10,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from zoo.networks.logistic import ColourMixture, LogisticMixture
+
 
 class Likelihood(nn.Module):
     """A family p(x | h) over x (..., D), given a decoder's output h (..., outputs·D).
@@ -125,6 +127,57 @@ class CategoricalLikelihood(Likelihood):
             )
 
 
+class LogisticMixtureLikelihood(Likelihood):
+    """x_d in {0, ..., levels − 1} / (levels − 1) from a mixture of C logistic distributions.
+
+        p(x_d = v) = Σ_c π_c [σ((v + δ − μ_c) / s_c) − σ((v − δ − μ_c) / s_c)]
+
+    with δ = ½ / (levels − 1), the first term 1 at the last level and the second 0 at the first: all
+    levels sum to one.
+    Values stand in [0, 1], as images do. One draw is one of the levels. The decoder gives, for each
+    value, C weights, means and log scales: (..., 3 C D), plane after plane; means begin at ½.
+
+    Args:
+        components: C.
+        levels: 256 for images of 8 bits.
+        channels: 3 lets green depend on red, and blue on both, by coefficients tanh(h) that the
+            decoder gives too (the paper's, section 2.2); 1 for grey.
+
+    Source: Salimans et al. 2017, "PixelCNN++" (arXiv:1701.05517, eqs. 1 to 3).
+    """
+
+    def __init__(self, components: int = 5, levels: int = 256, channels: int = 1):
+        super().__init__()
+        if components < 1 or levels < 2 or channels not in (1, 3):
+            raise ValueError(
+                "components, levels, channels: expected at least 1, at least 2, and 1 or 3, got "
+                f"{components}, {levels} and {channels}."
+            )
+        self.components, self.levels, self.channels = components, levels, channels
+        self.outputs = components * (3 if channels == 1 else 4)  # a coefficient for each value
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """Independent mixtures, of each value or, in colour, of each pixel's three."""
+        parts = h.unflatten(-1, (self.outputs // self.components, self.components, -1))
+        logits, mean, log_scale = (p.movedim(-2, -1) for p in parts.unbind(-3)[:3])  # (..., D, C)
+        mean = mean + 0.5
+        log_scale = (log_scale - 3.0).clamp(min=-7.0)
+        if self.channels == 1:
+            return LogisticMixture(logits, mean, log_scale, self.levels).to_event(1)
+        coefficients = parts.unbind(-3)[3].movedim(-2, -1).tanh()
+        return ColourMixture(logits, mean, log_scale, coefficients, self.levels)
+
+    def validate(self, x: Tensor) -> None:
+        """Raise ValueError unless x holds levels v / (levels − 1) in [0, 1]."""
+        super().validate(x)
+        v = x * (self.levels - 1)
+        if x.min() < 0 or x.max() > 1 or (v - v.round()).abs().max() > 1e-2:
+            raise ValueError(
+                f"x: a likelihood of {self.levels} levels needs multiples of 1 / {self.levels - 1} "
+                f"in [0, 1], got [{x.min():.3g}, {x.max():.3g}]. Divide 8-bit images by 255."
+            )
+
+
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": BernoulliLikelihood,
     "gaussian": GaussianLikelihood,
@@ -132,6 +185,8 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "gaussian-diagonal": lambda: GaussianLikelihood("diagonal"),
     "laplace": LaplaceLikelihood,
     "categorical": CategoricalLikelihood,
+    "logistic-mixture": LogisticMixtureLikelihood,
+    "colour-mixture": lambda: LogisticMixtureLikelihood(channels=3),
 }
 
 

@@ -8,7 +8,13 @@ import torch
 from pair_contract import check_gradient, check_pair
 
 from inference import elbo, fit, log_weights
-from zoo.diffusion import Denoiser, Diffusion, DiffusionHierarchy, log_snr_schedule
+from zoo.diffusion import (
+    ConditionalDiffusion,
+    Denoiser,
+    Diffusion,
+    DiffusionHierarchy,
+    log_snr_schedule,
+)
 
 BOTH = pytest.mark.parametrize("cls", [Diffusion, DiffusionHierarchy])
 
@@ -295,3 +301,74 @@ def test_example_writes_its_picture(tmp_path):
     run = main(steps=10, out=str(tmp_path / "out.png"), draws=1)
     assert (tmp_path / "out.png").stat().st_size > 10_000
     assert run.pair.sample(5).shape == (5, 2)
+
+
+class OfLabels(torch.nn.Module):
+    """The best denoiser where x | y ~ N(3 (−1)^y, 1), y even odds or unknown."""
+
+    def forward(self, z, log_snr, told):
+        alpha, sigma2 = torch.sigmoid(log_snr).sqrt()[..., None], torch.sigmoid(-log_snr)[..., None]
+        sign = (told[..., :1] - told[..., 1:]).to(z.dtype)  # 0 where unknown
+        sign = sign + (1 - sign.abs()) * torch.tanh(3 * alpha * z)  # alpha² + sigma² = 1
+        return sigma2 * 3 * sign + alpha * z
+
+
+def test_under_a_label_the_bound_is_that_of_its_gaussian():
+    pair = ConditionalDiffusion(1, classes=2, timesteps=64, hidden=(4,)).double()
+    pair.denoiser = OfLabels()
+    ones = torch.ones(64, 4, 1, dtype=torch.float64)
+    x, y = torch.tensor([[3.0], [2.0], [-3.5], [-1.0]]).double(), torch.tensor([0, 0, 1, 1])
+    mean = torch.tensor([[3.0], [3.0], [-3.0], [-3.0]]).double()
+    plain = optimal(Diffusion, 64, 1.0).terms(x - mean, ones)
+    torch.testing.assert_close(pair.under(y).terms(x, ones).steps, plain.steps)
+    assert torch.isfinite(pair.elbo(x, y)).all()
+
+
+def test_guidance_moves_from_without_to_with_the_condition():
+    torch.manual_seed(0)
+    pair = ConditionalDiffusion(1, classes=2, timesteps=64, hidden=(4,))
+    pair.denoiser = OfLabels()
+    given = pair.sample(1_000, 0)
+    assert abs(given.mean() - 3) < 5 * standard_error(given)
+    without = pair.sample(1_000, 0, guidance=0.0)
+    assert abs(without.sign().mean()) < 5 / math.sqrt(1_000)
+    guess = [
+        pair.under(torch.tensor(1), w).denoiser(torch.ones(2, 1), torch.zeros(2))
+        for w in (0.0, 1.0, 3.0)
+    ]
+    torch.testing.assert_close(guess[2], guess[0] + 3 * (guess[1] - guess[0]))
+
+
+def test_conditions_of_diffusion_are_hidden_sometimes_and_checked():
+    x = torch.randn(64, 2)
+    pair = ConditionalDiffusion(2, timesteps=4, hidden=(8,), binary=1, real=1, drop=0.5)
+    y = torch.stack([torch.ones(64), torch.randn(64)], 1)
+    with pyro.plate("data", 64):
+        known = pair._shown(x, y)[:, 2]  # one draw for each row
+    assert abs(known.mean() - 0.5) < 5 * 0.5 / math.sqrt(64)
+    weights = log_weights(pair.model, pair.guide, x, y, particles=3)
+    assert torch.isfinite(weights.log_weight()).all()
+    with pytest.raises(ValueError, match="2 attributes"):
+        pair.validate(x, y[:, :1])
+    with pytest.raises(ValueError, match="0, 1 or NaN"):
+        pair.validate(x, y + 0.5)
+    with pytest.raises(ValueError, match="drop"):
+        ConditionalDiffusion(2, drop=1.0)
+
+
+def test_a_u_net_denoises_images_and_refuses_sides_it_cannot_halve():
+    pair = Diffusion(64, 8, networks="unet", image_shape=(1, 8, 8), width=4)
+    assert pair.sample(2).shape == (2, 64) and pair.elbo(torch.rand(3, 64)).shape == (3,)
+    z, zero = torch.randn(5, 64), torch.zeros(5)  # it begins at the best denoiser of N(0, I)
+    torch.testing.assert_close(pair.denoiser(z, zero), torch.sigmoid(zero).sqrt()[:, None] * z)
+    with pytest.raises(ValueError, match="multiples of 4, got 7 x 7"):
+        Diffusion(49, networks="unet", image_shape=(1, 7, 7))
+
+
+def test_the_bound_is_judged_in_pieces(monkeypatch):
+    pair, x = optimal(Diffusion, 16, 1.0), torch.randn(30, 1).double()
+    whole = pair.elbo(x, 100)
+    monkeypatch.setattr("zoo.diffusion.process.PIECE", 7 * 16)
+    pieces = pair.elbo(x, 100)
+    assert whole.shape == pieces.shape == (30,)
+    assert abs(whole.mean() - pieces.mean()) < 5 * (whole - pieces).std() / math.sqrt(30)

@@ -21,6 +21,7 @@ from zoo.flows import (
     MAF,
     Affine,
     Autoregressive,
+    ConditionalFlow,
     Coupling,
     NeuralSplineFlow,
     RationalQuadratic,
@@ -513,3 +514,21 @@ def test_dropout_and_student_noise_are_compiled():
     runs = [fit(flow, x, steps=20, batch_size=64, compile=c, progress=False) for c in (True, False)]
     assert runs[0].compiled
     assert runs[0].losses == pytest.approx(runs[1].losses, abs=1e-4)
+
+
+def test_a_conditional_flow_is_a_density_for_each_condition():
+    """It integrates to one under known and unknown attributes, which are not the same density."""
+    torch.manual_seed(0)
+    flow = ConditionalFlow(2, binary=1, real=1, layers=2, hidden=(8,)).double()
+    for p in flow.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    axis = torch.linspace(-9, 9, 181, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    conditions = torch.tensor([[1.0, 0.5], [0.0, -1.0], [torch.nan, torch.nan]]).double()
+    densities = [flow.log_prob(grid, y.expand(len(grid), 2)).exp().detach() for y in conditions]
+    for p in densities:
+        assert abs(float(p.sum() * 0.1**2) - 1) < 1e-3
+    assert (densities[0] - densities[2]).abs().max() > 1e-3
+    assert flow.sample(5, conditions[0]).shape == (5, 2) and flow.sample(3).shape == (3, 2)
+    with pytest.raises(ValueError, match="2 attributes"):
+        flow.validate(grid[:5], conditions[:1, :1].expand(5, 1))

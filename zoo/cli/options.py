@@ -137,7 +137,7 @@ GLOSSARY = {
     "hidden": "widths of the hidden layers, or none.",
     "components": "the number of components.",
     "likelihood": "what the decoder's output means: bernoulli, gaussian, gaussian-unit, "
-    "gaussian-diagonal, laplace or categorical.",
+    "gaussian-diagonal, laplace, categorical, logistic-mixture or colour-mixture.",
     "act": "activation: tanh, relu, elu, silu or softplus.",
     "networks": "mlp, or conv for images.",
 }

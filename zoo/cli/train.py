@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from inference import fit
-from inference.optim import AdamW
+from inference.optim import AdamW, AveragedAdam
 from inference.pairs.arguments import rows_of
 from inference.randomness import forked
 from inference.ratios.adversarial import fit_adversarial
@@ -93,6 +93,7 @@ def by_elbo(
     lr: float = 1e-3,
     lr_schedule: str = "constant",
     weight_decay: float = 0.0,
+    average: float = 0.0,
     clip: float | None = None,
     valid_every: int | None = None,
     patience: int | None = None,
@@ -111,6 +112,8 @@ def by_elbo(
         lr: learning rate of Adam.
         lr_schedule: constant, linear or cosine (both to zero).
         weight_decay: part of a parameter taken off at each step, times lr (AdamW).
+        average: decay of a running mean of the parameters, which is what is kept; 0 keeps the last
+            parameters, or those of the best validation. Diffusion needs 0.999.
         clip: largest norm of the gradient; none leaves it.
         valid_every: steps between validations.
         patience: stop after so many validations without a better value.
@@ -130,12 +133,30 @@ def by_elbo(
         rows = None if batch_size >= rows_of(given) else batch_size
     run = fit(
         task.model, given, valid=valid, elbo=estimator(elbo), steps=steps, batch_size=rows, lr=lr,
-        optimiser=AdamW(lr, weight_decay=weight_decay) if weight_decay else None,
+        optimiser=_optimiser(lr, weight_decay, average),
         schedule=lr_schedule, clip=clip, valid_every=valid_every, patience=patience,
         compile=_compile(compile), device=device, not_finite=not_finite, **task.options,
     )  # fmt: skip
+    if average:
+        keep_average(run)
     pair = run.pair if isinstance(task.model, nn.Module) else Halves(run.model, run.guide)
     return _of_run(run, pair, run.unit, steps)
+
+
+def _optimiser(lr: float, weight_decay: float, average: float) -> Any:
+    if not 0 <= average < 1:
+        raise ValueError(f"--average: expected a decay from 0 to below 1, got {average}.")
+    if average:
+        return AveragedAdam(lr, weight_decay=weight_decay, decay=average)
+    return AdamW(lr, weight_decay=weight_decay) if weight_decay else None
+
+
+def keep_average(run: Any) -> None:
+    """Let a run end with the mean of its parameters, where its optimiser kept one."""
+    means = run.variables.optim.get("average")
+    if means is not None and run.steps:
+        run.best_params, run.best_step = dict(zip(run.variables.params, means)), run.steps
+        run.write_back()
 
 
 def begin_at(model: Any, data: DataSet, seed: int) -> None:

@@ -14,7 +14,16 @@ for s = t - 1. The decoder puts a denoiser's guess x̂(z_t) where the last line 
     KL(q(z_s | z_t, x) || p(z_s | z_t)) = (e^{λ_s} - e^{λ_t}) |x - x̂(z_t)|² / 2.
 """
 
+from .conditional import ConditionalDiffusion, GuidedDenoiser
 from .pairs import Diffusion, DiffusionHierarchy
 from .process import Denoiser, Terms, log_snr_schedule
 
-__all__ = ["Denoiser", "Diffusion", "DiffusionHierarchy", "Terms", "log_snr_schedule"]
+__all__ = [
+    "ConditionalDiffusion",
+    "Denoiser",
+    "Diffusion",
+    "DiffusionHierarchy",
+    "GuidedDenoiser",
+    "Terms",
+    "log_snr_schedule",
+]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from zoo.networks import check_rows
+from zoo.networks import check_image_shape, check_rows
 
-from .process import Process, signal_and_noise
+from .process import Denoiser, Process, signal_and_noise
 
 
 class Diffusion(Process):
@@ -44,10 +44,14 @@ class Diffusion(Process):
             shapes in few dimensions need some.
         draws: M, terms drawn for each datum at every step, 1 to T - 1.
         denoiser: a module (z (..., D), λ (...)) -> (..., D) in place of `Denoiser`.
+        networks: "mlp", or "unet", which needs `image_shape` (`zoo.networks.UNet`).
+        image_shape: (channels, height, width) of a row.
+        width, levels: channels of the U-Net, and how often it halves an image.
 
     Raises:
-        ValueError: T < 2, fourier < 0, draws outside 1 .. T - 1, λ_1 <= λ_T, an unknown schedule,
-            a size below 1; when called, rows of x that are not D wide.
+        ValueError: an image whose sides the U-Net cannot halve; T < 2, fourier < 0, draws outside
+            1 .. T - 1, λ_1 <= λ_T, an unknown schedule, a size below 1; when called, rows of x that
+            are not D wide.
     """
 
     def __init__(
@@ -63,7 +67,21 @@ class Diffusion(Process):
         fourier: int = 0,
         draws: int = 1,
         denoiser: nn.Module | None = None,
+        networks: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        width: int = 32,
+        levels: int = 2,
     ):
+        if networks not in ("mlp", "unet"):
+            raise ValueError(f"networks: expected mlp or unet, got {networks!r}.")
+        if networks == "unet" and denoiser is None:
+            shape = check_image_shape("conv", image_shape, data_dim)
+            denoiser = Denoiser(
+                data_dim, hidden, data_scale, act, image_shape=shape, width=width, levels=levels,
+                told=self.told,
+            )  # fmt: skip
+        elif denoiser is None and self.told:
+            denoiser = Denoiser(data_dim, hidden, data_scale, act, fourier, told=self.told)
         super().__init__(
             data_dim,
             timesteps,
@@ -85,26 +103,45 @@ class Diffusion(Process):
 
     def model(self, x: Tensor, size: int | None = None) -> None:
         """p(x | z_1) and the factors, for a mini-batch x (B, D) of `size` data."""
+        self._terms(x, size)
+
+    def _terms(
+        self, x: Tensor, size: int | None, told: Callable[[], Tensor | None] = lambda: None
+    ) -> None:
+        """The model, given the numbers of a condition, which may be drawn for each datum."""
         pyro.module("diffusion", self)
         check_rows(x, self.data_dim)
         data, steps = self._plates(x, size)
         with data:
             z_1 = self._noised(x, self.log_snr[0], _noise("noise_1", x))
             pyro.factor("prior", -self._prior_kl(x))
+            condition = told()
             with steps:
                 t, noise = self._time(x), _noise("noise", x)  # (K, M, B), (K, M, B, D)
-                pyro.factor("step", -self._step_kl(x, t, noise))
+                pyro.factor("step", -self._step_kl(x, t, noise, condition))
             pyro.sample("x", self._head(z_1), obs=x)
 
     def guide(self, x: Tensor, size: int | None = None) -> None:
         """Draw the noise and the times."""
+        self._draws(x, size)
+
+    def _draws(
+        self, x: Tensor, size: int | None, told: Callable[[], Tensor | None] = lambda: None
+    ) -> None:
+        """The guide, with whatever is drawn for the condition."""
         pyro.module("diffusion", self)
         check_rows(x, self.data_dim)
         data, steps = self._plates(x, size)
         with data:
             _noise("noise_1", x)
+            told()
             with steps:
                 self._time(x), _noise("noise", x)
+
+    @property
+    def told(self) -> int:
+        """Numbers of a condition that the denoiser sees."""
+        return 0
 
     def _plates(self, x: Tensor, size: int | None) -> tuple[pyro.plate, pyro.plate]:
         """Return the plates of the data and of the T - 1 steps, of which M are drawn.

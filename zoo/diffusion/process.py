@@ -12,9 +12,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from inference.networks import MLP
-from zoo.networks import check_rows, check_sizes
+from zoo.networks import UNet, check_image_shape, check_rows, check_sizes
 
 from . import samplers
+
+PIECE = 2**22  # numbers of noise that are held at once
 
 
 class Denoiser(nn.Module):
@@ -34,6 +36,9 @@ class Denoiser(nn.Module):
         fourier: sines and cosines of each coordinate, so many octaves of them. A narrow shape in
             few dimensions needs them (Tancik et al. 2020, arXiv:2006.10739); images do not.
         frequencies: sines and cosines of λ, with wavelengths from 2 to 40 in λ.
+        image_shape: (channels, height, width) makes the network a U-Net (`zoo.networks.UNet`) of
+            `width` channels at first, halved `levels` times.
+        told: numbers of a condition that the network sees too.
     """
 
     angular: Tensor  # 2π over the wavelengths of the features of λ
@@ -47,6 +52,10 @@ class Denoiser(nn.Module):
         act: str = "silu",
         fourier: int = 0,
         frequencies: int = 8,
+        image_shape: Sequence[int] | None = None,
+        width: int = 32,
+        levels: int = 2,
+        told: int = 0,
     ):
         super().__init__()
         if fourier < 0:
@@ -55,20 +64,31 @@ class Denoiser(nn.Module):
         self.register_buffer("octaves", math.pi / 2 * 2.0 ** torch.arange(fourier))
         wavelengths = torch.logspace(math.log10(2.0), math.log10(40.0), frequencies)
         self.register_buffer("angular", 2 * math.pi / wavelengths)
-        width = (1 + 2 * fourier) * data_dim + 2 * frequencies
-        self.network = MLP(width, hidden, data_dim, act)
+        features = 2 * frequencies + told
+        self.images = image_shape is not None
+        self.network: nn.Module
+        if image_shape is not None:
+            shape = check_image_shape("conv", image_shape, data_dim)
+            self.network = UNet(shape, features, width, levels)
+        else:
+            self.network = MLP((1 + 2 * fourier) * data_dim + features, hidden, data_dim, act)
 
-    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """E[x | z_t] as far as it is known: (..., D)."""
+    def forward(self, z: Tensor, log_snr: Tensor, told: Tensor | None = None) -> Tensor:
+        """E[x | z_t] as far as it is known, given `told` (..., width) of a condition: (..., D)."""
         alpha, sigma = signal_and_noise(log_snr)
         s = self.data_scale
         v = (alpha * s) ** 2 + sigma**2
         angle = log_snr[..., None] * self.angular
         features = torch.cat([angle.sin(), angle.cos()], -1)  # (..., 2 frequencies)
         features = features.expand(*z.shape[:-1], -1)
+        if told is not None:
+            features = torch.cat([features, told.expand(*z.shape[:-1], -1)], -1)
         unit = z / v.sqrt()[..., None]
-        waves = (unit[..., None] * self.octaves).flatten(-2)  # (..., D fourier)
-        h = self.network(torch.cat([unit, waves.sin(), waves.cos(), features], -1))
+        if self.images:
+            h = self.network(unit, features)
+        else:
+            waves = (unit[..., None] * self.octaves).flatten(-2)  # (..., D fourier)
+            h = self.network(torch.cat([unit, waves.sin(), waves.cos(), features], -1))
         return (alpha * s**2 / v)[..., None] * z + (s * sigma / v.sqrt())[..., None] * h
 
 
@@ -149,11 +169,20 @@ class Process(nn.Module):
 
     @torch.no_grad()
     def elbo(self, x: Tensor, draws: int = 1) -> Tensor:
-        """Return the T-step bound on log p(x), averaged over `draws`: (B, D) -> (B,), nats."""
-        total = x.new_zeros(x.shape[:-1])
-        for _ in range(draws):
-            total += self.terms(x, torch.randn_like(x.expand(self.timesteps, *x.shape))).elbo()
-        return total / draws
+        """Return the T-step bound on log p(x), averaged over `draws`: (B, D) -> (B,), nats.
+
+        In pieces of T · B · D up to `PIECE` numbers, and one row at least: bounded memory.
+        """
+        check_rows(x, self.data_dim)
+        rows = max(1, PIECE // (self.timesteps * self.data_dim))
+        found = []
+        for piece in x.split(rows):
+            bounds = [
+                self.terms(piece, torch.randn_like(piece.expand(self.timesteps, *piece.shape)))
+                for _ in range(draws)
+            ]
+            found.append(torch.stack([b.elbo() for b in bounds]).mean(0))
+        return torch.cat(found)
 
     @torch.no_grad()
     def reverse(self, n: int) -> Tensor:
@@ -218,11 +247,12 @@ class Process(nn.Module):
         mean = (above - here).exp() * alpha_here / alpha * z + c * alpha_here * guess
         return dist.Normal(mean, (c.sqrt() * sigma_here).expand_as(mean)).to_event(1)
 
-    def _step_kl(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def _step_kl(self, x: Tensor, t: Tensor, noise: Tensor, told: Tensor | None = None) -> Tensor:
         """KL(q(z_{t+1} | z_{t+2}, x) || p(z_{t+1} | z_{t+2})) for indices t = 0, ..., T - 2."""
         here, above = self.log_snr[t].expand(noise.shape[:-1]), self.log_snr[t + 1]
         above = above.expand_as(here)
-        guess = self.denoiser(self._noised(x, above, noise), above)
+        z = self._noised(x, above, noise)
+        guess = self.denoiser(z, above) if told is None else self.denoiser(z, above, told)
         return 0.5 * (here.exp() - above.exp()) * ((x - guess) ** 2).sum(-1)
 
     def _prior_kl(self, x: Tensor) -> Tensor:

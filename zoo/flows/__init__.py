@@ -8,6 +8,7 @@ from inference.networks import (
     RationalQuadratic,
 )
 
+from .conditional import ConditionalFlow
 from .coupling import Coupling
 from .models import IAF, MAF, Flow, NeuralSplineFlow, RealNVP
 
@@ -16,6 +17,7 @@ __all__ = [
     "MAF",
     "Affine",
     "Autoregressive",
+    "ConditionalFlow",
     "Coupling",
     "Flow",
     "FlowTransform",

@@ -12,7 +12,7 @@ from inference.networks import activation
 
 
 class ResidualBlock(nn.Module):
-    """h + conv(act(conv(act(h)))), normalised in groups; the last convolution begins at zero.
+    """h + conv(act(conv(act(h)))), normalised in groups; the last convolution begins small.
 
     Source: He et al. 2016, "Identity mappings in deep residual networks" (arXiv:1603.05027).
     """
@@ -23,7 +23,8 @@ class ResidualBlock(nn.Module):
             group_norm(inputs), activation(act), nn.Conv2d(inputs, outputs, 3, padding=1),
             group_norm(outputs), activation(act), last := nn.Conv2d(outputs, outputs, 3, padding=1),
         )  # fmt: skip
-        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.weight.mul_(0.1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, h: Tensor) -> Tensor:

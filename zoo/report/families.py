@@ -12,7 +12,7 @@ from .subject import Subject
 
 def density(s: Subject) -> Picture | None:
     """Draw the density on a grid, for data in the plane."""
-    if s.width != 2:
+    if s.width != 2 or s.conditional:
         return None
     x, _ = s.seen()
     low, high = x.quantile(0.001, 0), x.quantile(0.999, 0)

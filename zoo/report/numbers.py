@@ -175,11 +175,12 @@ def _bounds(s: Subject) -> list[Metric]:
 
 
 def _density(s: Subject) -> list[Metric]:
-    x = s.held_out(s.rows)[0]
+    x, y = s.held_out(s.rows)
     if s.offers("elbo"):
-        value, label, note = s.call("elbo", x).double(), "ELBO", "a lower bound on log p(x)"
+        value = s.call("elbo", x, labels=y).double()
+        label, note = "ELBO", "a lower bound on log p(x)"
     else:
-        log_p = s.log_prob(x)
+        log_p = s.log_prob(x, y)
         if log_p is None:
             return []
         value, label, note = log_p.double(), "log p(x)", "exact"
@@ -187,7 +188,7 @@ def _density(s: Subject) -> list[Metric]:
     found = Estimate.of(value)
     data = f"{len(value):,} test data"
     out = [Metric(key, label, found.value, "nats per datum", found.se, f"{note}, {data}")]
-    if key == "elbo" and (log_p := s.log_prob(x)) is not None:
+    if key == "elbo" and (log_p := s.log_prob(x, y)) is not None:
         mean, se = Estimate.of(log_p.double())
         note = f"of the flow with the same denoiser, by its ODE, {data}"
         out.append(Metric("log_px", "log p(x)", mean, "nats per datum", se, note))

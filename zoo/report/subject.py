@@ -107,10 +107,10 @@ class Subject:
         """Rows of the model in the units of the data."""
         return x if self.data is self.fitted else self.fitted.original(x)
 
-    def log_prob(self, x: Tensor) -> Tensor | None:
-        """log p(x), nats, (N,), where the model has a density."""
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor | None:
+        """log p(x), or log p(x | y), nats, (N,), where the model has a density."""
         if self.offers("log_prob"):
-            return self.call("log_prob", x)
+            return self.call("log_prob", x, labels=labels)
         if self.offers("distribution"):
             with torch.no_grad():
                 seen = self._on_device(self.standardised(x))
