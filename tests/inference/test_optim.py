@@ -79,3 +79,22 @@ def test_the_bias_correction_keeps_float32():
         steps[dtype] = p[0].item()
     # three updates, each of some ten roundings
     assert steps[torch.float32] == pytest.approx(steps[torch.float64], rel=30 * 2**-24)
+
+
+def test_the_running_mean_is_plain_at_first_and_leaves_the_steps_alone():
+    """With a decay of 0.9 the mean over the first ten steps is plain."""
+    optimiser = optim.AveragedAdam(0.1, decay=0.9)
+    params, seen = [torch.zeros(3)], []
+    state = optimiser.init(params)
+    plain, alone = optim.AdamW(0.1, weight_decay=0.0), [torch.zeros(3)]
+    other = plain.init(alone)
+    for i in range(12):
+        grads = [torch.full((3,), float(i - 3))]
+        params, state = optimiser.update(params, grads, state, torch.tensor(0.1))
+        alone, other = plain.update(alone, grads, other, torch.tensor(0.1))
+        seen.append(params[0])
+        torch.testing.assert_close(params, alone)
+        expected = torch.stack(seen[:10]).mean(0)
+        for x in seen[10:]:
+            expected = expected + 0.1 * (x - expected)
+        torch.testing.assert_close(state["average"][0], expected)
