@@ -19,7 +19,7 @@ from .options import explained
 
 ORDER = (
     "list", "new", "check", "fit", "posterior", "report", "sample", "complete", "edit", "diagnose",
-    "compare", "leaderboard", "runs",
+    "compare", "curve", "leaderboard", "runs",
 )  # of the commands in the help; others follow  # fmt: skip
 
 
@@ -250,6 +250,26 @@ def compare(
     from .verdict import compare
 
     compare(subject, elbo, rows, draws, ctx.args, pair)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def curve(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a name, or FILE:NAME")],
+    betas: Annotated[str, explained("numbers with commas between", "0.25,0.5,1,2,4")] = (
+        "0.25,0.5,1,2,4"
+    ),
+    out: Annotated[str | None, explained("a new folder", "runs/curve-MODEL")] = None,
+) -> None:
+    """Fit a model for several β and draw its rate against its distortion.
+
+    Other options are those of zoo fit MODEL.
+
+    Example: zoo curve vae --data mnist --betas 0.5,1,2,4
+    """
+    from .rate import rate_distortion
+
+    print(rate_distortion(model, betas, ctx.args, out))
 
 
 @app.command("leaderboard")
