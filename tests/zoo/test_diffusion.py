@@ -341,7 +341,7 @@ def test_guidance_moves_from_without_to_with_the_condition():
 
 def test_conditions_of_diffusion_are_hidden_sometimes_and_checked():
     x = torch.randn(64, 2)
-    pair = ConditionalDiffusion(2, timesteps=4, hidden=(8,), binary=1, real=1, drop=0.5)
+    pair = ConditionalDiffusion(2, timesteps=4, hidden=(8,), binary=1, real=1, hide=0.5)
     y = torch.stack([torch.ones(64), torch.randn(64)], 1)
     with pyro.plate("data", 64):
         known = pair._shown(x, y)[:, 2]  # one draw for each row
@@ -352,8 +352,8 @@ def test_conditions_of_diffusion_are_hidden_sometimes_and_checked():
         pair.validate(x, y[:, :1])
     with pytest.raises(ValueError, match="0, 1 or NaN"):
         pair.validate(x, y + 0.5)
-    with pytest.raises(ValueError, match="drop"):
-        ConditionalDiffusion(2, drop=1.0)
+    with pytest.raises(ValueError, match="hide"):
+        ConditionalDiffusion(2, hide=1.0)
 
 
 def test_a_u_net_denoises_images_and_refuses_sides_it_cannot_halve():

@@ -19,7 +19,7 @@ from .process import Process
 class ConditionalDiffusion(Diffusion):
     """Diffusion that is told a label or attributes, with classifier-free guidance.
 
-        x̂(z, λ, y) is trained with y unknown for a share `drop` of the draws;
+        x̂(z, λ, y) is trained with y unknown for a share `hide` of the draws;
         x̂_w(z, λ, y) = x̂(z, λ) + w (x̂(z, λ, y) − x̂(z, λ))                     draws are guided
 
     w = 1 draws from p(x | y), w = 0 from p(x), and a larger w follows the condition more than the
@@ -31,7 +31,7 @@ class ConditionalDiffusion(Diffusion):
     Args:
         classes: the number of labels, where there are no attributes.
         binary, real: how many attributes are 0 or 1, and how many are real numbers.
-        drop: the share of draws whose condition is hidden, 0 to 1.
+        hide: the share of draws whose condition is hidden, 0 to 1.
 
     All others as for `Diffusion`.
 
@@ -61,16 +61,16 @@ class ConditionalDiffusion(Diffusion):
         levels: int = 2,
         binary: int = 0,
         real: int = 0,
-        drop: float = 0.1,
+        hide: float = 0.1,
     ):
-        if not 0 <= drop < 1:
-            raise ValueError(f"drop: expected a share from 0 to below 1, got {drop}.")
+        if not 0 <= hide < 1:
+            raise ValueError(f"hide: expected a share from 0 to below 1, got {hide}.")
         self._width = (condition := Condition(classes, binary, real)).width
         super().__init__(
             data_dim, timesteps, hidden, schedule, log_snr_max, log_snr_min, data_scale, act,
             fourier, draws, None, networks, image_shape, width, levels,
         )  # fmt: skip
-        self.condition, self.classes, self.drop = condition, condition.classes, drop
+        self.condition, self.classes, self.hide = condition, condition.classes, hide
 
     @property
     def told(self) -> int:
@@ -89,7 +89,7 @@ class ConditionalDiffusion(Diffusion):
     def _shown(self, x: Tensor, y: Tensor) -> Tensor:
         """The condition's numbers, those of some draws hidden: (K, 1, B, width)."""
         u = pyro.sample("drop", dist.Uniform(x.new_zeros(()), 1.0))
-        return self.condition.features(self.condition.hidden(y, u < self.drop), x)
+        return self.condition.features(self.condition.hidden(y, u < self.hide), x)
 
     def validate(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
         """Raise ValueError unless x (B, D) is finite and y holds conditions of its rows."""
