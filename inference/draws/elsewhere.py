@@ -162,12 +162,13 @@ class _DrawnFrom(Messenger):
 class _OneOf(dist.TorchDistribution):
     """One of n values shaped (*batch, *event), drawn anew for each axis that it is expanded by."""
 
-    arg_constraints = MappingProxyType({})
+    arg_constraints: Any = MappingProxyType({})
 
     def __init__(self, values: Tensor, batch_dim: int, front: tuple[int, ...] = ()):
         self.values, self.batch_dim = values, batch_dim
         shape = values.shape[1:]
-        super().__init__((*front, *shape[:batch_dim]), shape[batch_dim:], validate_args=False)
+        batch = torch.Size((*front, *shape[:batch_dim]))
+        super().__init__(batch, shape[batch_dim:], validate_args=False)
 
     @property
     def support(self) -> Any:

@@ -33,3 +33,36 @@ from .multisample import CIWAE, IWAE, MIWAE, OVIS, VIMCO, DReG, Renyi
 from .paths import GDReG, Sobol, Taylor
 from .penalty import MMD, TotalCorrelation
 from .wake import CUBO, ForwardKL, ThermodynamicVI, WakeSleep
+
+__all__ = [
+    "CIWAE",
+    "CUBO",
+    "IWAE",
+    "MIWAE",
+    "MMD",
+    "OVIS",
+    "STL",
+    "VIMCO",
+    "Beta",
+    "DReG",
+    "DisARM",
+    "Enum",
+    "Estimator",
+    "ForwardKL",
+    "GDReG",
+    "GumbelSoftmax",
+    "MeanField",
+    "Rebar",
+    "Renyi",
+    "Score",
+    "Sobol",
+    "Taylor",
+    "ThermodynamicVI",
+    "TotalCorrelation",
+    "Trace",
+    "WakeSleep",
+    "analytic_kl",
+    "estimator_of",
+    "kl_by_site",
+    "score_function",
+]

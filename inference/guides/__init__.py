@@ -3,3 +3,5 @@
 from .climbing import Posterior, posterior
 from .make import KINDS, make_guide
 from .table import GuideRow, GuideTable, fit_guides
+
+__all__ = ["KINDS", "GuideRow", "GuideTable", "Posterior", "fit_guides", "make_guide", "posterior"]

@@ -13,3 +13,10 @@ from .transforms import (
     start_at_identity,
 )
 from .univariate import Affine, Composed, RationalQuadratic, Univariate
+
+__all__ = [
+    "ACTIVATIONS", "MLP", "ActivationNorm", "Affine", "Autoregressive", "AutoregressiveMLP",
+    "Composed", "FlowTransform", "LULinear", "MaskedLinear", "OnePass", "Permutation",
+    "RationalQuadratic", "Univariate", "activation", "autoregressive_layers", "ranks",
+    "start_at_identity", "with_linear",
+]  # fmt: skip

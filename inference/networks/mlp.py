@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -181,15 +182,16 @@ class AutoregressiveMLP(nn.Module):
             (..., B, outputs, D).
         """
         later = rank[..., :, None] > rank[..., None, :]  # (..., D, D)
-        masks = [later] if len(self.layers) == 1 else [
+        layers = cast(list[MaskedLinear], list(self.layers))
+        masks: list[Tensor] = [later] if len(layers) == 1 else [
             self.first_degrees[:, None] >= rank[..., None, :],
-            *(layer.mask for layer in list(self.layers)[1:-1]),
+            *(layer.mask for layer in layers[1:-1]),
             rank[..., :, None] > self.last_degrees,
         ]  # fmt: skip
         repeats = [1] * (masks[-1].ndim - 2)
         masks[-1] = masks[-1].repeat(*repeats, self.outputs, 1)
         h = x
-        for i, (layer, mask) in enumerate(zip(self.layers, masks)):
+        for i, (layer, mask) in enumerate(zip(layers, masks)):
             h = (self.act(h) if i else h) @ (layer.weight * mask).mT + layer.bias
         if self.direct is not None:
             h = h + x @ (self.direct.weight * later.repeat(*repeats, self.outputs, 1)).mT

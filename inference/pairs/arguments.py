@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import _context_wrap
@@ -25,8 +25,8 @@ def halves(given: Any, rest: tuple = (), who: str = "") -> tuple[Callable, Calla
     if callable(getattr(given, "model", None)) and callable(getattr(given, "guide", None)):
         return given.model, given.guide, rest, None
     if callable(given) and rest and callable(rest[0]):
-        run = cast(Any, getattr(given, "run", None))  # `run.model` and `run.guide` know their run
-        if hasattr(run, "pair_") and getattr(rest[0], "run", None) is run:
+        run: Any = getattr(given, "run", None)  # `run.model` and `run.guide` know their run
+        if run is not None and getattr(rest[0], "run", None) is run and hasattr(run, "pair_"):
             return run.pair_.model, run.pair_.guide, rest[1:], run
         return given, rest[0], rest[1:], None
     say = f"{who}: " if who else ""

@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load, save
@@ -230,12 +230,12 @@ def option_from_json(value: Any) -> Any:
         return tuple(option_from_json(v) for v in content)
     room, base = {"optim": (optim, optim.Optimiser), "elbo": (elbo, elbo.Estimator)}[kind]
     name, own = content
-    made = getattr(room, name)
+    made: Any = getattr(room, name)
     if not (inspect.isclass(made) and issubclass(made, base)):
         raise ValueError(f"{name} is no {base.__name__}")
     values = {k: option_from_json(v) for k, v in own.items()}
     if kind == "optim":
-        for own_field in dataclasses.fields(made):
+        for own_field in dataclasses.fields(cast(Any, made)):
             _refuse_kind(values.get(own_field.name, own_field.default), own_field.default)
     return made(**values)
 

@@ -120,6 +120,7 @@ def fit(
         model, guide, batches.example(rows), batches.size, estimator, optimiser, check, options,
         transform=transform, autocast=autocast, chunk=rows, ranks=ranks, share=batches.share,
     )  # fmt: skip
+    run.given = batches.args if batches.whole and not isinstance(args, Source) else None
     run.settings |= {
         "chunk": chunk, "autocast": autocast, "tf32": tf32, "tolerance": tolerance,
     }  # fmt: skip

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,11 +125,13 @@ class Run(FittedPair):
         estimator: whose bound was raised.
         unit: "nats per datum" where every site lies in the data plate, else "nats".
         divide: the loss is -bound / divide.
+        given: all data, where every step takes all of them.
     """
 
     estimator: Estimator
     divide: float
     unit: str
+    given: tuple | None = None
 
     @property
     def elbo(self) -> float:
@@ -144,6 +149,63 @@ class Run(FittedPair):
             said = judged(self)
             self.__dict__["_judged"] = (self.steps, said)
         return said
+
+    def looked_at(self, data: tuple, who: str) -> tuple:
+        """The arguments that a run is judged on: those given, else all data of the fit.
+
+        Raises:
+            ValueError: there are neither.
+        """
+        found = data or self.given
+        if found is None:
+            raise ValueError(
+                f"{who}: the run was fitted by mini-batches and keeps none of its data. Give some "
+                f"to judge it on, as in {who}(x_test)."
+            )
+        return found
+
+    def diagnose(self, *data: Any, **options: Any) -> Any:
+        """Say whether this posterior can be trusted, and why: `inference.diagnose`.
+
+        Args:
+            data: to look at; by default those of the fit, where every step took all of them.
+            options: of `inference.diagnose`.
+
+        Returns:
+            A `Diagnosis`.
+
+        Raises:
+            TypeError, ValueError: as `inference.diagnose`; mini-batches, and no data given.
+        """
+        judge = sys.modules[__name__.partition(".")[0]].diagnose  # the public face knows all rooms
+        return judge(self, *self.looked_at(data, "run.diagnose"), **options)
+
+    def report(self, *data: Any, folder: str | Path | None = None) -> Path:
+        """Judge the run and write a folder with its page `report.html`, its state and its draws.
+
+        Args:
+            data: to look at, or a set of `zoo.data`; by default those of the fit, where every step
+                took all of them.
+            folder: to write into; by default the next free `runs/MODEL-001`.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            ImportError: what draws pages is not installed.
+            TypeError, ValueError: as `diagnose`.
+        """
+        missing = (
+            "run.report: expected a package that draws pages. pip install 'pyro-zoo[command]'."
+        )
+        found = sorted(entry_points(group="inference.pages"), key=lambda e: e.value)
+        if not found:
+            raise ImportError(missing)
+        try:
+            page_of = found[0].load()
+        except ImportError as error:
+            raise ImportError(f"{missing[:-1]} ({error}).") from error
+        return page_of(self, *data, folder=folder)
 
     def table(self) -> Table:
         """Facts of the training, one to a line."""

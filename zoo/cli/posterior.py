@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from inference.results.table import Table
 from inference.training.folders import reserve, write_whole
 from zoo.tables import read_named
 
-from ..report import Report, Subject, include_diagnosis, labelled, write
+from ..report import Report, include_diagnosis, labelled, write
 from ..report import posterior as pages
-from ..report.gallery import loss
+from ..report.of_run import joint_report
+from ..report.posterior import store_tree
 from .judged import facts_of, pace_of
 from .output import say
 from .own import arguments_by_name, labels_of, own_card
@@ -95,41 +95,22 @@ def judge_whole(plan: Any, data: Any, fitted: Any, folder: Path) -> Report:
     """Judge a fit whose latents belong to all data and write its page; its report."""
     args = data.given["train"]
     found = diagnose(fitted.run, *args, gap=0, seed=plan.seed)
-    best = found.datatree if found.corrected is None else found.corrected
-    tree = labelled(best, data.labels)
-    shown = "the draws importance-corrected" if found.corrected is not None else ""
-    pictures = pages.pictures(tree)
-    kept = getattr(fitted.run, "best_step", None)
-    trace = loss(Subject(fitted.model, data, fitted.history, fitted.unit, kept=kept))
-    notes = list(fitted.notes) + ([f"Shown are {shown}."] if shown else [])
+    notes = list(fitted.notes)
     if fitted.stopped:
         notes.insert(0, f"Stopped at step {fitted.done:,} of {fitted.steps:,}: {fitted.stopped}.")
-    report = Report(
-        title=f"{plan.card.name} on {data.name}",
-        subtitle=f"{plan.card.summary[0].upper()}{plan.card.summary[1:]}.",
-        command=plan.command,
-        metrics=pages.numbers(found),
-        pictures=[*pictures, *([trace] if trace else [])],
-        facts={
-            "Model": facts_of(plan.options), "Data": {"set": data.name, **_sizes(args, None)},
-            "Training": {**facts_of(plan.settings), "seed": plan.seed, **pace_of(fitted)},
-        },
-        notes=notes,
-        tables={"Posterior": pages.summary(tree)},
+    facts = {
+        "Model": facts_of(plan.options), "Data": {"set": data.name, **_sizes(args, None)},
+        "Training": {**facts_of(plan.settings), "seed": plan.seed, **pace_of(fitted)},
+    }  # fmt: skip
+    report, tree = joint_report(
+        fitted.run, found, args, f"{plan.card.name} on {data.name}", facts,
+        f"{plan.card.summary[0].upper()}{plan.card.summary[1:]}.", plan.command, notes, data.labels,
     )  # fmt: skip
     write(report, folder)
     include_diagnosis(found, folder)
     store_tree(tree, folder)
     say(found.headline + "".join(f"\n  - {r}" for r in found.reasons))
     return report
-
-
-def store_tree(tree: Any, folder: Path) -> None:
-    """Write `posterior.nc`, whole."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        path = Path(elsewhere) / "posterior.nc"
-        tree.to_netcdf(path, engine="h5netcdf")
-        write_whole(folder / "posterior.nc", path.read_bytes())
 
 
 def _sizes(args: Sequence[Any], model: Any) -> dict[str, str]:

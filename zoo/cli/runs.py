@@ -29,13 +29,14 @@ from inference.training.state import History
 from zoo.data import DataSet
 
 from ..report import Metric, Report, labelled, write
+from ..report.posterior import store_tree
 from .build import build_like
 from .inputs import NamedSet, arguments_of, settled
 from .judged import judge
 from .output import say
 from .own import OwnCard
 from .plan import Plan, fingerprint_of
-from .posterior import judge_whole, store_tree
+from .posterior import judge_whole
 from .train import TRAINERS, Fitted, Task
 
 DRAWS, POSTERIOR_ROWS = 200, 100  # of posterior.nc

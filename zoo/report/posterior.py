@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from inference.results.table import Table
+from inference.training.folders import write_whole
 
 from .draw import Picture, histograms, new_figure
 from .numbers import Metric
@@ -142,3 +145,11 @@ def numbers(diagnosis: Diagnosis | None, evidence: Any = None) -> list[Metric]:
         note = "above 0.7 the guide's tails are too light to be corrected"
         out.append(Metric("khat", "Pareto k-hat", round(found["khat"], 3), "", None, note))
     return out
+
+
+def store_tree(tree: Any, folder: Path) -> None:
+    """Write `posterior.nc`, whole."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        path = Path(elsewhere) / "posterior.nc"
+        tree.to_netcdf(path, engine="h5netcdf")
+        write_whole(folder / "posterior.nc", path.read_bytes())

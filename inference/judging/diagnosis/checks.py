@@ -72,7 +72,7 @@ def settled(run: Any) -> Finding | None:
     if not hasattr(run, "converged"):
         return None
     said = run.converged
-    good = None if said.good is None else not said.moving
+    good = False if said.moving else True if said.good else None  # unsettled averages do no harm
     return Finding.of("convergence", said.text, good, said.moving, said.numbers)
 
 
