@@ -14,7 +14,7 @@ ROOMS = (
     "elbo", "graph", "draws", "training", "ratios", "judging", "guides", "testing",
 )  # fmt: skip
 SHARED = {"networks", "likelihoods", "toys", "tables"}  # what model files may share
-COMMAND = {"cli", "__main__", "report", "em", "completion"}  # know both models and inference
+COMMAND = {"cli", "__main__", "report", "em", "completion", "sharing"}  # know both sides
 
 
 def modules(room):

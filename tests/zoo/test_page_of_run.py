@@ -50,6 +50,7 @@ def test_mini_batches_keep_no_data(joint):
 def test_the_page_of_a_joint_posterior(joint, monkeypatch, tmp_path):
     model, guide, x, run = joint
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.report.page.png", lambda drawing, theme: b"\x89PNG")
     page = page_of_run(run)
     assert str(page) == "runs/heights-001/report.html"
     said = json.loads((page.parent / "page/report.json").read_text())

@@ -19,7 +19,7 @@ from .options import explained
 
 ORDER = (
     "list", "new", "check", "fit", "posterior", "report", "sample", "complete", "edit", "diagnose",
-    "compare", "curve", "leaderboard", "runs",
+    "compare", "curve", "leaderboard", "runs", "export", "push", "pull",
 )  # of the commands in the help; others follow  # fmt: skip
 
 
@@ -334,6 +334,49 @@ def runs_(
 
 
 @app.command()
+def export(
+    run: Folder,
+    part: Annotated[str, typer.Argument(help="encoder or decoder")],
+    format: Annotated[str, explained("pt2 (torch.export) or onnx", "pt2")] = "pt2",
+    out: Annotated[str | None, explained("a new .pt2 or .onnx", "RUN-PART.pt2")] = None,
+    pair: Own = None,
+) -> None:
+    """Write the encoder or decoder of a run as one file that needs no Pyro.
+
+    It takes and returns rows in the units of the data, and is compared with the model first.
+    """
+    from .share import export_part
+
+    print(export_part(run, part, format, out, pair))
+
+
+@app.command()
+def push(
+    run: Folder,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="on the hub")],
+    public: Annotated[bool, explained("a new one can be seen by all")] = False,
+) -> None:
+    """Push a run to a model hub, with a card made of its numbers and its verdict.
+
+    Its draws and figures show the data that they are of.
+    """
+    from zoo.sharing.hub import push
+
+    print(push(run, repo, public))
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="on the hub")],
+    out: Annotated[str | None, explained("a new folder", "runs/NAME")] = None,
+) -> None:
+    """Pull a run from a model hub. Its state is checked, and nothing of it is run."""
+    from zoo.sharing.hub import pull
+
+    print(pull(repo, out))
+
+
+@app.command()
 def mixture(
     data: Annotated[
         str, explained("a set by name, or a .npy or .csv", "old-faithful")
@@ -385,7 +428,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _is_users(error: Exception) -> bool:
-    return isinstance(error, ValueError | OSError) or hasattr(error, "format_message")
+    known = isinstance(error, ValueError | OSError) or hasattr(error, "format_message")
+    return known or (isinstance(error, ImportError) and "pip install" in str(error))
 
 
 def _fail_with(text: str, code: int) -> int:

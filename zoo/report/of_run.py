@@ -96,7 +96,7 @@ def joint_report(
     best = found.datatree if found.corrected is None else found.corrected
     tree = labelled(best, labels or {})
     x = torch.cat([a.reshape(-1).float() for a in args if torch.is_tensor(a)] or [torch.zeros(1)])
-    shown = DataSet(title, *[x[:, None]] * 3)
+    shown = DataSet(title, x[:, None], x[:, None], x[:, None])
     trace = loss(Subject(_Halves(run), shown, run.history, run.unit, kept=run.best_step))
     told = list(notes)
     if found.corrected is not None:
@@ -127,7 +127,8 @@ def _report_per_datum(
         n = rows_of(args)
         parts = [a.reshape(n, -1).float() for a in args if torch.is_tensor(a) and a.dim()
                  and len(a) == n]  # fmt: skip
-        given = DataSet("the data given", *[torch.cat(parts, -1)] * 3)
+        x = torch.cat(parts, -1)
+        given = DataSet("the data given", x, x, x)
     subject = Subject(
         _module(run) or _Halves(run), given, run.history, run.unit, seed=run.seed,
         kept=run.best_step, bound=bool(run.estimator.is_bound), rows=rows_of(args),
