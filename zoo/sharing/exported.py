@@ -42,7 +42,7 @@ class ExportedPart(nn.Module):
         self.register_buffer("scale", torch.ones(()) if scale is None else scale.cpu().clone())
 
     def forward(self, *args: Tensor) -> Tensor:
-        """Return z (B, L) of x (B, D), or E[x | z] of z; labels y (B,) where the model takes them."""
+        """Return z (B, L) of x (B, D), or E[x | z] of z; y (B,) follows where it is taken."""
         first, *rest = args
         if self.part == "encoder":
             return self.model.encode((first - self.shift) / self.scale, *rest)  # type: ignore[operator]
@@ -115,7 +115,7 @@ def export(
 
 
 def _arguments(module: ExportedPart, part: str, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-    """What a part is called with for some rows of data: x or the code of x, and labels."""
+    """The arguments of a part for some rows of data: x or the code of x, and labels."""
     takes = inspect.signature(getattr(module.model, PARTS[part])).parameters
     if "y" in takes and y is None:
         raise ValueError(f"export: the {part} takes labels y, and the data have none.")
