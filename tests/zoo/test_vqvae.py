@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_blobs
 
 from inference import fit, log_weights, optim
+from zoo.networks import CodeChain, CodePrior
 from zoo.vqvae import VQVAE, perplexity
 
 SMALL = {"codes": 6, "code_dim": 3, "slots": 2, "hidden": (16,)}
@@ -179,3 +180,47 @@ def test_example_writes_its_picture(tmp_path):
     run = main(steps=10, out=str(tmp_path / "out.png"))
     assert (tmp_path / "out.png").stat().st_size > 10_000
     assert run.pair.codes == 32
+
+
+def test_the_learned_prior_of_codes_sums_to_one_and_draws_as_it_says():
+    """Over all 3² codes; each slot's logits see only the slots before it."""
+    torch.manual_seed(0)
+    prior = CodePrior(3, width=8, layers=2)
+    p = CodeChain(prior, 2)
+    every = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    masses = p.log_prob(every).exp().detach()
+    assert abs(masses.sum() - 1) < 1e-5
+    drawn = p.sample((5_000,))
+    shares = torch.bincount(drawn[:, 0] * 3 + drawn[:, 1], minlength=9) / 5_000
+    assert ((shares - masses).abs() < 5 * (masses / 5_000).sqrt()).all()
+    k = torch.randint(3, (1, 7))
+    for s in range(7):
+        other = k.clone()
+        other[:, s:] = (other[:, s:] + 1) % 3
+        torch.testing.assert_close(prior(k)[:, : s + 1], prior(other)[:, : s + 1])
+
+
+def test_spatial_codes_with_a_learned_prior_are_a_pair():
+    vq = VQVAE(64, codes=5, code_dim=3, networks="spatial", image_shape=(1, 8, 8), width=4,
+               prior="autoregressive")  # fmt: skip
+    x = torch.rand(6, 64)
+    assert vq.assign(x).shape == (6, 4) and vq.sample(2).shape == (2, 64)
+    weights = log_weights(vq.model, vq.guide, x, particles=2)
+    expected = CodeChain(vq.prior, 4).log_prob(vq.assign(x))
+    torch.testing.assert_close(weights.model["k"].log_prob.squeeze()[0], expected)
+    with pytest.raises(ValueError, match="multiples of 4, got 6 x 6"):
+        VQVAE(36, networks="spatial", image_shape=(1, 6, 6))
+
+
+def test_codes_begin_at_encodings_and_unused_ones_begin_again():
+    vq = VQVAE(2, codes=4, code_dim=2, slots=1, networks="identity")
+    x = torch.randn(50, 2)
+    vq.initialise(x)
+    assert (torch.cdist(vq.codebook, x).min(1).values == 0).all()
+    with torch.no_grad():
+        vq.codebook[2] = 1e3
+    again = vq.restarted(x)
+    kept = torch.tensor([0, 1, 3])
+    assert torch.equal(again[kept], vq.codebook[kept]) and torch.cdist(again[2:3], x).min() == 0
+    with pytest.raises(ValueError, match="at most 3"):
+        vq.initialise(x[:3])

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inference import fit
 from inference.optim import AdamW, AveragedAdam
 from inference.pairs.arguments import rows_of
+from inference.pairs.pair import modules_of
 from inference.randomness import forked
 from inference.ratios.adversarial import fit_adversarial
 from inference.ratios.implicit import fit_implicit
+from inference.training.callbacks import Callback
 from inference.training.state import History, Training
 from zoo.cards import Card
 from zoo.data import DataSet, hide_labels
@@ -131,11 +134,13 @@ def by_elbo(
         valid = None if given.whole else given.given["valid"]
         given = given.given["train"]
         rows = None if batch_size >= rows_of(given) else batch_size
+    restart = [RestartCodes(task.data.train, steps)] if hasattr(task.model, "restarted") else ()
     run = fit(
         task.model, given, valid=valid, elbo=estimator(elbo), steps=steps, batch_size=rows, lr=lr,
         optimiser=_optimiser(lr, weight_decay, average),
         schedule=lr_schedule, clip=clip, valid_every=valid_every, patience=patience,
-        compile=_compile(compile), device=device, not_finite=not_finite, **task.options,
+        compile=_compile(compile), device=device, not_finite=not_finite,
+        callbacks=restart, **task.options,
     )  # fmt: skip
     if average:
         keep_average(run)
@@ -157,6 +162,23 @@ def keep_average(run: Any) -> None:
     if means is not None and run.steps:
         run.best_params, run.best_step = dict(zip(run.variables.params, means)), run.steps
         run.write_back()
+
+
+class RestartCodes(Callback):
+    """Codebook entries that nothing uses begin again, until four fifths of the steps are made."""
+
+    def __init__(self, x: Tensor, steps: int):
+        self.x, self.last = x, 0.8 * steps
+
+    def interval(self, run: Any) -> None:
+        """Move the unused entries to encodings of a thousand rows."""
+        if run.steps > self.last:
+            return
+        params = run.variables.params
+        rows = self.x[torch.randperm(len(self.x))[:1_000]].to(run.device)
+        with run.pair_.bind(params, run.variables.buffers):
+            module = modules_of(run.pair_.model)[0]
+            params["codebook"].copy_(module.restarted(rows))
 
 
 def begin_at(model: Any, data: DataSet, seed: int) -> None:

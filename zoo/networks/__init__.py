@@ -4,6 +4,7 @@ All act on the last axis, flat images included, so that particles broadcast.
 """
 
 from .checks import check_image_shape, check_rows, check_sizes, mean_and_scale
+from .codes import CodeChain, CodePrior, SpatialDecoder, SpatialEncoder
 from .conditions import Condition
 from .conv import ConvDecoder, ConvEncoder, decoder_for, encoder_for
 from .residual import ResidualDecoder, ResidualEncoder
@@ -11,6 +12,8 @@ from .spectral import ConvCritic, ConvGenerator, SpectralConv2d, SpectralLinear,
 from .unet import UNet
 
 __all__ = [
+    "CodeChain",
+    "CodePrior",
     "Condition",
     "ConvCritic",
     "ConvDecoder",
@@ -18,6 +21,8 @@ __all__ = [
     "ConvGenerator",
     "ResidualDecoder",
     "ResidualEncoder",
+    "SpatialDecoder",
+    "SpatialEncoder",
     "SpectralConv2d",
     "SpectralLinear",
     "UNet",
