@@ -1,11 +1,11 @@
-# The targets: demo, test, test-slow, bench, lint, docs, readme-figures, wheel. Each sets up what it
-# needs.
+# The targets: demo, test, test-slow, bench, lint, docs, readme-figures,
+# readme-leaderboard, wheel. Each sets up what it needs.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint docs readme-figures wheel clean
+.PHONY: demo test test-slow bench lint docs readme-figures readme-leaderboard wheel clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ docs: $(STAMP)  ## the site, in site/: strict and offline
 
 readme-figures: $(STAMP)  ## the pictures of the README
 	$(BIN)/python docs/make_readme_figures.py
+
+readme-leaderboard: $(STAMP)  ## the numbers of the README's densities, in a quarter of an hour
+	$(BIN)/python docs/make_readme_leaderboard.py
 
 wheel: $(STAMP)  ## the package, in dist/
 	$(BIN)/python -m pip install --quiet --editable '.[release]'

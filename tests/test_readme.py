@@ -1,7 +1,9 @@
 """What the documents say runs: the README's example, its table, and the skeletons to start from."""
 
 import itertools
+import json
 import re
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -63,6 +65,15 @@ def test_the_table_is_the_catalogue():
     assert shown and shown[1] == table(), (
         "the README's table is stale; write it anew: python tests/test_readme.py"
     )
+
+
+def test_the_leaderboard_is_what_the_command_found():
+    made = runpy.run_path(str(ROOT / "docs" / "make_readme_leaderboard.py"))
+    shown = re.search(r"<!-- leaderboard -->\n(.*)\n<!-- /leaderboard -->", README, re.S)
+    found = json.loads((ROOT / "docs" / "leaderboard.json").read_text())
+    assert shown and shown[1] == made["table"](found), "stale: make readme-leaderboard"
+    for board in found.values():  # what is bold is within error of the best
+        assert board["rows"][0]["within_error"]
 
 
 def test_every_command_in_the_readme_is_one(capsys, monkeypatch, tmp_path):

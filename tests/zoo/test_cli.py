@@ -17,7 +17,7 @@ from inference.training.progress import Progress
 from inference.training.saved import read_run
 from zoo.cards import CARDS
 from zoo.cli import judged, run
-from zoo.cli.options import arguments, described, estimator, numbers, shown
+from zoo.cli.options import arguments, described, estimator, numbers, option, shown
 from zoo.data import SETS
 from zoo.report.theme import png
 
@@ -484,6 +484,8 @@ def test_options_follow_the_annotations():
 
     found = {x.name: x for x in arguments(function)}
     assert [found[n].kind for n in "abcd"] == [int, str, str, bool]
+    assert found["d"].typed(True) == ["--d"] and found["d"].typed(False) == ["--no-d"]
+    assert option(found["d"]).annotation.__metadata__[0].default == "--d/--no-d"
     assert found["c"].read("4,5") == (4, 5)
 
 

@@ -489,6 +489,13 @@ def test_a_flow_with_students_begins_at_the_mixture_and_weight_decay_keeps_it_th
     ).abs().mean()
 
 
+def test_mistakes_of_students_are_one_sentence():
+    with pytest.raises(ValueError, match=r"students: expected 0 \(normal noise\) or more, got -1"):
+        MAF(2, students=-1)
+    with pytest.raises(ValueError, match="students: expected at most one per datum, got 3 for 2"):
+        MAF(2, students=3).initialise(torch.randn(2, 2))
+
+
 def test_dropout_is_of_steps_alone():
     flow = MAF(3, layers=1, hidden=(32,), dropout=0.5)
     twin = MAF(3, layers=1, hidden=(32,))

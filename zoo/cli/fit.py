@@ -314,10 +314,8 @@ def typed(entry: Card, given: Mapping[str, Any]) -> str:
     name = entry.path if isinstance(entry, OwnCard) else entry.name
     words = ["zoo", "fit", os.path.relpath(name) if os.path.isabs(name) else name]
     for a in (*data_arguments(), *_model(entry), *trainer_arguments(entry), *run_arguments(entry)):
-        if a.kind is bool and a.name in given:
-            words.append(a.flag)
-        elif a.name in given:
-            words += [a.flag, str(given[a.name])]
+        if a.name in given:
+            words += a.typed(given[a.name])
     return shlex.join(words)
 
 

@@ -35,6 +35,12 @@ class Argument:
         """Its name on the command line."""
         return "--" + self.name.replace("_", "-")
 
+    def typed(self, value: Any) -> list[str]:
+        """The words that give it a value on the command line."""
+        if self.kind is bool:
+            return [self.flag if value else f"--no-{self.flag[2:]}"]
+        return [self.flag, str(value)]
+
 
 def arguments(function: Callable, skip: Collection[str] = ()) -> list[Argument]:
     """Return the arguments of a function or class that have a default and a type one can type.
@@ -83,7 +89,8 @@ def option(
     default = "" if silent else shown(argument.default)
     cases = [f"{shown(value)} {case}" for case, value in instead.items()]
     info = explained(
-        argument.help, "; ".join(filter(None, [default, *cases])), argument.flag,
+        argument.help, "; ".join(filter(None, [default, *cases])),
+        f"{argument.flag}/--no-{argument.flag[2:]}" if argument.kind is bool else argument.flag,
         rich_help_panel=panel or None,
     )  # fmt: skip
     kind: Any = argument.kind

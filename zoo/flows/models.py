@@ -49,6 +49,8 @@ class Flow(nn.Module):
 
     def __init__(self, data_dim: int, transforms: Iterable[FlowTransform], students: int = 0):
         super().__init__()
+        if students < 0:
+            raise ValueError(f"students: expected 0 (normal noise) or more, got {students}.")
         self.data_dim, self.students = data_dim, students
         self.transforms = nn.ModuleList(transforms)
         self.noise = StudentNoise(data_dim, students) if students else None
@@ -83,7 +85,14 @@ class Flow(nn.Module):
         Args:
             x: data, of which `ROWS` are used.
             means: where the components of the noise begin, (students, D); by default at rows of x.
+
+        Raises:
+            ValueError: fewer rows than components of the noise.
         """
+        if len(x) < self.students:
+            raise ValueError(
+                f"students: expected at most one per datum, got {self.students} for {len(x)} rows."
+            )
         x = x[:: -(-len(x) // ROWS)]
         means = x[: self.students] if means is None else means
         steps: list[Any] = list(self.transforms)
