@@ -228,6 +228,7 @@ class Leaderboard(Result):
             ax.set_xlabel("nats per datum against the best, two standard errors")
             if len(value) > 3 and value.min() < 4 * np.median(value) - 1:
                 ax.set_xscale("symlog", linthresh=max(1.0, -float(np.median(value))))
+                ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}".replace("-", "−"))
             ax.grid(axis="y", visible=False)
             return figure
 
