@@ -21,8 +21,8 @@ from ..report.leaderboard import Row
 from ..report.quality import two_sample
 from .inputs import arguments_of
 
-ANNEALED = 64  # test data whose log p(x) is bounded from above
-CHAINS, TEMPERATURES = 8, 100
+ANNEALED = 32  # test data whose log p(x) is bounded from above
+CHAINS, TEMPERATURES = 8, 50
 DRAWN = 1_000  # draws, and held-out data, that classifiers tell apart
 FEWEST = 50  # of them
 
