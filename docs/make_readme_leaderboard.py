@@ -32,8 +32,9 @@ def sets(seed: int = 0) -> dict[str, DataSet]:
     return {**out, "digits, binary": load("digits", pixels="dynamic", seed=seed)}
 
 
-def table(found: dict[str, Any]) -> str:
-    """The table of the README, from what is in the file."""
+def table(kept: dict[str, Any]) -> str:
+    """The table of the README and its budget, from what is in the file."""
+    found = kept["sets"]
     named = {name: {r["model"]: r for r in board["rows"]} for name, board in found.items()}
     heads = [f"{name} ({board['dims']})" for name, board in found.items()]
     every = dict.fromkeys(m for rows in named.values() for m in rows)
@@ -43,7 +44,9 @@ def table(found: dict[str, Any]) -> str:
         shown = f"`{model}`" if model in CARDS else model
         cells = [_cell(rows.get(model)) for rows in named.values()]
         lines.append(f"| {shown} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    steps = [r["steps"] for b in found.values() for r in b["rows"] if r["options"] and r["steps"]]
+    budget = f"{kept['minutes']:g} minutes a set for all models together"
+    return "\n".join([*lines, "", f"Budget: {budget}; {min(steps):,} to {max(steps):,} steps."])
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -64,11 +67,12 @@ def main() -> None:
         board = compare_models(data, default_names(data), 60 * minutes)
         print(name, board, sep="\n", flush=True)
         found[name] = json.loads(board.to_json())
-    FOUND.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    kept = {"minutes": minutes, "sets": found}
+    FOUND.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(START)
     after = rest.split(END.lstrip("\n"))[1]
-    readme.write_text(before + START + table(found) + END + after)
+    readme.write_text(before + START + table(kept) + END + after)
 
 
 if __name__ == "__main__":
