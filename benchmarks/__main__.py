@@ -8,7 +8,20 @@ import platform
 
 import torch
 
-from . import bayes, compare, em, flows, memory, posterior, referee, sequences, start, vae, ways
+from . import (
+    bayes,
+    compare,
+    em,
+    flows,
+    memory,
+    posterior,
+    referee,
+    sequences,
+    start,
+    vae,
+    ways,
+    whole_way,
+)
 from .timing import measure, report
 
 ROWS = {**vae.ROWS, **bayes.ROWS, **flows.ROWS, **compare.ROWS, **em.ROWS}
@@ -17,6 +30,7 @@ LINES = {
     "referee": lambda rounds: referee.lines(),
     "sequences": lambda rounds: sequences.lines(),
     "ways": ways.lines,
+    "whole-way": lambda rounds: whole_way.lines(),
 }
 NAMES = [*ROWS, "memory", "start", *LINES]
 
