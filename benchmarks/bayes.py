@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from inference import elbo
-from inference.training.loop import LOOP
+from inference.training.choosing import LOOP
 
 from . import numpyro_peers, ours
 from .pairs import S, Y, schools

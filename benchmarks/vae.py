@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from inference import elbo
-from inference.training.loop import LOOP
+from inference.training.choosing import LOOP
 from zoo.hierarchical import HierarchicalVAE
 from zoo.vae import VAE
 

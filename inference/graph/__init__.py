@@ -14,6 +14,7 @@ from .noise import Noise
 from .replay import Program, Replay, program_of
 from .store import forget, name_of, recall, remember
 from .tape import Tape, TraceFailure, recorded
+from .threads import threads_meant
 from .trace import compiled, graph_of, traced
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "recall",
     "recorded",
     "remember",
+    "threads_meant",
     "traced",
 ]

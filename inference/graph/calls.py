@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .matmul import PARALLEL
+from .threads import thread_count
 from .trace import Generated, Kernel
 
 TINY, SMALL = 4_096, 2**17  # multiply-adds of a product, of a solve, for which plain loops do
@@ -127,7 +128,7 @@ class Calls:
                 f"{b.stride()} to {out.stride()}"
             )
         order = f"{b.stride(-2)}, {b.stride(-1)}"
-        threads = torch.get_num_threads() if m * n * k >= PARALLEL else 1
+        many = thread_count() if m * n * k >= PARALLEL else 1
         places = [f"(float*)p[{self.point(t)}]" for t in (a, b, out)]
         steps = [t.stride(0) if t.dim() == 3 else 0 for t in (a, b, out)]
         x, y, z = (f"{p} + h * {s}" for p, s in zip(places, steps))
@@ -140,7 +141,7 @@ class Calls:
         batch = out.shape[0] if out.dim() == 3 else 1
         self.lines.append(
             f"for (int h = 0; h < {batch}; h++) "
-            f"shared<{ROWS}, {ACROSS}>({threads}, {m}, {n}, {k}, "
+            f"shared<{ROWS}, {ACROSS}>({many}, {m}, {n}, {k}, "
             f"{x}, {a.stride(-2)}, {a.stride(-1)}, {y}, {order}, {z}, {out.stride(-2)}, "
             f"{add}, {lead});{after}"
         )

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .threads import thread_count
+
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 IDENTITY = ("leaky_relu", [1.0], "")  # said so, inductor leaves the call alone
 LARGE = 2**21  # multiply-adds of a product from which oneDNN's longer call pays
@@ -31,7 +33,7 @@ def use_onednn(graph: GraphModule) -> bool:
     changed = False
     for node in list(graph.graph.nodes):
         product = _product(node)
-        if product is None or not faster_with_onednn(torch.get_num_threads()):
+        if product is None or not faster_with_onednn(thread_count()):
             continue
         a, b, bias = product
         with graph.graph.inserting_before(node):

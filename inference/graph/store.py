@@ -24,13 +24,14 @@ from pathlib import Path
 import torch
 
 from .replay import Program
+from .threads import thread_count
 
 _KNOWN: dict[str, Program | Callable] = {}  # what this process has compiled or loaded
 
 
 def name_of(key: str, apart: bool = False) -> str:
     """The name of a tape's code on this machine, in these versions, with so many threads."""
-    what = (key, apart, _here(), torch.get_num_threads(), torch.get_float32_matmul_precision())
+    what = (key, apart, _here(), thread_count(), torch.get_float32_matmul_precision())
     return hashlib.sha256(repr(what).encode()).hexdigest()[:40]
 
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import Budget, OutOfBudget, TraceFailure
 from ..randomness import forked
 from .batches import Batches
 from .callbacks import tell
 from .checkpoint import log
+from .choosing import LOOP, Choice
 from .iterates import size_of, stretch, take
 from .keeping import Keeper, LastGood, signals
 from .loss_sources import source_of_loss
 from .options import AUTO, LASTING, LoopOptions, complete
-from .pace import EXPECTED, MOST, Pace
+from .pace import MOST, Pace
 from .progress import Progress
 from .ranks import Pulse, Ranks, is_lost
 from .state import (
@@ -33,13 +33,8 @@ from .state import (
     random_state,
     set_random_state,
 )
-from .steps import CompiledStep, EagerStep, ForeignStep, Round, Step
+from .steps import ForeignStep, Step
 
-WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
-WORTH_RECALLING = 250  # steps ahead, of which some ten are spent to look whether it is known
-LOOP = 64  # updates in one call, at most, where the step is replayed
-TIMED = 5  # eager steps that are timed to decide
-ROOM = 2**20  # numbers in the batches of one call
 CALLS = 64  # at least, in a stretch of steps whose iterates are judged
 WHOLE = 2**16  # parameters up to which averages of all of them are kept
 ALIKE = 2.0**-12  # of the losses of one pair: float32 to half its digits
@@ -136,30 +131,27 @@ class Loop:
         first = done = logged = run.steps
         due, every = self._next_look(done), max(1, min(100, steps // 50))
         ahead = max(1, len(self.moves))
-        eager = self._step = step = self._eager()
+        choice = Choice(self)
+        self._step = step = choice.eager
         repeats = 1
-        chosen = self.foreign is not None or options["compile"] is False
-        at_once = options["compile"] is True or run.compiled  # as the run that goes on had chosen
-        self._begin = warm = time.perf_counter()
+        self._begin = time.perf_counter()
         self._before, run.stopped = (run.seconds, run.compile_seconds), None
         self._pending: list[tuple[int, Tensor]] = []
         run.batches, run.random_state = self.batches.state(), random_state(run.device)
         folder = None if options["folder"] is None else Path(options["folder"])
         keeper = Keeper(folder, options["save_every"])
         good = LastGood(run) if self.ranks is None else LastGood(run, 0.0)  # alike on all
-        with self.bar, signals(keeper.folder is not None or self.ranks is not None) as come:
+        ending = keeper.folder is not None or self.ranks is not None
+        with self.bar, choice, signals(ending) as come:
             pulse = Pulse(self.ranks, come, keeper.due)
             tell("start", options, run)
             try:
                 while done < steps and not pulse.ended:
                     if done == first:
                         logged -= self._reopen()
-                    if done == first + 1:  # the first step pays for what is loaded and allocated
-                        warm = time.perf_counter()
-                    if not chosen and (at_once or done == first + 1 + TIMED):
-                        each = math.inf if at_once else (time.perf_counter() - warm) / TIMED
-                        self._step = step = self._choose(each, eager)
-                        repeats, chosen = step.repeats, True
+                    if (other := choice.look(done - first)) is not None:
+                        self._step = step = other
+                        repeats = step.repeats
                     if (n := min(repeats, due - done, self._room(done))) != step.repeats:
                         step.repeats = n
                     batch, shared = self.batches.next(n * ahead)
@@ -198,7 +190,7 @@ class Loop:
                     if self._told:
                         asked = tell("interval", options, run)
                         asked |= look and tell("validation", options, run)
-                        asked = self._largest(asked) > 0
+                        asked = self.largest(asked) > 0
                         step.refresh()
                         if asked:
                             run.stopped = "a callback asked for it"
@@ -268,7 +260,7 @@ class Loop:
         line = str(error).strip().splitlines()[0][:120]
         raise ConnectionError(f"group: {run.stopped} ({line}).{kept}") from error
 
-    def _largest(self, number: float) -> float:
+    def largest(self, number: float) -> float:
         """A number on which all ranks agree."""
         return number if self.ranks is None else self.ranks.most(number)[0]
 
@@ -445,74 +437,3 @@ class Loop:
             )
         self.run.keep_best(score.double())
         return columns
-
-    def _eager(self) -> Step:
-        if self.foreign is not None:
-            return self.foreign
-        variables = self.run.variables
-        return self._together({id(u): EagerStep(u, variables, self.rate) for u in self.moves})
-
-    def _together(self, steps: dict[int, Step]) -> Step:
-        """One step of all moves; one that comes again is made by the same step."""
-        moves = [steps[id(u)] for u in self.moves]
-        return moves[0] if len(moves) == 1 else Round(moves)
-
-    def _choose(self, each: float, eager: Step) -> Step:
-        """The step to use, given an eager one's seconds: the one rule for compiling."""
-        run, left = self.run, self.steps - self.run.steps
-        each = self._largest(each)
-        if self.pace is not None:
-            left = min(left, max(EXPECTED - run.steps, EXPECTED // 4))
-        auto = self.options["compile"] == "auto" and math.isfinite(each)
-        short = auto and each * left < WORTH_COMPILING  # only what is known from before
-        # ranks have to choose alike, but one may know a step that another does not
-        if short and (left < WORTH_RECALLING or self.ranks is not None):
-            return eager
-        if not short:
-            self.bar.note("compiling the step")
-        share = 0.0 if short else self.options["compile_budget"]
-        try:
-            limited = auto and self.ranks is None  # a clock would part the ranks
-            step = self._compiled(left, Budget(each * left, share) if limited else Budget())
-        except (TraceFailure, OutOfBudget) as failure:
-            if short:
-                return eager
-            run.eager_because = str(failure)
-            self.bar.note(f"eager steps: {failure}")
-            return eager
-        run.eager_because, run.not_replayed = None, step.not_replayed
-        why = f"; not replayed: {run.not_replayed}" if run.not_replayed else ""
-        self.bar.note(f"compiled in {step.seconds:.0f} s ({step.nodes} operations){why}")
-        run.repeats = step.repeats
-        return step
-
-    def _compiled(self, left: int, budget: Budget) -> Step:
-        """The compiled step of as many updates as suit the pair, tried and proved."""
-        variables, n = self.run.variables, self._updates(left)
-        singly = self.options["compile"] == "auto"  # the same numbers, whenever it changes over
-        steps: dict[int, Step] = {
-            id(u): CompiledStep(u, variables, self.rate, n, budget, singly) for u in self.moves
-        }
-        batch, shared = self.batches.trial(n * len(self.moves))
-        kept = variables.clone()
-        try:
-            with forked():
-                self._together(steps)(batch, shared)
-        finally:
-            with torch.no_grad():
-                variables.assign(kept)
-        return self._together(steps)
-
-    def _updates(self, left: int) -> int:
-        """Return the number of updates in a call of the compiled step, where they are replayed."""
-        if len(self.moves) > 1:
-            return 1
-        if (repeats := self.options["repeats"]) is not None:
-            return repeats
-        if self.run.compiled:  # the noise of a call is that of the run that goes on
-            return self.run.repeats
-        most = min(LOOP, max(1, left // 50), self.valid_every or LOOP)
-        if not self.batches.whole:
-            size = sum(b.numel() for b in self.batches.example() if torch.is_tensor(b))
-            most = max(1, min(most, ROOM // size))
-        return most

@@ -226,15 +226,32 @@ class CompiledStep(Step):
         """Take the variables anew."""
         self._own = None
 
+    def write(self, batch: tuple, shared: bool = True) -> None:
+        """Compile for batches like this one, and write the program where other processes find it.
+
+        Raises:
+            TraceFailure, OutOfBudget: as when it is called.
+            NotReplayable: there is no program, but code to be called from Python.
+        """
+        tape = self._proof(batch, shared or self.repeats == 1).tape
+        name = name_of(tape.key)
+        with self.budget.kept():
+            if recall(name) is None:
+                remember(name, program_of(compiled(tape)))
+
+    def _proof(self, batch: tuple, alone: bool) -> Proof:
+        """Some eager updates."""
+        n = min(PROVED, self.repeats) if self.repeats > 1 else PROVED
+        rows = [batch if alone else row(batch, i) for i in range(n)]
+        return Proof(self.update, self.variables, self.lr, rows, not on_cuda(self.lr))
+
     def _prepare(self, key: Any, batch: tuple, alone: bool) -> Callable:
         """Record, compile and prove the step for batches of one shape."""
         if len(self._ready) >= RETRACES:
             raise ValueError(_changing([*self._ready, key]))
         start = time.perf_counter()
-        n = min(PROVED, self.repeats) if self.repeats > 1 else PROVED
-        rows = [batch if alone else row(batch, i) for i in range(n)]
         # the eager step comes first: its memory is free again when the compiled one takes its own
-        proof = Proof(self.update, self.variables, self.lr, rows, not on_cuda(self.lr))
+        proof = self._proof(batch, alone)
         self.nodes = len(proof.tape.operations)
         apart = recall(name_of(proof.tape.key, True)) is not None  # as it was proved before
         with self.budget.kept():

@@ -115,7 +115,7 @@ class MLflow(Tracker):
     Args:
         experiment: its name; made where it is missing.
         name: of the run.
-        uri: of the tracking server, or a folder; by default MLflow's own.
+        uri: of the tracking server, or a database (`sqlite:///runs.db`); by default MLflow's own.
     """
 
     module = "mlflow"

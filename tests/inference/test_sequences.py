@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import inference.training.loop
+import inference.training.choosing
 from inference import fit, log_weights, to_datatree
 from inference.graph import Budget, OutOfBudget
 
@@ -155,7 +155,7 @@ def line(x):
 
 
 def test_a_compile_that_costs_more_than_it_saves_is_given_up(monkeypatch):
-    monkeypatch.setattr(inference.training.loop, "WORTH_COMPILING", 0.0)
+    monkeypatch.setattr(inference.training.choosing, "WORTH_COMPILING", 0.0)
     options = {"steps": 12, "progress": False, "check": False}
     eager = fit(line, AutoNormal(line), torch.arange(4.0), compile=False, **options)
     given_up = fit(line, AutoNormal(line), torch.arange(4.0), compile_budget=0.01, **options)

@@ -14,7 +14,7 @@ from ...estimate import Estimate
 from ...graph import Budget, OutOfBudget, TraceFailure
 from ...optim import Adam
 from ...randomness import forked
-from ...training.loop import WORTH_COMPILING
+from ...training.choosing import WORTH_COMPILING
 from ...training.options import DEFAULTS
 from ...training.steps import CompiledStep, EagerStep, Step
 from ...training.update import Update, Variables
