@@ -107,7 +107,7 @@ def _worked(work: Callable[[], None], write: int, threads: int) -> None:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
         with threads_meant(threads):  # a pool of threads does not survive the fork
             work()
         status = 0

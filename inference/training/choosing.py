@@ -1,9 +1,9 @@
-"""Which step a loop makes: eager ones at first, compiled ones where that pays."""
+"""The choice of a loop's step: eager at first, compiled where that pays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -13,9 +13,6 @@ from .beside import Beside, is_possible
 from .pace import EXPECTED
 from .steps import CompiledStep, EagerStep, Round, Step
 from .threads import Threads
-
-if TYPE_CHECKING:
-    from .loop import Loop
 
 WORTH_COMPILING = 10.0  # seconds of eager steps ahead; see `python -m benchmarks`, "pays from"
 WORTH_BESIDE = 3.0  # the same, where nobody waits for it
@@ -35,10 +32,10 @@ class Choice:
     "auto" also chooses the number of threads, and looks at it again as the steps go on.
 
     Args:
-        loop: whose steps they are.
+        loop: the `Loop` whose steps they are.
     """
 
-    def __init__(self, loop: Loop):
+    def __init__(self, loop: Any):
         self.loop = loop
         self._beside: Beside | None = None
         asked, run = loop.options["compile"], loop.run
@@ -171,7 +168,7 @@ class Choice:
         return step
 
     def _writing(self) -> Callable[[], None]:
-        """What compiles the step in another process, and writes it where this one finds it."""
+        """Return what compiles the step in another process, and writes it where this one finds it."""
 
         def write() -> None:
             batch, shared = self._batch()

@@ -1,4 +1,4 @@
-"""How many threads make the steps: all, or one where that is faster."""
+"""The number of threads that make the steps: all, or one where that is faster."""
 
 from __future__ import annotations
 

@@ -33,14 +33,23 @@ def waited(beside):
 
 def test_the_loop_changes_over_when_the_program_is_there(monkeypatch):
     """With the losses of eager steps to rounding, wherever that happens."""
-    options = {"steps": 600, "lr": 0.05, "progress": False, "check": False}
+    options = {"steps": 400, "lr": 0.05, "progress": False, "check": False}
     fit(model, AutoNormal(model), X, **{**options, "steps": 130}, compile=True)  # now it is known
     monkeypatch.setattr(choosing, "WORTH_BESIDE", 0.0)
     monkeypatch.setattr(choosing, "WORTH_RECALLING", 10**9)
     monkeypatch.setattr(choosing, "is_possible", lambda device: True)
     begun = []
-    monkeypatch.setattr(choosing, "Beside", lambda *a: begun.append(Beside(*a)) or begun[-1])
-    run = fit(model, AutoNormal(model), X, **options)
+
+    def beside(work, seconds):
+        begun.append(Beside(work, 60.0))
+        return begun[-1]
+
+    def wait(run):
+        if begun and begun[0]._pid:
+            os.waitid(os.P_PID, begun[0]._pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(choosing, "Beside", beside)
+    run = fit(model, AutoNormal(model), X, **options, callbacks=[wait])
     eager = fit(model, AutoNormal(model), X, **options, compile=False)
     assert len(begun) == 1 and run.compiled
     assert run.losses == pytest.approx(eager.losses, rel=1e-4)
