@@ -168,7 +168,7 @@ class Choice:
         return step
 
     def _writing(self) -> Callable[[], None]:
-        """Return what compiles the step in another process, and writes it where this one finds it."""
+        """Return what compiles the step in another process, for this one to find."""
 
         def write() -> None:
             batch, shared = self._batch()
