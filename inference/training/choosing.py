@@ -64,6 +64,7 @@ class Choice:
             if not self._beside.done():
                 return None
             ended, self._beside, self._settled = self._beside, None, True
+            self._threads.take_back()
             return self._arrived(ended, made)
         if self._settled:
             if not self._threads.again(made):
@@ -107,6 +108,7 @@ class Choice:
         if alone and self._ahead >= WORTH_BESIDE and is_possible(self.loop.run.device):
             self._settled = False
             self._beside = Beside(self._writing(), self._ahead / 2)
+            self._threads.lend()
             self.loop.bar.note("compiling the step, beside eager ones")
             return None
         return self._in_the_way()

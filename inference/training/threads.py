@@ -78,6 +78,16 @@ class Threads:
         self._begin_at(made)
         return True
 
+    def lend(self) -> None:
+        """Leave a processor to somebody else, until `take_back`."""
+        if self._vary:
+            torch.set_num_threads(max(1, min(self.now, self._all - 1)))
+
+    def take_back(self) -> None:
+        """Use again what was chosen."""
+        if self._vary:
+            torch.set_num_threads(self.now)
+
     def restore(self) -> None:
         """Put back the number that the caller had."""
         torch.set_num_threads(self._all)

@@ -127,6 +127,10 @@ def test_the_faster_number_of_threads_is_taken(clock, each, best):
     made = timed(chosen, clock, 0, {4: each, 1: 10e-3})
     assert chosen.now == torch.get_num_threads() == best
     assert made == 2 * (TIMED + 1)
+    chosen.lend()
+    assert torch.get_num_threads() == min(best, 3)
+    chosen.take_back()
+    assert torch.get_num_threads() == best
     chosen.restore()
     assert torch.get_num_threads() == 4
 
