@@ -22,6 +22,10 @@ test: $(STAMP)  ## the default suite, one process for each core
 test-slow: $(STAMP)  ## the long ones as well: real images, several seeds, a GPU where there is one
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+slow-list: $(STAMP)  ## measure which tests take long, so that `make test` leaves them out
+	$(BIN)/python -m pytest -n auto --dist worksteal -q --durations=0 --durations-min=1 \
+		| $(BIN)/python tests/slow_list.py
+
 bench: $(STAMP)  ## ratios against named peers, interleaved in one run
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m benchmarks

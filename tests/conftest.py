@@ -14,6 +14,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which ignor
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
+SLOW = set(Path(__file__).with_name("slow.txt").read_text().splitlines())  # by `slow_list.py`
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def global_flags():
     return {
         "distribution validation": torch.distributions.Distribution._validate_args,

@@ -93,7 +93,7 @@ def test_draws_alone_make_a_report():
 
 def test_an_autoencoder_of_images_shows_codes_and_reconstructions():
     found = names(Subject(Autoencoder(), table(16, labels=3, shape=(1, 4, 4))))
-    assert found == ["reconstructions", "latent_space", "latent_grid"]
+    assert found == ["reconstructions", "latent_space", "latent_grid", "walks"]
 
 
 def test_a_density_on_the_plane_is_drawn_with_the_components_of_a_mixture():

@@ -164,7 +164,7 @@ def test_shapes_of_samples_codes_and_reconstructions():
         (lambda: VQVAE(64, commitment=-0.1), "expected β >= 0"),
         (lambda: VQVAE(60, networks="identity"), "Give slots=1, code_dim=60"),
         (lambda: VQVAE(64, networks="conv"), "image_shape"),
-        (lambda: VQVAE(64, networks="resnet"), "expected mlp or conv"),
+        (lambda: VQVAE(64, networks="resnet"), "expected mlp, conv or residual"),
         (lambda: VQVAE(64).model(torch.zeros(3, 63)), "rows of data_dim = 64"),
         (lambda: VQVAE(64, likelihood="bernoulli").assign(torch.full((2, 64), 3.0)), "Bernoulli"),
     ],
