@@ -243,7 +243,7 @@ class ConditionalGAN(GAN):
             x = pyro.deterministic("x", super().decode(torch.cat([z, told], -1)), event_dim=1)
         return x, told
 
-    def decode(self, z: Tensor, y: Tensor | int) -> Tensor:
+    def decode(self, z: Tensor, y: Tensor | int) -> Tensor:  # type: ignore[override]
         """x = generator(z, y): (..., L) and conditions of as many rows, or one label for all."""
         y = torch.as_tensor(y, device=z.device)
         self.condition.validate(y)

@@ -25,8 +25,9 @@ def halves(given: Any, rest: tuple = (), who: str = "") -> tuple[Callable, Calla
     if callable(getattr(given, "model", None)) and callable(getattr(given, "guide", None)):
         return given.model, given.guide, rest, None
     if callable(given) and rest and callable(rest[0]):
-        run: Any = getattr(given, "run", None)  # `run.model` and `run.guide` know their run
-        if run is not None and getattr(rest[0], "run", None) is run and hasattr(run, "pair_"):
+        run = getattr(given, "run", given)  # `run.model` and `run.guide` know their run
+        same = getattr(rest[0], "run", None) is run
+        if same and hasattr(run, "pair_"):
             return run.pair_.model, run.pair_.guide, rest[1:], run
         return given, rest[0], rest[1:], None
     say = f"{who}: " if who else ""

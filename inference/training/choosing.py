@@ -143,9 +143,11 @@ class Choice:
         except (TraceFailure, OutOfBudget) as failure:
             return self._refused(str(failure))
 
-    def _refused(self, why: str) -> None:
+    def _refused(self, why: str) -> Step | None:
+        """Go on with eager steps, and say why."""
         self.loop.run.eager_because, self._hopeless = why, True
         self.loop.bar.note(f"eager steps: {why}")
+        return None
 
     def _tried(self, budget: Budget, how: str = "") -> Step:
         """The compiled step of as many updates as suit the pair, tried and proved.

@@ -177,7 +177,7 @@ class RestartCodes(Callback):
         params = run.variables.params
         rows = self.x[torch.randperm(len(self.x))[:1_000]].to(run.device)
         with run.pair_.bind(params, run.variables.buffers):
-            module = modules_of(run.pair_.model)[0]
+            module: Any = modules_of(run.pair_.model)[0]
             params["codebook"].copy_(module.restarted(rows))
 
 

@@ -98,9 +98,8 @@ class CodePrior(nn.Module):
         flat = k.reshape(-1, k.shape[-1])
         start = torch.full_like(flat[:, :1], self.codes)
         h = self.embedding(torch.cat([start, flat[:, :-1]], -1)).mT  # (B, width, S)
-        for layer in self.layers:
-            (reach,) = layer.dilation
-            a, b = layer(nn.functional.pad(h, (2 * reach, 0))).chunk(2, 1)
+        for i, layer in enumerate(self.layers):
+            a, b = layer(nn.functional.pad(h, (2 ** (i + 1), 0))).chunk(2, 1)
             h = h + a.tanh() * b.sigmoid()
         return self.out(h.mT).reshape(*k.shape, self.codes)
 

@@ -51,8 +51,8 @@ class LogisticMixture(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> LogisticMixture:
         """The same mixture over a larger batch."""
         shape = (*batch_shape, self.logits.shape[-1])
-        parts = (t.expand(shape) for t in (self.logits, self.loc, self.log_scale))
-        return LogisticMixture(*parts, self.levels)
+        logits, loc, log_scale = (t.expand(shape) for t in (self.logits, self.loc, self.log_scale))
+        return LogisticMixture(logits, loc, log_scale, self.levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x), nats: (..., D)."""
@@ -111,7 +111,8 @@ class ColourMixture(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> ColourMixture:
         """The same mixture over a larger batch."""
         shape = (*batch_shape, *self.parts[0].shape[-2:])
-        return ColourMixture(*(p.expand(shape) for p in self.parts), levels=self.levels)
+        logits, mean, log_scale, coefficients = (p.expand(shape) for p in self.parts)
+        return ColourMixture(logits, mean, log_scale, coefficients, self.levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x), nats: (..., 3 P) -> (...)."""

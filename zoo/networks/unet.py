@@ -52,7 +52,7 @@ class UNet(nn.Module):
             group_norm(width), nn.SiLU(), last := nn.Conv2d(width, c, 3, padding=1)
         )
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        last.bias = nn.Parameter(torch.zeros(c))
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         """(..., C·H·W), (..., F) -> (..., C·H·W)."""
