@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-LONG = 1.5  # seconds on one core
+LONG = 1.3  # seconds on one core
 LINE = re.compile(r"^([\d.]+)s call\s+(.+?)\s*$")
 KEPT = (
     "test_cli.py::test_a_run_folder_holds_everything",
