@@ -29,7 +29,8 @@ class Choice:
     steps go on, and taken over when it is there; where that cannot be, it is compiled at once if
     the steps ahead are long enough to earn it. The noise is that of eager steps in every case.
 
-    "auto" also chooses the number of threads, and looks at it again as the steps go on.
+    "auto" also chooses the number of threads, and looks at it again as the steps go on. A run that
+    is kept on disk has its threads and compiles at once: it can be resumed bit for bit.
 
     Args:
         loop: the `Loop` whose steps they are.
@@ -42,8 +43,10 @@ class Choice:
         self._at_once = asked is True or run.compiled  # as the run that goes on had chosen
         self._settled = loop.foreign is not None or asked is False
         self._each = 0.0
-        alone = loop.ranks is None and run.device.type == "cpu"
-        self._threads = Threads(alone and not self._settled and not self._at_once)
+        # a run that is kept on disk changes over at one place, so that it can be resumed exactly
+        self._anywhere = loop.options["folder"] is None and loop.ranks is None
+        varies = self._anywhere and not self._settled and not self._at_once
+        self._threads = Threads(varies and run.device.type == "cpu")
         self._known: dict[int, Step] = {}  # compiled steps, by threads
         self._hopeless = False  # compiling was given up
         self.eager = loop.foreign or self._together(
@@ -105,7 +108,8 @@ class Choice:
         # ranks have to choose alike, but one may know a step that another does not
         if alone and self._left >= WORTH_RECALLING and (known := self._recalled()) is not None:
             return known
-        if alone and self._ahead >= WORTH_BESIDE and is_possible(self.loop.run.device):
+        beside = self._anywhere and is_possible(self.loop.run.device)
+        if beside and self._ahead >= WORTH_BESIDE:
             self._settled = False
             self._beside = Beside(self._writing(), self._ahead / 2)
             self._threads.lend()
